@@ -1,0 +1,13 @@
+"""Grouped-query attention in NumPy: the oracle that the other wings are held against."""
+
+from gqa_numpy import masks
+from gqa_numpy.attention import attention_stages, grouped_query_attention
+from gqa_numpy.layer import GroupedQueryAttention, GroupQueryAttention
+
+__all__ = [
+    "GroupQueryAttention",
+    "GroupedQueryAttention",
+    "attention_stages",
+    "grouped_query_attention",
+    "masks",
+]

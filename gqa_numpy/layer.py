@@ -1,0 +1,206 @@
+"""The attention layer: projections, QK-norm and RoPE around the kernel. Weights under their canonical names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Float
+
+from gqa_numpy import rope
+from gqa_numpy.attention import attention_stages, grouped_query_attention
+from gqa_numpy.masks import Offset
+from gqa_numpy.norm import qk_norm
+from gqa_numpy.precision import compute_dtype
+from gqa_spec import AttentionConfig, checks
+from gqa_spec.config import CONFIG_FIELDS, DERIVED
+from gqa_spec.weights.names import symbolic_shapes, weight_shapes
+
+Array = np.ndarray
+
+
+class GroupedQueryAttention:
+    """Grouped-query attention with N query heads and K key/value heads; K = N is multi-head, K = 1 multi-query.
+
+    embed_dim, num_heads, num_kv_heads (N when None) and dropout may be given by position; every further field of
+    `AttentionConfig` by keyword. rng draws the initial values and dropout; dtype is that of weights, inputs and outputs.
+    `parameters` maps canonical names to arrays. A new layer is in training mode.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        num_kv_heads: int = DERIVED,
+        dropout: float = 0.0,
+        *,
+        rng: np.random.Generator | None = None,
+        dtype: Any = np.float64,
+        **settings: Any,
+    ) -> None:
+        self.config = AttentionConfig(
+            embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads, dropout=dropout, **settings
+        )
+        self.rng = np.random.default_rng() if rng is None else rng
+        self.dtype = np.dtype(dtype)
+        self.training = True
+        self.parameters = {
+            name: _initial(name, shape, self.config, self.rng).astype(self.dtype)
+            for name, shape in weight_shapes(self.config).items()
+        }
+
+    @classmethod
+    def from_config(cls, config: AttentionConfig, **options: Any) -> Self:
+        """A layer from a config; options are rng and dtype."""
+        return cls(**{name: getattr(config, name) for name in CONFIG_FIELDS}, **options)
+
+    def train(self) -> Self:
+        self.training = True
+        return self
+
+    def eval(self) -> Self:
+        self.training = False
+        return self
+
+    def __call__(
+        self,
+        query: Float[Array, "B T D"],
+        key: Float[Array, "B S E"] | None = None,
+        value: Float[Array, "B S E"] | None = None,
+        mask: Array | None = None,
+        *,
+        positions: Array | None = None,
+        key_positions: Array | None = None,
+        offset: Offset = None,
+        rope_length: int | None = None,
+        need_weights: bool = True,
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "B N T S"] | None]:
+        """Attend from query to key and value (key defaults to query, value to key).
+
+        mask and offset as for `grouped_query_attention`. positions (T,) or (B, T) and key_positions (S,) or (B, S) only
+        rotate; they default to i + offset and j. rope_length (positions, S by default) fixes frequencies that depend on
+        the length. Returns output and, with need_weights, weights per head before dropout, in the input's dtype.
+        Raises ValueError for shapes and settings, TypeError for dtypes.
+        """
+        stages = self._heads(query, key, value, mask, positions, key_positions, offset, rope_length)
+        q, k, v = _newest(stages)
+        context, weights = grouped_query_attention(
+            q, k, v, mask, **self._kernel_settings(q, k, offset), need_weights=need_weights
+        )
+        return self._output(context), weights
+
+    def trace(
+        self,
+        query: Float[Array, "B T D"],
+        key: Float[Array, "B S E"] | None = None,
+        value: Float[Array, "B S E"] | None = None,
+        mask: Array | None = None,
+        *,
+        positions: Array | None = None,
+        key_positions: Array | None = None,
+        offset: Offset = None,
+        rope_length: int | None = None,
+    ) -> dict[str, Array]:
+        """Every stage that is on, by name and in order: q_proj, k_proj, v_proj, q_norm, k_norm, q_rope, k_rope
+        (B, heads, length, head size), scores, capped, masked, weights (B, N, T, S), context (B, N, T, Hv), output.
+        """
+        stages = self._heads(query, key, value, mask, positions, key_positions, offset, rope_length)
+        q, k, v = _newest(stages)
+        stages |= attention_stages(q, k, v, mask, **self._kernel_settings(q, k, offset))
+        return stages | {"output": self._output(stages["context"])}
+
+    def load_weights(self, mapping: Mapping[str, Any]) -> Self:
+        """Copy canonical weights into place, all or none.
+
+        Raises ValueError that names every missing, unexpected and misshapen one, TypeError for a narrowing cast.
+        """
+        arrays = {name: np.asarray(x) for name, x in mapping.items()}
+        checks.weights(arrays, weight_shapes(self.config), symbolic_shapes(self.config), str(self.dtype))
+        self.parameters = {name: arrays[name].astype(self.dtype) for name in self.parameters}
+        return self
+
+    def export_weights(self) -> dict[str, Array]:
+        """Canonical names -> NumPy arrays, copied."""
+        return {name: x.copy() for name, x in self.parameters.items()}
+
+    def _heads(
+        self, query: Any, key: Any, value: Any, mask: Any, positions: Any, key_positions: Any, offset: Any, length: Any
+    ) -> dict[str, Array]:
+        """The stages before the kernel, heads split."""
+        key = query if key is None else key
+        value = key if value is None else value
+        rotation = {"positions": positions, "key_positions": key_positions, "offset": offset, "rope_length": length}
+        config = self.config
+        checks.layer_call(config, str(self.dtype), query, key, value, mask, Array, rotation)
+        T, S = query.shape[1], key.shape[1]
+        stages = {
+            "q_proj": _split(self._project("q_proj", query), config.num_heads),
+            "k_proj": _split(self._project("k_proj", key), config.num_kv_heads),
+            "v_proj": _split(self._project("v_proj", value), config.num_kv_heads),
+        }
+        if config.qk_norm is not None:
+            for name in ("q", "k"):
+                weight = self.parameters[f"{name}_norm.weight"]
+                stages[f"{name}_norm"] = qk_norm(stages[f"{name}_proj"], weight, config.qk_norm, config.qk_norm_eps)
+        if config.rope is not None:
+            q, k, _ = _newest(stages)
+            length = S if length is None else length
+            if positions is None:
+                positions = np.asarray(S - T if offset is None else offset)[..., None] + np.arange(T)
+            key_positions = np.arange(S) if key_positions is None else key_positions
+            stages["q_rope"] = rope.rotate(q, positions, config.rope, length)
+            stages["k_rope"] = rope.rotate(k, key_positions, config.rope, length)
+        return stages
+
+    def _kernel_settings(self, q: Array, k: Array, offset: Offset) -> dict[str, Any]:
+        config = self.config
+        return {
+            "causal": config.causal,
+            "window": config.window,
+            "chunk": config.chunk,
+            "offset": offset,
+            "scale": config.scale,
+            "softcap": config.softcap,
+            "sinks": self.parameters.get("sinks"),
+            "dropout_multiplier": self._dropout_multiplier((*q.shape[:3], k.shape[2])),
+        }
+
+    def _dropout_multiplier(self, shape: tuple[int, ...]) -> Array | None:
+        p = self.config.dropout
+        if not self.training or p == 0:
+            return None
+        return ((self.rng.random(shape) >= p) / (1 - p)).astype(self.dtype)
+
+    def _project(self, name: str, x: Array) -> Array:
+        """x @ weight.T + bias, accumulated in the compute dtype and rounded once."""
+        dtype = compute_dtype(self.dtype)
+        weight, bias = self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias")
+        projected = x.astype(dtype) @ weight.astype(dtype).T
+        return (projected if bias is None else projected + bias.astype(dtype)).astype(self.dtype)
+
+    def _output(self, context: Float[Array, "B N T Hv"]) -> Float[Array, "B T D"]:
+        B, N, T, Hv = context.shape
+        return self._project("o_proj", context.swapaxes(1, 2).reshape(B, T, N * Hv))
+
+
+GroupQueryAttention = GroupedQueryAttention
+
+
+def _split(x: Float[Array, "B T W"], heads: int) -> Float[Array, "B heads T size"]:
+    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).swapaxes(1, 2)
+
+
+def _newest(stages: Mapping[str, Array]) -> tuple[Array, Array, Array]:
+    """query, key and value as they are after the last stage so far."""
+    q, k = (next(stages[f"{n}_{s}"] for s in ("rope", "norm", "proj") if f"{n}_{s}" in stages) for n in ("q", "k"))
+    return q, k, stages["v_proj"]
+
+
+def _initial(name: str, shape: tuple[int, ...], config: AttentionConfig, rng: np.random.Generator) -> Array:
+    """SPEC 17: projections uniform in +-fan_in ** -0.5, biases and sinks 0, norms at the identity."""
+    if name.endswith("_norm.weight"):
+        return np.full(shape, 0.0 if config.qk_norm == "rms_plus_one" else 1.0)
+    if not name.endswith("_proj.weight"):
+        return np.zeros(shape)
+    return rng.uniform(-1, 1, shape) * shape[1] ** -0.5

@@ -1,0 +1,290 @@
+"""One sentence for each kind of bad input, raised before any arithmetic. Every wing raises the same text.
+
+Arrays are only asked for `.shape` and `.dtype`, so the same check serves NumPy, PyTorch and JAX, traced or not. Wrong
+shapes and settings are a ValueError, wrong types and dtypes a TypeError (SPEC 14).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
+from typing import Any
+
+FLOATING = ("float16", "bfloat16", "float32", "float64")
+WIDER = {  # the dtypes that hold every value of the key exactly
+    "float16": ("float16", "float32", "float64"),
+    "bfloat16": ("bfloat16", "float32", "float64"),
+    "float32": ("float32", "float64"),
+    "float64": ("float64",),
+}
+
+Shape = tuple[int, ...]
+Settings = Mapping[str, Any]
+
+
+# --- settings ------------------------------------------------------------------------------------------------------
+
+
+def is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def integer(name: str, value: Any, *, at_least: int, symbol: str = "") -> None:
+    if not is_integer(value):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < at_least:
+        raise ValueError(f"{name}: expected {symbol or name} >= {at_least}, got {value}")
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    optional: bool = False,
+) -> None:
+    if optional and value is None:
+        return
+    if not is_number(value):
+        raise TypeError(f"{name}: expected a number{' or None' if optional else ''}, got {value!r}")
+    bounds = [f">= {at_least}"] * (at_least is not None) + [f"> {above}"] * (above is not None)
+    bounds += [f"< {below}"] * (below is not None)
+    inside = (at_least is None or value >= at_least) and (above is None or value > above)
+    if not (math.isfinite(value) and inside and (below is None or value < below)):
+        raise ValueError(f"{name}: expected a finite number {' and '.join(bounds)}, got {value}")
+
+
+def boolean(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
+def choice(name: str, value: Any, allowed: tuple[str, ...], *, optional: bool = False) -> None:
+    if not (value in allowed or (optional and value is None)):
+        raise ValueError(f"{name}: expected {', '.join(allowed)}{' or None' if optional else ''}, got {value!r}")
+
+
+def instance(name: str, value: Any, kind: Any, *, optional: bool = False) -> None:
+    if not (isinstance(value, kind) or (optional and value is None)):
+        names = " or ".join(k.__name__ for k in getattr(kind, "__args__", (kind,)))
+        raise TypeError(f"{name}: expected {names}{' or None' if optional else ''}, got {type(value).__name__}")
+
+
+def even(name: str, value: int) -> None:
+    if value % 2:
+        raise ValueError(f"{name}: expected an even number of dimensions to pair, got {value}")
+
+
+def divides(name: str, num_kv_heads: int, num_heads: int) -> None:
+    if num_heads % num_kv_heads:
+        raise ValueError(f"{name}: expected K to divide N = {num_heads}, got {num_kv_heads}")
+
+
+def splits_width(embed_dim: int, num_heads: int) -> None:
+    if embed_dim % num_heads:
+        raise ValueError(
+            f"embed_dim: expected N = {num_heads} to divide D = {embed_dim} when head_dim is not given, got {embed_dim}"
+        )
+
+
+def rotary_dim(rotary: int, head_dim: int) -> None:
+    if rotary > head_dim:
+        raise ValueError(f"rotary_dim: expected at most H = {head_dim}, got {rotary}")
+    even("rotary_dim", rotary)
+
+
+def longrope_factors(scaling: Any, rotary: int) -> None:
+    for name in ("short_factor", "long_factor"):
+        if len(getattr(scaling, name)) != rotary // 2:
+            raise ValueError(
+                f"{name}: expected rotary_dim / 2 = {rotary // 2} factors, got {len(getattr(scaling, name))}"
+            )
+
+
+def rolling(window: int | None) -> None:
+    if window is None:
+        raise ValueError("rolling: expected a window to roll over, got window=None")
+
+
+def attention_settings(causal: Any, window: Any, chunk: Any, scale: Any, softcap: Any) -> None:
+    """causal, window, chunk, scale and softcap of a kernel or a config; a traced scale or softcap passes unseen."""
+    boolean("causal", causal)
+    for name, value in (("window", window), ("chunk", chunk)):
+        if value is not None:
+            integer(name, value, at_least=1)
+    for name, value in (("scale", scale), ("softcap", softcap)):
+        if not hasattr(value, "dtype") or is_number(value):
+            number(name, value, above=0, optional=True)
+
+
+# --- arrays --------------------------------------------------------------------------------------------------------
+
+
+def dtype_name(array: Any) -> str:
+    """`float32` for NumPy's, JAX's and PyTorch's float32 alike."""
+    return str(array.dtype).removeprefix("torch.")
+
+
+def is_integer_dtype(array: Any) -> bool:
+    return dtype_name(array).startswith(("int", "uint"))
+
+
+def array(name: str, value: Any, kind: Any) -> None:
+    """value is one of the wing's own arrays."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name}: expected an array of this backend, got {type(value).__name__}")
+
+
+def floating(name: str, value: Any) -> None:
+    if dtype_name(value) not in FLOATING:
+        raise TypeError(f"{name}: expected a dtype of {', '.join(FLOATING)}, got {dtype_name(value)}")
+
+
+def same_dtype(name: str, value: Any, owner: str, expected: str) -> None:
+    if dtype_name(value) != expected:
+        raise TypeError(f"{name}: expected {owner} dtype {expected}, got {dtype_name(value)}")
+
+
+def shape(name: str, got: Shape, axes: str, known: Mapping[str, int]) -> None:
+    """got has the axes that `axes` spells, e.g. "B K S H", with the sizes known so far."""
+    got, symbols = tuple(got), axes.split()
+    pattern = f"({', '.join(symbols)}{',' * (len(symbols) == 1)})"
+    if len(got) != len(symbols):
+        raise ValueError(f"{name}: expected {len(symbols)} axes {pattern}, got {got}")
+    for symbol, size in zip(symbols, got, strict=True):
+        if size != known.get(symbol, size):
+            sizes = ", ".join(f"{s} = {known[s]}" for s in symbols if s in known)
+            raise ValueError(f"{name}: expected {pattern} with {sizes}, got {got}: axis {symbol} is {size}")
+
+
+def broadcastable(name: str, got: Shape, axes: str, full: Shape) -> None:
+    got = tuple(got)
+    if len(got) != len(full) or any(size not in (1, limit) for size, limit in zip(got, full, strict=True)):
+        raise ValueError(f"{name}: expected a shape that broadcasts to ({axes}) = {full}, got {got}")
+
+
+def mask(value: Any, kind: Any, full: Shape) -> None:
+    """A mask is boolean or floating, exactly (T, S) or 4-D and broadcastable to (B, N, T, S) (SPEC 3)."""
+    array("mask", value, kind)
+    if dtype_name(value) != "bool" and dtype_name(value) not in FLOATING:
+        raise TypeError(
+            "mask: expected bool (True = may attend) or a floating dtype (added to the scores), "
+            f"got {dtype_name(value)}"
+        )
+    got = tuple(value.shape)
+    two = got == full[2:]
+    four = len(got) == 4 and all(size in (1, limit) for size, limit in zip(got, full, strict=True))
+    if not (two or four):
+        hint = ": write mask[:, None]" if len(got) == 3 else ""
+        raise ValueError(
+            f"mask: expected (T, S) = {full[2:]} or 4 axes that broadcast to (B, N, T, S) = {full}, got {got}{hint}"
+        )
+
+
+def offset(value: Any, kind: Any, batch_size: int) -> None:
+    """One integer, or an integer array () or (B,)."""
+    if value is None or is_integer(value):
+        return
+    if not isinstance(value, kind) or not is_integer_dtype(value):
+        got = dtype_name(value) if isinstance(value, kind) else repr(value)
+        raise TypeError(f"offset: expected an integer or an integer array, got {got}")
+    if tuple(value.shape) not in ((), (batch_size,)):
+        raise ValueError(f"offset: expected one integer or (B,) = ({batch_size},), got {tuple(value.shape)}")
+
+
+def positions(name: str, value: Any, kind: Any, batch_size: int, length: int, symbol: str) -> None:
+    """An integer array (T,) or (B, T); (S,) or (B, S) for keys."""
+    array(name, value, kind)
+    if not is_integer_dtype(value):
+        raise TypeError(f"{name}: expected an integer dtype, got {dtype_name(value)}")
+    if tuple(value.shape) not in ((length,), (batch_size, length)):
+        raise ValueError(
+            f"{name}: expected ({symbol},) = ({length},) or (B, {symbol}) = ({batch_size}, {length}), "
+            f"got {tuple(value.shape)}"
+        )
+
+
+def attention(query: Any, key: Any, value: Any, mask_: Any, kind: Any, settings: Settings) -> None:
+    """Every argument of `grouped_query_attention`; `kind` is the wing's array class, `settings` the keywords."""
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        array(name, x, kind)
+        floating(name, x)
+        same_dtype(name, x, "the query's", dtype_name(query))
+    shape("query", query.shape, "B N T H", {})
+    batch, heads, queries, head_dim = query.shape
+    shape("key", key.shape, "B K S H", {"B": batch, "H": head_dim})
+    kv_heads, keys = key.shape[1:3]
+    if kv_heads == 0 or heads % kv_heads:
+        raise ValueError(f"key: expected K to divide N = {heads}, got {tuple(key.shape)}: axis K is {kv_heads}")
+    shape("value", value.shape, "B K S Hv", {"B": batch, "K": kv_heads, "S": keys})
+    attention_settings(
+        settings["causal"], settings["window"], settings["chunk"], settings["scale"], settings["softcap"]
+    )
+    full = (batch, heads, queries, keys)
+    if mask_ is not None:
+        mask(mask_, kind, full)
+    offset(settings["offset"], kind, batch)
+    sinks, multiplier = settings["sinks"], settings["dropout_multiplier"]
+    if sinks is not None:
+        array("sinks", sinks, kind)
+        floating("sinks", sinks)
+        shape("sinks", sinks.shape, "N", {"N": heads})
+    if multiplier is not None:
+        array("dropout_multiplier", multiplier, kind)
+        floating("dropout_multiplier", multiplier)
+        broadcastable("dropout_multiplier", multiplier.shape, "B, N, T, S", full)
+
+
+def layer_call(
+    config: Any, dtype: str, query: Any, key: Any, value: Any, mask_: Any, kind: Any, settings: Settings
+) -> None:
+    """Every argument of a layer's call; `dtype` is the one that the layer computes in, `settings` the keywords."""
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        array(name, x, kind)
+        floating(name, x)
+        same_dtype(name, x, "the layer's", dtype)
+    shape("query", query.shape, "B T D", {"D": config.embed_dim})
+    batch, queries = query.shape[:2]
+    shape("key", key.shape, "B S E", {"B": batch, "E": config.kv_dim})
+    keys = key.shape[1]
+    shape("value", value.shape, "B S E", {"B": batch, "S": keys, "E": config.kv_dim})
+    if mask_ is not None:
+        mask(mask_, kind, (batch, config.num_heads, queries, keys))
+    offset(settings["offset"], kind, batch)
+    for name, length, symbol in (("positions", queries, "T"), ("key_positions", keys, "S")):
+        if settings[name] is not None:
+            if config.rope is None:
+                raise ValueError(f"{name}: expected None for a layer without rope, whose positions rotate nothing")
+            positions(name, settings[name], kind, batch, length, symbol)
+    if settings["rope_length"] is not None:
+        integer("rope_length", settings["rope_length"], at_least=1)
+
+
+# --- weights -------------------------------------------------------------------------------------------------------
+
+
+def weights(given: Mapping[str, Any], expected: Mapping[str, Shape], symbols: Mapping[str, str], dtype: str) -> None:
+    """Every missing, extra and misshapen name at once, then every dtype that `dtype` cannot hold exactly."""
+    problems = [f"missing {name}" for name in expected if name not in given]
+    problems += [f"unexpected {name}" for name in given if name not in expected]
+    problems += [
+        f"{name} expected ({symbols[name]}) = {expected[name]}, got {tuple(given[name].shape)}"
+        for name in expected
+        if name in given and tuple(given[name].shape) != expected[name]
+    ]
+    if problems:
+        raise ValueError(f"weights: {_listed(problems)}")
+    narrow = [f"{name} is {dtype_name(x)}" for name, x in given.items() if dtype not in WIDER.get(dtype_name(x), ())]
+    if narrow:
+        raise TypeError(f"weights: expected dtypes that {dtype} holds exactly: {_listed(narrow)}")
+
+
+def _listed(problems: Iterable[str]) -> str:
+    return "; ".join(problems)

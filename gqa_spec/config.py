@@ -1,0 +1,217 @@
+"""The settings of an attention layer: keyword-only, frozen, hashable, validated once and here.
+
+The axis alphabet, used in code, docs and messages alike: B batch, T queries, S keys, D width (embed_dim), E width of
+key and value (kv_dim), N query heads, K key/value heads, G = N / K, H head size, Hv value head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from gqa_spec import checks
+
+Pairing = Literal["half", "interleaved"]
+QKNorm = Literal["rms", "rms_plus_one", "rms_full"]
+
+# A size left out is derived from the others at construction, so every reader of a config sees plain numbers.
+DERIVED: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearScaling:
+    """Position interpolation: every frequency divided by `factor`."""
+
+    factor: float
+
+    def __post_init__(self) -> None:
+        checks.number("factor", self.factor, at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicScaling:
+    """Dynamic NTK: the base grows once `rope_length` passes `original_max_position_embeddings`."""
+
+    factor: float
+    original_max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        checks.number("factor", self.factor, at_least=1)
+        checks.integer("original_max_position_embeddings", self.original_max_position_embeddings, at_least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class YarnScaling:
+    """YaRN (Peng et al. 2023, arXiv 2309.00071), fields and defaults as in Hugging Face's `rope_parameters`.
+
+    An explicit `attention_factor` replaces the one that `factor`, `mscale` and `mscale_all_dim` give.
+    """
+
+    factor: float
+    original_max_position_embeddings: int
+    attention_factor: float | None = None
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    mscale: float | None = None
+    mscale_all_dim: float | None = None
+    truncate: bool = True
+
+    def __post_init__(self) -> None:
+        checks.number("factor", self.factor, at_least=1)
+        checks.integer("original_max_position_embeddings", self.original_max_position_embeddings, at_least=1)
+        for name in ("attention_factor", "mscale", "mscale_all_dim"):
+            checks.number(name, getattr(self, name), above=0, optional=True)
+        checks.number("beta_slow", self.beta_slow, above=0)
+        checks.number("beta_fast", self.beta_fast, above=self.beta_slow)
+        checks.boolean("truncate", self.truncate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Scaling:
+    """Llama 3.1: long wavelengths divided by `factor`, short ones kept, a ramp between the two."""
+
+    factor: float
+    original_max_position_embeddings: int
+    low_freq_factor: float
+    high_freq_factor: float
+
+    def __post_init__(self) -> None:
+        checks.number("factor", self.factor, at_least=1)
+        checks.integer("original_max_position_embeddings", self.original_max_position_embeddings, at_least=1)
+        checks.number("low_freq_factor", self.low_freq_factor, above=0)
+        checks.number("high_freq_factor", self.high_freq_factor, above=self.low_freq_factor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongropeScaling:
+    """LongRoPE (Ding et al. 2024, arXiv 2402.13753): one divisor per frequency, another set past the original context.
+
+    `factor` (longest over original context) sets the attention factor, unless `attention_factor` is given.
+    """
+
+    short_factor: tuple[float, ...]
+    long_factor: tuple[float, ...]
+    original_max_position_embeddings: int
+    factor: float
+    attention_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("short_factor", "long_factor"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            for value in getattr(self, name):
+                checks.number(name, value, above=0)
+        checks.integer("original_max_position_embeddings", self.original_max_position_embeddings, at_least=2)
+        checks.number("factor", self.factor, at_least=1)
+        checks.number("attention_factor", self.attention_factor, above=0, optional=True)
+
+
+RopeScaling = LinearScaling | DynamicScaling | YarnScaling | Llama3Scaling | LongropeScaling
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeConfig:
+    """Rotary position embedding (SPEC 10).
+
+    theta: the base of the frequencies. pairing: `half` rotates dimension d with d + rotary_dim / 2 (Hugging Face,
+    GPT-NeoX), `interleaved` rotates 2d with 2d + 1 (Meta's files, GPT-J, GGUF llama). rotary_dim: how many leading
+    dimensions of a head rotate, all of them when None. scaling: one of the classes above, or None.
+    """
+
+    theta: float = 10_000.0
+    pairing: Pairing = "half"
+    rotary_dim: int | None = None
+    scaling: RopeScaling | None = None
+
+    def __post_init__(self) -> None:
+        checks.number("theta", self.theta, above=0)
+        checks.choice("pairing", self.pairing, ("half", "interleaved"))
+        if self.rotary_dim is not None:
+            checks.integer("rotary_dim", self.rotary_dim, at_least=2)
+            checks.even("rotary_dim", self.rotary_dim)
+        checks.instance("scaling", self.scaling, RopeScaling, optional=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """One attention layer. Sizes left out are derived: num_kv_heads = num_heads, head_dim = embed_dim / num_heads,
+    v_head_dim = head_dim, kv_dim = embed_dim.
+
+    causal, window, chunk: SPEC 3 and 4. scale: head_dim ** -0.5 when None. softcap: SPEC 2. sinks: one learned logit
+    for each query head, SPEC 8. qk_norm, qk_norm_eps: SPEC 11. rope: SPEC 10, off when None.
+
+    Raises ValueError for a number out of range or a contradiction, TypeError for the wrong kind of value.
+    """
+
+    embed_dim: int
+    num_heads: int
+    num_kv_heads: int = DERIVED
+    head_dim: int = DERIVED
+    v_head_dim: int = DERIVED
+    kv_dim: int = DERIVED
+    qkv_bias: bool = False
+    out_bias: bool = False
+    dropout: float = 0.0
+    causal: bool = False
+    window: int | None = None
+    chunk: int | None = None
+    scale: float | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    qk_norm: QKNorm | None = None
+    qk_norm_eps: float = 1e-6
+    rope: RopeConfig | None = None
+
+    def __post_init__(self) -> None:
+        checks.integer("embed_dim", self.embed_dim, symbol="D", at_least=1)
+        checks.integer("num_heads", self.num_heads, symbol="N", at_least=1)
+        self._derive("num_kv_heads", self.num_heads, symbol="K")
+        checks.divides("num_kv_heads", self.num_kv_heads, self.num_heads)
+        if self.head_dim is None:
+            checks.splits_width(self.embed_dim, self.num_heads)
+        self._derive("head_dim", self.embed_dim // self.num_heads, symbol="H")
+        self._derive("v_head_dim", self.head_dim, symbol="Hv")
+        self._derive("kv_dim", self.embed_dim, symbol="E")
+        for name in ("qkv_bias", "out_bias", "sinks"):
+            checks.boolean(name, getattr(self, name))
+        checks.number("dropout", self.dropout, at_least=0, below=1)
+        checks.attention_settings(self.causal, self.window, self.chunk, self.scale, self.softcap)
+        checks.choice("qk_norm", self.qk_norm, ("rms", "rms_plus_one", "rms_full"), optional=True)
+        checks.number("qk_norm_eps", self.qk_norm_eps, at_least=0)
+        checks.instance("rope", self.rope, RopeConfig, optional=True)
+        if self.rope is not None:
+            checks.rotary_dim(self.rotary_dim, self.head_dim)
+            if isinstance(self.rope.scaling, LongropeScaling):
+                checks.longrope_factors(self.rope.scaling, self.rotary_dim)
+
+    def _derive(self, name: str, default: int, symbol: str) -> None:
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, default)
+        checks.integer(name, getattr(self, name), symbol=symbol, at_least=1)
+
+    @property
+    def group_size(self) -> int:
+        """G: how many query heads read one KV head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many leading dimensions of a head rotate (0 without rope)."""
+        if self.rope is None:
+            return 0
+        return self.rope.rotary_dim or self.head_dim
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """The sizes of the axis alphabet that a layer's weights have."""
+        return {
+            "D": self.embed_dim,
+            "E": self.kv_dim,
+            "N": self.num_heads,
+            "K": self.num_kv_heads,
+            "G": self.group_size,
+            "H": self.head_dim,
+            "Hv": self.v_head_dim,
+        }
+
+
+CONFIG_FIELDS = tuple(field.name for field in fields(AttentionConfig))
