@@ -29,7 +29,7 @@ def grouped_query_attention(
     offset: masks.Offset = None,
     scale: float | None = None,
     softcap: float | None = None,
-    sinks: Float[Array, N] | None = None,
+    sinks: Float[Array, "N"] | None = None,
     dropout_multiplier: Array | None = None,
     need_weights: bool = True,
 ) -> tuple[Float[Array, "B N T Hv"], Float[Array, "B N T S"] | None]:
@@ -62,7 +62,7 @@ def attention_stages(
     offset: masks.Offset = None,
     scale: float | None = None,
     softcap: float | None = None,
-    sinks: Float[Array, N] | None = None,
+    sinks: Float[Array, "N"] | None = None,
     dropout_multiplier: Array | None = None,
 ) -> dict[str, Array]:
     """The plain computation, stage by stage: scores, capped (with a softcap), masked (-inf where invisible) and
@@ -86,11 +86,11 @@ def plain_attention(
     key: Float[Array, "B K S H"],
     value: Float[Array, "B K S Hv"],
     visible: Bool[Array, "b n T S"] | None,
-    bias: Float[Array, ...] | None,
+    bias: Float[Array, "..."] | None,
     scale: Any,
     softcap: Any,
-    sinks: Float[Array, N] | None,
-    dropout_multiplier: Float[Array, ...] | None,
+    sinks: Float[Array, "N"] | None,
+    dropout_multiplier: Float[Array, "..."] | None,
 ) -> dict[str, Array]:
     """The kernel. `visible` has the axes of the weights, its first two of size 1 where they do not matter."""
     (B, N, T, H), (_, K, S, Hv), G = query.shape, value.shape, query.shape[1] // key.shape[1]
@@ -120,17 +120,17 @@ def plain_attention(
 
 
 def softmax(
-    masked: Float[Array, "B N T S"], visible: Bool[Array, "b n T S"] | None, sinks: Float[Array, N] | None
+    masked: Float[Array, "B N T S"], visible: Bool[Array, "b n T S"] | None, sinks: Float[Array, "N"] | None
 ) -> Float[Array, "B N T S"]:
     """Softmax over the visible keys, the sink in the denominator alone; a row that sees no key is 0 (SPEC 5, 8)."""
     peak = masked.max(axis=-1, keepdims=True, initial=-np.inf)
-    sees = np.array(masked.shape[-1] > 0) if visible is None else visible.any(axis=-1, keepdims=True)
+    sees: Any = masked.shape[-1] > 0 if visible is None else visible.any(axis=-1, keepdims=True)
     if sinks is not None:
         sink = sinks.astype(masked.dtype)[:, None, None]
         peak = np.maximum(peak, sink)
     peak = np.where(sees, peak, masked.dtype.type(0))
     weights = np.exp(masked - peak)
-    total = weights.sum(axis=-1, keepdims=True)
+    total: Array = weights.sum(axis=-1, keepdims=True)
     if sinks is not None:
         total = total + np.exp(sink - peak)
     return weights / np.where(sees, total, masked.dtype.type(1))
@@ -146,9 +146,9 @@ def readable(
 
     Masking the scores alone would let their NaN through: 0 * NaN is NaN, in the products and in every gradient.
     """
-    K = key.shape[1]
-    by_kv_head = visible.reshape(visible.shape[0], -1, visible.shape[1] // K or 1, *visible.shape[2:])
-    key_is_seen = by_kv_head.any(axis=(2, 3))[..., None]
+    b, n, T, S = visible.shape
+    K = key.shape[1] if n > 1 else 1
+    key_is_seen = visible.reshape(b, K, n // K, T, S).any(axis=(2, 3))[..., None]
     query_sees = visible.any(axis=-1, keepdims=True)
     zero = query.dtype.type(0)
     return np.where(query_sees, query, zero), np.where(key_is_seen, key, zero), np.where(key_is_seen, value, zero)

@@ -24,8 +24,8 @@ class GroupedQueryAttention:
     """Grouped-query attention with N query heads and K key/value heads; K = N is multi-head, K = 1 multi-query.
 
     embed_dim, num_heads, num_kv_heads (N when None) and dropout may be given by position; every further field of
-    `AttentionConfig` by keyword. rng draws the initial values and dropout; dtype is that of weights, inputs and outputs.
-    `parameters` maps canonical names to arrays. A new layer is in training mode.
+    `AttentionConfig` by keyword. rng draws the initial values and dropout; dtype is that of weights, inputs and
+    outputs. `parameters` maps canonical names to arrays. A new layer is in training mode.
     """
 
     def __init__(

@@ -16,25 +16,25 @@ Array = np.ndarray
 Offset = int | np.integer[Any] | Integer[Array, "..."] | None
 
 
-def relative_positions(T: int, S: int, offset: Offset = None) -> Integer[Array, ...]:
+def relative_positions(T: int, S: int, offset: Offset = None) -> Integer[Array, "..."]:
     """How far key j stands behind query i: i + offset - j, as (T, S), or (B, 1, T, S) for per-row offsets (B,)."""
     start = np.asarray(S - T if offset is None else offset)[..., None, None]
     distance = start + np.arange(T)[:, None] - np.arange(S)
     return distance[:, None] if distance.ndim == 3 else distance
 
 
-def causal(T: int, S: int, offset: Offset = None) -> Bool[Array, ...]:
+def causal(T: int, S: int, offset: Offset = None) -> Bool[Array, "..."]:
     """Keys up to the query's own position: j <= i + offset. (T, S), or (B, 1, T, S) for per-row offsets."""
     return relative_positions(T, S, offset) >= 0
 
 
-def window(T: int, S: int, window: int, offset: Offset = None) -> Bool[Array, ...]:
+def window(T: int, S: int, window: int, offset: Offset = None) -> Bool[Array, "..."]:
     """The band |i + offset - j| < window; with `causal`, the last `window` keys, the query's own position counted."""
     checks.integer("window", window, at_least=1)
     return np.abs(relative_positions(T, S, offset)) < window
 
 
-def chunk(T: int, S: int, chunk: int, offset: Offset = None) -> Bool[Array, ...]:
+def chunk(T: int, S: int, chunk: int, offset: Offset = None) -> Bool[Array, "..."]:
     """Keys of the query's own chunk (Llama 4), floor division, so that negative positions have chunks too."""
     checks.integer("chunk", chunk, at_least=1)
     key_position = np.arange(S)
@@ -42,7 +42,7 @@ def chunk(T: int, S: int, chunk: int, offset: Offset = None) -> Bool[Array, ...]
     return query_position // chunk == key_position // chunk
 
 
-def padding(lengths: Integer[Array, B], S: int) -> Bool[Array, "B 1 1 S"]:
+def padding(lengths: Integer[Array, "B"], S: int) -> Bool[Array, "B 1 1 S"]:
     """The first lengths[b] keys of row b."""
     return (np.arange(S) < np.asarray(lengths)[:, None])[:, None, None, :]
 
@@ -52,8 +52,8 @@ def segments(query_ids: Integer[Array, "B T"], key_ids: Integer[Array, "B S"]) -
     return (np.asarray(query_ids)[:, :, None] == np.asarray(key_ids)[:, None, :])[:, None]
 
 
-def alibi_slopes(num_heads: int) -> Float[Array, N]:
-    """The published slopes (Press et al. 2022, arXiv 2108.12409): 2^(-8 n / N), and their rule where N is no power of 2."""
+def alibi_slopes(num_heads: int) -> Float[Array, "N"]:
+    """The published slopes (Press et al. 2022, arXiv 2108.12409): 2^(-8 n / N), and their rule for other N."""
     checks.integer("num_heads", num_heads, symbol="N", at_least=1)
     power = 1 << (num_heads.bit_length() - 1)
     base = [2.0 ** (-8 * (n + 1) / power) for n in range(power)]
@@ -61,7 +61,7 @@ def alibi_slopes(num_heads: int) -> Float[Array, N]:
     return np.array(base + between)
 
 
-def alibi(num_heads: int, T: int, S: int, offset: Offset = None) -> Float[Array, ...]:
+def alibi(num_heads: int, T: int, S: int, offset: Offset = None) -> Float[Array, "..."]:
     """-slope * |i + offset - j| in float32: (1, N, T, S), or (B, N, T, S) for per-row offsets."""
     distance = np.abs(relative_positions(T, S, offset))
     distance = distance if distance.ndim == 4 else distance[None, None]
@@ -101,13 +101,13 @@ def split(mask: Array | None) -> tuple[Array | None, Array | None]:
 def visible_keys(
     T: int,
     S: int,
-    mask: Bool[Array, ...] | None,
+    mask: Bool[Array, "..."] | None,
     causal_: bool,
     window_: int | None,
     chunk_: int | None,
     offset: Offset,
 ) -> Bool[Array, "b n t s"] | None:
-    """Every condition at once, as 4 axes that broadcast to (B, N, T, S); None where nothing is hidden."""
+    """Every condition at once, as (b, n, T, S) with b and n 1 where they do not matter; None where nothing is hidden."""
     conditions = [mask] if mask is not None else []
     conditions += [causal(T, S, offset)] if causal_ else []
     conditions += [window(T, S, window_, offset)] if window_ is not None else []
@@ -115,4 +115,5 @@ def visible_keys(
     if not conditions:
         return None
     visible = combine(*conditions)
-    return visible if visible.ndim == 4 else visible[None, None]
+    visible = visible if visible.ndim == 4 else visible[None, None]
+    return np.broadcast_to(visible, (*visible.shape[:2], T, S))

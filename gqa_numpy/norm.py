@@ -11,7 +11,7 @@ Array = np.ndarray
 
 
 def rms_norm(
-    x: Float[Array, "*axes W"], weight: Float[Array, W], eps: float, *, plus_one: bool = False
+    x: Float[Array, "*axes W"], weight: Float[Array, "W"], eps: float, *, plus_one: bool = False
 ) -> Float[Array, "*axes W"]:
     """x / rms(x) * w, or * (1 + w) as Gemma stores it; in float32 for 16-bit inputs, rounded once at the end."""
     dtype = compute_dtype(x.dtype)
@@ -20,7 +20,7 @@ def rms_norm(
     return (normed * (scale + 1 if plus_one else scale)).astype(x.dtype)
 
 
-def qk_norm(x: Float[Array, "B N T H"], weight: Float[Array, W], kind: str, eps: float) -> Float[Array, "B N T H"]:
+def qk_norm(x: Float[Array, "B N T H"], weight: Float[Array, "W"], kind: str, eps: float) -> Float[Array, "B N T H"]:
     """`rms` and `rms_plus_one` norm each head alone; `rms_full` norms all heads of a token as one vector."""
     if kind != "rms_full":
         return rms_norm(x, weight, eps, plus_one=kind == "rms_plus_one")

@@ -16,7 +16,7 @@ Array = np.ndarray
 
 def rotate(
     x: Float[Array, "B N T H"],
-    positions: Integer[Array, ...],
+    positions: Integer[Array, "..."],
     rope: RopeConfig,
     rope_length: int,
 ) -> Float[Array, "B N T H"]:
@@ -46,7 +46,7 @@ def _joined(first: Array, second: Array, pairing: str) -> Array:
     return np.concatenate([first, second], axis=-1)
 
 
-def inv_freq(rope: RopeConfig, rotary_dim: int, rope_length: int) -> Float[Array, pairs]:
+def inv_freq(rope: RopeConfig, rotary_dim: int, rope_length: int) -> Float[Array, "pairs"]:
     """The angle that each pair turns per position, in float64 and rounded once to float32."""
     exponents = np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
     frequencies: Any
