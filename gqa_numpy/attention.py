@@ -148,7 +148,7 @@ def readable(
     """
     b, n, T, S = visible.shape
     K = key.shape[1] if n > 1 else 1
-    key_is_seen = visible.reshape(b, K, n // K, T, S).any(axis=(2, 3))[..., None]
+    key_is_seen = np.expand_dims(visible.reshape(b, K, n // K, T, S).any(axis=(2, 3)), -1)
     query_sees = visible.any(axis=-1, keepdims=True)
     zero = query.dtype.type(0)
     return np.where(query_sees, query, zero), np.where(key_is_seen, key, zero), np.where(key_is_seen, value, zero)

@@ -107,7 +107,7 @@ def visible_keys(
     chunk_: int | None,
     offset: Offset,
 ) -> Bool[Array, "b n t s"] | None:
-    """Every condition at once, as (b, n, T, S) with b and n 1 where they do not matter; None where nothing is hidden."""
+    """Every condition at once, as (b, n, T, S) with b, n = 1 where they do not matter; None where nothing is hidden."""
     conditions = [mask] if mask is not None else []
     conditions += [causal(T, S, offset)] if causal_ else []
     conditions += [window(T, S, window_, offset)] if window_ is not None else []
