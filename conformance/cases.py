@@ -1,0 +1,226 @@
+"""The case table: which groupings, crossed with which features. Every case has a name, and every axis its own number.
+
+A feature says what it switches on, which clause of SPEC.md it checks and which bug it is there to catch. A grouping is a
+row of `GROUPINGS` and names the features that it is run with, so that each case can be read off the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gqa_spec import AttentionConfig, RopeConfig
+
+MaskKind = Literal[
+    "bool (T, S)", "bool per row", "bool per head", "padding", "float per head", "float with -inf", "finfo.min",
+    "empty rows", "poisoned padding",
+]  # fmt: skip
+OffsetKind = Literal["zero", "per row"]
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What a case switches on. square: head sizes and widths at their defaults and key = query, as a plain layer has
+    them; otherwise every axis differs. long_queries: more queries than keys. layer: the kernel alone cannot show it.
+    """
+
+    name: str
+    clause: int
+    guards: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    mask: MaskKind | None = None
+    offset: OffsetKind | None = None
+    positions: bool = False
+    dropout: bool = False
+    square: bool = False
+    long_queries: bool = False
+    layer: bool = False
+
+
+FEATURES = (
+    Feature("plain", 1, "query heads that read the wrong KV head"),
+    Feature("square", 1, "a plain layer: default head sizes, self-attention", square=True),
+    Feature("square causal", 4, "a plain layer that sees the future", {"causal": True}, square=True),
+    Feature("square mask", 3, "a plain layer with an inverted mask", mask="bool (T, S)", square=True),
+    Feature("bool mask", 3, "True read as masked", mask="bool (T, S)"),
+    Feature("mask per row", 3, "one row's mask used for another", mask="bool per row"),
+    Feature("mask per head", 3, "one head's mask used for another", mask="bool per head"),
+    Feature("padding", 3, "padded keys that leak", mask="padding"),
+    Feature("float mask", 3, "a bias read as a boolean", mask="float per head"),
+    Feature("float mask with -inf", 3, "-inf that leaks or turns to NaN", mask="float with -inf"),
+    Feature("finfo.min bias", 3, "a finite bias read as a mask, min + min overflowing", mask="finfo.min"),
+    Feature("causal", 4, "causal masks aligned top-left", {"causal": True}),
+    Feature("causal, offset 0", 4, "an offset that is ignored", {"causal": True}, offset="zero"),
+    Feature("causal, offset per row", 4, "one row's offset used for another", {"causal": True}, offset="per row"),
+    Feature("causal, more queries than keys", 5, "first queries that see no key", {"causal": True}, long_queries=True),
+    Feature("causal and mask", 3, "one of two masks dropped", {"causal": True}, mask="bool per row"),
+    Feature("window", 4, "a window of W + 1 or W - 1 keys", {"causal": True, "window": 3}),
+    Feature("window band", 4, "a band that leans to one side", {"window": 3}),
+    Feature("window of one", 4, "an off-by-one that only the smallest window shows", {"causal": True, "window": 1}),
+    Feature("chunk", 4, "chunks counted from the wrong end", {"chunk": 4}),
+    Feature("chunk, offset per row", 4, "negative positions rounded to 0", {"chunk": 4}, offset="per row"),
+    Feature("scale", 2, "a scale that is ignored", {"scale": 0.731}),
+    Feature("softcap", 2, "cap before scale, or after the softmax", {"softcap": 0.9, "scale": 0.7}),
+    Feature("softcap and mask", 2, "cap after the mask", {"softcap": 0.9, "scale": 0.7}, mask="float with -inf"),
+    Feature("sinks", 8, "sinks per KV head, scaled, or in the numerator", {"sinks": True}),
+    Feature("sinks and window", 8, "sinks that are masked", {"sinks": True, "causal": True, "window": 3}),
+    Feature("empty rows", 5, "mean(V) or NaN where no key is visible", mask="empty rows"),
+    Feature("empty rows and sinks", 5, "empty rows that a sink fills", {"sinks": True}, mask="empty rows"),
+    Feature("poison", 6, "NaN in invisible keys that leaks", mask="poisoned padding"),
+    Feature("poison and softcap", 6, "NaN that comes back through tanh", {"softcap": 0.9}, mask="poisoned padding"),
+    Feature("dropout", 9, "weights returned after dropout", dropout=True),
+    Feature(
+        "everything", 3, "an order of operations that only shows when all are on",
+        {"causal": True, "window": 5, "softcap": 0.9, "scale": 0.7, "sinks": True},
+        mask="float with -inf", offset="per row",
+    ),
+    Feature("biases", 16, "a bias left behind in a port", {"qkv_bias": True, "out_bias": True}, layer=True),
+    Feature("QK-norm rms", 11, "a norm after RoPE, or weights of one", {"qk_norm": "rms", "rope": RopeConfig()}, layer=True),
+    Feature(
+        "QK-norm rms_plus_one", 11, "w where 1 + w is meant",
+        {"qk_norm": "rms_plus_one", "rope": RopeConfig()}, layer=True,
+    ),
+    Feature("QK-norm rms_full", 11, "a norm per head", {"qk_norm": "rms_full", "rope": RopeConfig()}, layer=True),
+    Feature("RoPE half", 10, "interleaved pairs", {"rope": RopeConfig(), "causal": True}, layer=True),
+    Feature("RoPE interleaved", 10, "half-split pairs", {"rope": RopeConfig(pairing="interleaved")}, layer=True),
+    Feature(
+        "RoPE partial", 10, "all dimensions turned, or divided by head_dim",
+        {"rope": RopeConfig(rotary_dim=6, theta=1e5)}, layer=True,
+    ),
+    Feature("RoPE, offset per row", 10, "positions without the offset", {"rope": RopeConfig()}, offset="per row", layer=True),
+    Feature("RoPE at given positions", 10, "positions past 8000 in 16 bit", {"rope": RopeConfig()}, positions=True, layer=True),
+    Feature(
+        "whole layer", 10, "stages in the wrong order",
+        {
+            "causal": True, "window": 5, "softcap": 0.9, "sinks": True, "qkv_bias": True, "out_bias": True,
+            "qk_norm": "rms", "rope": RopeConfig(theta=5e5),
+        },
+        mask="float per head", layer=True,
+    ),
+)  # fmt: skip
+FEATURE = {feature.name: feature for feature in FEATURES}
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """N query heads over K key/value heads, K different from G, and the features that this grouping is run with."""
+
+    name: str
+    num_heads: int
+    num_kv_heads: int
+    features: tuple[str, ...]
+
+
+def _row(name: str, num_heads: int, num_kv_heads: int, features: str) -> Grouping:
+    return Grouping(name, num_heads, num_kv_heads, ("plain", "square", *(f.strip() for f in features.split("|"))))
+
+
+# Every feature stands in rows of several kinds. 6 over 2 runs them all, as do one MHA and one MQA row.
+ALL = " | ".join(feature.name for feature in FEATURES[2:])
+GROUPINGS = (
+    _row("MHA 2", 2, 2, "square causal | mask per head | RoPE half"),
+    _row("MHA 3", 3, 3, ALL),
+    _row("MHA 5", 5, 5, "square mask | causal, offset per row | softcap and mask"),
+    _row("MHA 7", 7, 7, "bool mask | window | QK-norm rms"),
+    _row("MHA 8", 8, 8, "float mask | sinks | RoPE interleaved"),
+    _row("MHA 12", 12, 12, "square causal | biases | everything"),
+    _row("MHA 16", 16, 16, "chunk | empty rows | whole layer"),
+    _row("GQA 6 over 2", 6, 2, ALL),
+    _row("GQA 6 over 3", 6, 3, "square causal | poison | QK-norm rms_full"),
+    _row("GQA 8 over 2", 8, 2, "mask per head | causal and mask | RoPE partial"),
+    _row("GQA 8 over 4", 8, 4, "padding | window band | whole layer"),
+    _row("GQA 10 over 2", 10, 2, "scale | sinks and window | QK-norm rms_plus_one"),
+    _row("GQA 10 over 5", 10, 5, "float mask with -inf | softcap | RoPE half"),
+    _row("GQA 12 over 2", 12, 2, "mask per row | empty rows and sinks | RoPE, offset per row"),
+    _row("GQA 12 over 3", 12, 3, "square mask | finfo.min bias | everything"),
+    _row("GQA 12 over 4", 12, 4, "causal | window of one | RoPE at given positions"),
+    _row("GQA 12 over 6", 12, 6, "causal, offset 0 | poison and softcap | biases"),
+    _row("GQA 14 over 2", 14, 2, "square causal | chunk, offset per row | QK-norm rms"),
+    _row("GQA 14 over 7", 14, 7, "causal, more queries than keys | sinks | whole layer"),
+    _row("GQA 15 over 3", 15, 3, "bool mask | float mask | RoPE interleaved"),
+    _row("GQA 15 over 5", 15, 5, "mask per head | window | QK-norm rms_full"),
+    _row("GQA 16 over 2", 16, 2, "square causal | softcap and mask | whole layer"),
+    _row("GQA 16 over 8", 16, 8, "padding | causal, offset per row | RoPE partial"),
+    _row("GQA 18 over 3", 18, 3, "everything | empty rows | biases"),
+    _row("GQA 18 over 6", 18, 6, "chunk | scale | QK-norm rms_plus_one"),
+    _row("GQA 20 over 4", 20, 4, "square mask | sinks and window | RoPE half"),
+    _row("GQA 20 over 5", 20, 5, "float mask with -inf | window band | RoPE, offset per row"),
+    _row("GQA 21 over 3", 21, 3, "mask per row | poison | whole layer"),
+    _row("GQA 21 over 7", 21, 7, "causal and mask | softcap | QK-norm rms"),
+    _row("GQA 24 over 3", 24, 3, "square causal | causal | RoPE at given positions"),
+    _row("GQA 24 over 8", 24, 8, "finfo.min bias | window of one | biases"),
+    _row("GQA 28 over 4", 28, 4, "mask per head | everything | RoPE interleaved"),
+    _row("GQA 30 over 5", 30, 5, "padding | empty rows and sinks | QK-norm rms_full"),
+    _row("GQA 32 over 4", 32, 4, "square mask | causal, offset 0 | whole layer"),
+    _row("GQA 32 over 8", 32, 8, "square causal | window | RoPE half"),
+    _row("GQA 40 over 8", 40, 8, "bool mask | sinks | QK-norm rms"),
+    _row("GQA 40 over 10", 40, 10, "causal, more queries than keys | poison and softcap | RoPE partial"),
+    _row("GQA 48 over 8", 48, 8, "float mask | chunk, offset per row | biases"),
+    _row("MQA 2", 2, 1, "square causal | mask per head | RoPE interleaved"),
+    _row("MQA 3", 3, 1, "square mask | sinks | QK-norm rms_full"),
+    _row("MQA 5", 5, 1, ALL),
+    _row("MQA 7", 7, 1, "padding | window | whole layer"),
+    _row("MQA 8", 8, 1, "square causal | everything | QK-norm rms"),
+    _row("MQA 12", 12, 1, "causal and mask | softcap and mask | RoPE half"),
+    _row("MQA 16", 16, 1, "empty rows | window band | biases"),
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One grouping with one feature: a config and the sizes of the inputs."""
+
+    name: str
+    grouping: str
+    feature: Feature
+    config: AttentionConfig
+    B: int
+    T: int
+    S: int
+
+    @property
+    def self_attention(self) -> bool:
+        return self.feature.square
+
+
+def cases() -> Iterator[Case]:
+    """Every case of the table, in its order."""
+    for grouping in GROUPINGS:
+        for name in grouping.features:
+            yield _case(grouping, FEATURE[name])
+
+
+def kernel_cases() -> list[Case]:
+    """The cases that a kernel without projections can be asked, on the groupings that run every feature."""
+    return [
+        case
+        for case in cases()
+        if case.grouping in ("MHA 3", "GQA 6 over 2", "MQA 5") and not case.feature.layer and not case.feature.square
+    ]
+
+
+def layer_cases() -> list[Case]:
+    """The cases that a layer is asked: all but the kernel's own dropout multiplier."""
+    return [case for case in cases() if not case.feature.dropout]
+
+
+def _case(grouping: Grouping, feature: Feature) -> Case:
+    N, K = grouping.num_heads, grouping.num_kv_heads
+    taken = {N, K, N // K}
+    # H is even, because RoPE turns pairs; every other axis is a prime of its own.
+    B, T, S, H = (_free(taken, sizes) for sizes in ((2, 3, 5), (5, 7, 11), (13, 17, 11), (12, 18, 22)))
+    Hv, D, E = (_free(taken, sizes) for sizes in ((19, 23), (29, 31), (37, 41)))
+    if feature.long_queries:
+        T, S = S, T
+    sizes = {"embed_dim": D, "head_dim": H, "v_head_dim": Hv, "kv_dim": E}
+    if feature.square:
+        S, sizes = T, {"embed_dim": N * H}
+    config = AttentionConfig(num_heads=N, num_kv_heads=K, **sizes, **feature.settings)
+    return Case(f"{grouping.name} / {feature.name}", grouping.name, feature, config, B, T, S)
+
+
+def _free(taken: set[int], sizes: tuple[int, ...]) -> int:
+    size = next(size for size in sizes if size not in taken)
+    taken.add(size)
+    return size
