@@ -1,0 +1,13 @@
+"""Grouped-query attention in JAX and Flax NNX."""
+
+from gqa_jax import masks
+from gqa_jax.attention import attention_stages, grouped_query_attention
+from gqa_jax.layer import GroupedQueryAttention, GroupQueryAttention
+
+__all__ = [
+    "GroupQueryAttention",
+    "GroupedQueryAttention",
+    "attention_stages",
+    "grouped_query_attention",
+    "masks",
+]

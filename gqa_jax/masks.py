@@ -1,0 +1,129 @@
+"""Masks: which keys a query may see (True), or what is added to its scores (floating, -inf = may not). SPEC 3 and 4.
+
+Query i stands at i + offset, key j at j; offset defaults to S - T, so that the last query sees the last key.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Integer
+
+from gqa_spec import checks
+
+Offset = int | np.integer[Any] | Integer[Array, "..."] | None
+
+
+def relative_positions(T: int, S: int, offset: Offset = None) -> Integer[Array, "..."]:
+    """How far key j stands behind query i: i + offset - j, as (T, S), or (B, 1, T, S) for per-row offsets (B,)."""
+    start = jnp.asarray(S - T if offset is None else offset, dtype=int)[..., None, None]
+    distance = start + jnp.arange(T)[:, None] - jnp.arange(S)
+    return distance[:, None] if distance.ndim == 3 else distance
+
+
+def causal(T: int, S: int, offset: Offset = None) -> Bool[Array, "..."]:
+    """Keys up to the query's own position: j <= i + offset. (T, S), or (B, 1, T, S) for per-row offsets."""
+    return relative_positions(T, S, offset) >= 0
+
+
+def window(T: int, S: int, window: int, offset: Offset = None) -> Bool[Array, "..."]:
+    """The band |i + offset - j| < window; with `causal`, the last `window` keys, the query's own position counted."""
+    checks.integer("window", window, at_least=1)
+    distance = relative_positions(T, S, offset)
+    return jnp.abs(distance) < _representable(window, distance)
+
+
+def chunk(T: int, S: int, chunk: int, offset: Offset = None) -> Bool[Array, "..."]:
+    """Keys of the query's own chunk (Llama 4), floor division, so that negative positions have chunks too."""
+    checks.integer("chunk", chunk, at_least=1)
+    key_position = jnp.arange(S)
+    query_position = relative_positions(T, S, offset) + key_position
+    size = _representable(chunk, key_position)
+    return query_position // size == key_position // size
+
+
+def _representable(size: int, positions: Integer[Array, "..."]) -> int:
+    """Positions are 32-bit unless x64 is on; a window or chunk past their range hides nothing, nor does its end."""
+    return min(int(size), np.iinfo(positions.dtype).max)
+
+
+def padding(lengths: Integer[Array, "B"], S: int) -> Bool[Array, "B 1 1 S"]:
+    """The first lengths[b] keys of row b."""
+    return (jnp.arange(S) < jnp.asarray(lengths, dtype=int)[:, None])[:, None, None, :]
+
+
+def segments(query_ids: Integer[Array, "B T"], key_ids: Integer[Array, "B S"]) -> Bool[Array, "B 1 T S"]:
+    """Keys of the query's own segment: packed sequences that must not see each other."""
+    return (jnp.asarray(query_ids, dtype=int)[:, :, None] == jnp.asarray(key_ids, dtype=int)[:, None, :])[:, None]
+
+
+def alibi_slopes(num_heads: int) -> Float[Array, "N"]:
+    """The published slopes (Press et al. 2022, arXiv 2108.12409): 2^(-8 n / N), and their rule for other N."""
+    checks.integer("num_heads", num_heads, symbol="N", at_least=1)
+    power = 1 << (num_heads.bit_length() - 1)
+    base = [2.0 ** (-8 * (n + 1) / power) for n in range(power)]
+    between = [2.0 ** (-8 * (n + 1) / (2 * power)) for n in range(0, 2 * (num_heads - power), 2)]
+    return jnp.array(base + between)
+
+
+def alibi(num_heads: int, T: int, S: int, offset: Offset = None) -> Float[Array, "..."]:
+    """-slope * |i + offset - j| in float32: (1, N, T, S), or (B, N, T, S) for per-row offsets."""
+    slopes, distance = alibi_slopes(num_heads), jnp.abs(relative_positions(T, S, offset))
+    distance = distance if distance.ndim == 4 else distance[None, None]
+    return (-slopes[:, None, None] * distance.astype(slopes.dtype)).astype(jnp.float32)
+
+
+def combine(*masks: Array) -> Array:
+    """All masks at once: booleans AND, floats add (finite sums stay finite), False becomes -inf."""
+    combined = masks[0]
+    for mask in masks[1:]:
+        combined = _both(combined, mask)
+    return combined
+
+
+def _both(a: Array, b: Array) -> Array:
+    if a.dtype == bool and b.dtype == bool:
+        return a & b
+    a, b = (_as_bias(x, like=y) for x, y in ((a, b), (b, a)))
+    with jax.numpy_dtype_promotion("standard"):  # two floating dtypes meet in the wider one
+        total = a + b
+    finite = jnp.isfinite(a) & jnp.isfinite(b)
+    lowest = jnp.finfo(total.dtype).min  # type: ignore[no-untyped-call, unused-ignore]
+    return jnp.where(finite, jnp.maximum(total, lowest), total)
+
+
+def _as_bias(mask: Array, like: Array) -> Array:
+    return jnp.where(mask, 0, -jnp.inf).astype(like.dtype) if mask.dtype == bool else mask
+
+
+def split(mask: Array | None) -> tuple[Array | None, Array | None]:
+    """A user's mask as (visible, bias): a boolean has no bias; in a float -inf is invisible, all else is bias."""
+    if mask is None or mask.dtype == bool:
+        return mask, None
+    visible = mask != -jnp.inf
+    return visible, jnp.where(visible, mask, 0)
+
+
+def visible_keys(
+    T: int,
+    S: int,
+    mask: Bool[Array, "..."] | None,
+    causal_: bool,
+    window_: int | None,
+    chunk_: int | None,
+    offset: Offset,
+) -> Bool[Array, "b n t s"] | None:
+    """Every condition at once, as (b, n, T, S) with b, n = 1 where they do not matter; None where nothing is hidden."""
+    conditions = [mask] if mask is not None else []
+    conditions += [causal(T, S, offset)] if causal_ else []
+    conditions += [window(T, S, window_, offset)] if window_ is not None else []
+    conditions += [chunk(T, S, chunk_, offset)] if chunk_ is not None else []
+    if not conditions:
+        return None
+    visible = combine(*conditions)
+    visible = visible if visible.ndim == 4 else visible[None, None]
+    return jnp.broadcast_to(visible, (*visible.shape[:2], T, S))
