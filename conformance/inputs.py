@@ -28,11 +28,15 @@ DTYPES = {
 class Call:
     """What an attention is called with: three arrays, a mask, keywords. Keywords at their default are left out."""
 
-    query: Array
-    key: Array | None
-    value: Array | None
-    mask: Array | None
+    query: Any
+    key: Any
+    value: Any
+    mask: Any
     keywords: dict[str, Any]
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        return self.query, self.key, self.value, self.mask
 
 
 def weights(case: Case, dtype: str, seed: int = 0) -> dict[str, Array]:
@@ -58,7 +62,7 @@ def layer_call(case: Case, dtype: str) -> Call:
         keywords["key_positions"] = rng.integers(8000, 9000, size=case.S)
     if case.feature.mask == "poisoned padding":
         key, value = (_poisoned(x, mask[:, 0, 0, :, None]) for x in (key, value))
-    return Call(*(_as(x, dtype) for x in (query, key, value)), mask, keywords)
+    return Call(_as(query, dtype), _as(key, dtype), _as(value, dtype), mask, keywords)
 
 
 def kernel_call(case: Case, dtype: str) -> Call:
@@ -78,7 +82,7 @@ def kernel_call(case: Case, dtype: str) -> Call:
         keywords["dropout_multiplier"] = _as(kept / 0.75, dtype)
     if case.feature.mask == "poisoned padding":
         key, value = (_poisoned(x, mask[:, :, 0, :, None]) for x in (key, value))
-    return Call(*(_as(x, dtype) for x in (query, key, value)), mask, keywords)
+    return Call(_as(query, dtype), _as(key, dtype), _as(value, dtype), mask, keywords)
 
 
 def _rng(case: Case, purpose: str, seed: int = 0) -> np.random.Generator:

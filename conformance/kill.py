@@ -8,13 +8,11 @@ from typing import Any
 
 import gqa_numpy
 from conformance import inputs
-from conformance.cases import Case, kernel_cases, layer_cases
+from conformance.cases import KERNEL_ROWS, Case, kernel_cases, layer_cases
 from conformance.compare import compare
 from conformance.planted import KERNELS, LAYERS
 from conformance.textbook import Textbook
 from conformance.textbook_layer import TextbookLayer
-
-SMALL = ("MHA 3", "GQA 6 over 2", "MQA 5")
 
 
 @dataclass(frozen=True)
@@ -49,31 +47,31 @@ Reference = tuple[Case, inputs.Call, Any]
 def kernel_references() -> list[Reference]:
     called = [(case, inputs.kernel_call(case, "float64")) for case in kernel_cases()]
     attention = gqa_numpy.grouped_query_attention
-    return [(case, c, attention(c.query, c.key, c.value, c.mask, **c.keywords)) for case, c in called]
+    return [(case, c, attention(*c.arguments, **c.keywords)) for case, c in called]
 
 
 def layer_references() -> list[Reference]:
     """The cases that need a layer to show: RoPE, norms, biases."""
     references = []
     for case in layer_cases():
-        if case.feature.layer and case.grouping in SMALL:
+        if case.feature.layer and case.grouping in KERNEL_ROWS:
             layer = gqa_numpy.GroupedQueryAttention.from_config(case.config).eval()
             layer.load_weights(inputs.weights(case, "float64"))
             c = inputs.layer_call(case, "float64")
-            references.append((case, c, layer(c.query, c.key, c.value, c.mask, **c.keywords)))
+            references.append((case, c, layer(*c.arguments, **c.keywords)))
     return references
 
 
 def _kernel_catches(kernel: Any, references: Iterable[Reference]) -> Iterable[str]:
     for case, c, expected in references:
-        if _differs(kernel(c.query, c.key, c.value, c.mask, **c.keywords), expected):
+        if _differs(kernel(*c.arguments, **c.keywords), expected):
             yield case.name
 
 
 def _layer_catches(layer: Any, references: Iterable[Reference]) -> Iterable[str]:
     for case, c, expected in references:
         planted = layer(case.config).load_weights(inputs.weights(case, "float64"))
-        if _differs(planted(c.query, c.key, c.value, c.mask, **c.keywords), expected):
+        if _differs(planted(*c.arguments, **c.keywords), expected):
             yield case.name
 
 

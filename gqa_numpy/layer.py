@@ -176,8 +176,11 @@ class GroupedQueryAttention:
         """x @ weight.T + bias, accumulated in the compute dtype and rounded once."""
         dtype = compute_dtype(self.dtype)
         weight, bias = self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias")
-        projected = x.astype(dtype) @ weight.astype(dtype).T
-        return (projected if bias is None else projected + bias.astype(dtype)).astype(self.dtype)
+        tokens = x.astype(dtype).reshape(-1, x.shape[-1])  # one matrix product for the whole batch
+        with np.errstate(over="ignore", invalid="ignore"):  # a poisoned token stays with its own key
+            projected = tokens @ weight.astype(dtype).T
+        projected = projected if bias is None else projected + bias.astype(dtype)
+        return projected.astype(self.dtype).reshape(*x.shape[:-1], -1)
 
     def _output(self, context: Float[Array, "B N T Hv"]) -> Float[Array, "B T D"]:
         B, N, T, Hv = context.shape

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
@@ -83,7 +84,7 @@ def _both(a: Array, b: Array) -> Array:
     with np.errstate(over="ignore"):
         total = a + b
     finite = np.isfinite(a) & np.isfinite(b)
-    return np.where(finite, np.maximum(total, np.finfo(total.dtype).min), total)
+    return np.where(finite, np.maximum(total, ml_dtypes.finfo(total.dtype).min), total)
 
 
 def _as_bias(mask: Array, like: Array) -> Array:

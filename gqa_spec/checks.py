@@ -57,7 +57,8 @@ def number(
     bounds = [f">= {at_least}"] * (at_least is not None) + [f"> {above}"] * (above is not None)
     bounds += [f"< {below}"] * (below is not None)
     inside = (at_least is None or value >= at_least) and (above is None or value > above)
-    if not (math.isfinite(value) and inside and (below is None or value < below)):
+    finite = -math.inf < value < math.inf  # not math.isfinite, which torch.compile cannot ask of its floats
+    if not (finite and inside and (below is None or value < below)):
         raise ValueError(f"{name}: expected a finite number {' and '.join(bounds)}, got {value}")
 
 
@@ -120,7 +121,7 @@ def attention_settings(causal: Any, window: Any, chunk: Any, scale: Any, softcap
         if value is not None:
             integer(name, value, at_least=1)
     for name, value in (("scale", scale), ("softcap", softcap)):
-        if not hasattr(value, "dtype") or is_number(value):
+        if is_number(value) or not hasattr(value, "dtype"):  # torch.compile cannot ask its floats for a dtype
             number(name, value, above=0, optional=True)
 
 

@@ -1,0 +1,93 @@
+"""How arrays get into a framework and out of it, bit for bit. A framework is only imported when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Framework:
+    """to: a NumPy array (any dtype of SPEC 7, bool, integers) into the framework. back: out of it. options: the
+    constructor keywords that fix a layer's dtype. build: makes a layer whose weights come next. call: how a user calls one.
+    """
+
+    name: str
+    to: Callable[[Any], Any]
+    back: Callable[[Any], Array]
+    options: Callable[[str], dict[str, Any]]
+    build: Callable[[Callable[[], Any]], Any]
+    call: Callable[..., Any]
+
+
+def available(name: str) -> bool:
+    """Whether what a wing needs is installed."""
+    needs = {"numpy": ("numpy",), "torch": ("torch",), "jax": ("jax", "flax")}
+    return all(find_spec(package) is not None for package in needs[name])
+
+
+def framework(name: str) -> Framework:
+    return {"numpy": _numpy, "torch": _torch, "jax": _jax}[name]()
+
+
+def _now(make: Callable[[], Any]) -> Any:
+    return make()
+
+
+def _numpy() -> Framework:
+    def read_only(x: Any) -> Any:
+        if isinstance(x, Array):
+            x = x.view()
+            x.flags.writeable = False  # a layer that writes into its arguments raises
+        return x
+
+    def options(dtype: str) -> dict[str, Any]:
+        return {"dtype": ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype), "rng": np.random.default_rng()}
+
+    return Framework("numpy", read_only, np.asarray, options, _now, lambda layer, *args, **kw: layer(*args, **kw))
+
+
+def _torch() -> Framework:
+    import torch
+
+    def to(x: Any) -> Any:
+        if not isinstance(x, Array):
+            return x
+        if x.dtype == ml_dtypes.bfloat16:
+            return torch.from_numpy(x.view(np.int16).copy()).view(torch.bfloat16)
+        return torch.from_numpy(x.copy())
+
+    def back(x: Any) -> Array:
+        x = x.detach().cpu().contiguous()
+        return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if x.dtype == torch.bfloat16 else x.numpy()
+
+    def call(layer: Any, *args: Any, **keywords: Any) -> Any:
+        with torch.no_grad():
+            return layer(*args, **keywords)
+
+    return Framework("torch", to, back, lambda dtype: {"dtype": getattr(torch, dtype)}, _now, call)
+
+
+def _jax() -> Framework:
+    import jax.numpy as jnp
+    from flax import nnx
+
+    def to(x: Any) -> Any:
+        return jnp.asarray(x) if isinstance(x, Array) else x
+
+    @nnx.jit(static_argnames=("need_weights",))
+    def call(layer: Any, *args: Any, **keywords: Any) -> Any:
+        return layer(*args, **keywords)
+
+    def options(dtype: str) -> dict[str, Any]:
+        return {"param_dtype": jnp.dtype(dtype), "rngs": nnx.Rngs(0)}
+
+    # Abstract: drawing initial values would compile a program for each shape, and they are replaced at once.
+    return Framework("jax", to, np.asarray, options, nnx.eval_shape, call)
