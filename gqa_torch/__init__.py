@@ -1,0 +1,13 @@
+"""Grouped-query attention in PyTorch: ordinary modules, ordinary tensors."""
+
+from gqa_torch import masks
+from gqa_torch.attention import attention_stages, grouped_query_attention
+from gqa_torch.layer import GroupedQueryAttention, GroupQueryAttention
+
+__all__ = [
+    "GroupQueryAttention",
+    "GroupedQueryAttention",
+    "attention_stages",
+    "grouped_query_attention",
+    "masks",
+]

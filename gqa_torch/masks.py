@@ -1,0 +1,134 @@
+"""Masks: which keys a query may see (True), or what is added to its scores (floating, -inf = may not). SPEC 3 and 4.
+
+Query i stands at i + offset, key j at j; offset defaults to S - T, so that the last query sees the last key. `device`
+is where a mask is made: that of an offset given as a tensor, else PyTorch's default.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor as Array
+
+from gqa_spec import checks
+
+Offset = int | Integer[Array, "..."] | None
+Device = torch.device | str | None
+
+
+def query_positions(T: int, S: int, offset: Offset = None, *, device: Device = None) -> Integer[Array, "..."]:
+    """Where each query stands, i + offset: (T,), or (B, T) for per-row offsets (B,)."""
+    start: Any = S - T if offset is None else offset
+    if isinstance(start, Array):
+        start = start.to(device or start.device, torch.int64)[..., None]
+        device = start.device
+    return torch.arange(T, device=device) + start
+
+
+def relative_positions(T: int, S: int, offset: Offset = None, *, device: Device = None) -> Integer[Array, "..."]:
+    """How far key j stands behind query i: i + offset - j, as (T, S), or (B, 1, T, S) for per-row offsets (B,)."""
+    start = query_positions(T, S, offset, device=device)[..., None]
+    distance = start - torch.arange(S, device=start.device)
+    return distance[:, None] if distance.ndim == 3 else distance
+
+
+def causal(T: int, S: int, offset: Offset = None, *, device: Device = None) -> Bool[Array, "..."]:
+    """Keys up to the query's own position: j <= i + offset. (T, S), or (B, 1, T, S) for per-row offsets."""
+    return relative_positions(T, S, offset, device=device) >= 0
+
+
+def window(T: int, S: int, window: int, offset: Offset = None, *, device: Device = None) -> Bool[Array, "..."]:
+    """The band |i + offset - j| < window; with `causal`, the last `window` keys, the query's own position counted."""
+    checks.integer("window", window, at_least=1)
+    return relative_positions(T, S, offset, device=device).abs() < window
+
+
+def chunk(T: int, S: int, chunk: int, offset: Offset = None, *, device: Device = None) -> Bool[Array, "..."]:
+    """Keys of the query's own chunk (Llama 4), floor division, so that negative positions have chunks too."""
+    checks.integer("chunk", chunk, at_least=1)
+    distance = relative_positions(T, S, offset, device=device)
+    key_position = torch.arange(S, device=distance.device)
+    return (distance + key_position) // chunk == key_position // chunk
+
+
+def padding(lengths: Integer[Array, "B"], S: int) -> Bool[Array, "B 1 1 S"]:
+    """The first lengths[b] keys of row b."""
+    return (torch.arange(S, device=lengths.device) < lengths[:, None])[:, None, None, :]
+
+
+def segments(query_ids: Integer[Array, "B T"], key_ids: Integer[Array, "B S"]) -> Bool[Array, "B 1 T S"]:
+    """Keys of the query's own segment: packed sequences that must not see each other."""
+    return (query_ids[:, :, None] == key_ids[:, None, :])[:, None]
+
+
+def alibi_slopes(num_heads: int, *, device: Device = None) -> Float[Array, "N"]:
+    """The published slopes (Press et al. 2022, arXiv 2108.12409): 2^(-8 n / N), and their rule for other N."""
+    checks.integer("num_heads", num_heads, symbol="N", at_least=1)
+    power = 1 << (num_heads.bit_length() - 1)
+    base = [2.0 ** (-8 * (n + 1) / power) for n in range(power)]
+    between = [2.0 ** (-8 * (n + 1) / (2 * power)) for n in range(0, 2 * (num_heads - power), 2)]
+    return torch.tensor(base + between, dtype=torch.float64, device=device)
+
+
+def alibi(num_heads: int, T: int, S: int, offset: Offset = None, *, device: Device = None) -> Float[Array, "..."]:
+    """-slope * |i + offset - j| in float32: (1, N, T, S), or (B, N, T, S) for per-row offsets."""
+    distance = relative_positions(T, S, offset, device=device).abs()
+    distance = distance if distance.ndim == 4 else distance[None, None]
+    return (-alibi_slopes(num_heads, device=distance.device)[:, None, None] * distance).float()
+
+
+def combine(*masks: Array) -> Array:
+    """All masks at once: booleans AND, floats add (finite sums stay finite), False becomes -inf."""
+    combined = masks[0]
+    for mask in masks[1:]:
+        combined = _both(combined, mask)
+    return combined
+
+
+def _both(a: Array, b: Array) -> Array:
+    if a.dtype == torch.bool and b.dtype == torch.bool:
+        return a & b
+    a, b = (_as_bias(x, like=y) for x, y in ((a, b), (b, a)))
+    total = a + b
+    finite = a.isfinite() & b.isfinite()
+    limits = torch.finfo(total.dtype)
+    return torch.where(finite, total.clamp(limits.min, limits.max), total)
+
+
+def _as_bias(mask: Array, like: Array) -> Array:
+    if mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=like.dtype).masked_fill(~mask, -torch.inf)
+
+
+def split(mask: Array | None) -> tuple[Array | None, Array | None]:
+    """A user's mask as (visible, bias): a boolean has no bias; in a float -inf is invisible, all else is bias."""
+    if mask is None or mask.dtype == torch.bool:
+        return mask, None
+    visible = mask != -torch.inf
+    return visible, torch.where(visible, mask, 0)
+
+
+def visible_keys(
+    T: int,
+    S: int,
+    mask: Bool[Array, "..."] | None,
+    causal_: bool,
+    window_: int | None,
+    chunk_: int | None,
+    offset: Offset,
+    *,
+    device: Device = None,
+) -> Bool[Array, "b n t s"] | None:
+    """Every condition at once, as (b, n, T, S) with b, n = 1 where they do not matter; None where nothing is hidden."""
+    conditions = [mask] if mask is not None else []
+    conditions += [causal(T, S, offset, device=device)] if causal_ else []
+    conditions += [window(T, S, window_, offset, device=device)] if window_ is not None else []
+    conditions += [chunk(T, S, chunk_, offset, device=device)] if chunk_ is not None else []
+    if not conditions:
+        return None
+    visible = combine(*conditions)
+    visible = visible if visible.ndim == 4 else visible[None, None]
+    return visible.expand(*visible.shape[:2], T, S)

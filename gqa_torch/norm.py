@@ -1,0 +1,28 @@
+"""RMS normalisation of queries and keys (Zhang & Sennrich 2019, arXiv 1910.07467). SPEC 11."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor as Array
+
+from gqa_torch.precision import compute_dtype
+
+
+def rms_norm(
+    x: Float[Array, "*axes W"], weight: Float[Array, "W"], eps: float, *, plus_one: bool = False
+) -> Float[Array, "*axes W"]:
+    """x / rms(x) * w, or * (1 + w) as Gemma stores it; in float32 for 16-bit inputs, rounded once at the end."""
+    dtype = compute_dtype(x.dtype)
+    wide, scale = x.to(dtype), weight.to(dtype)
+    normed = wide / torch.sqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+    return (normed * (scale + 1 if plus_one else scale)).to(x.dtype)
+
+
+def qk_norm(x: Float[Array, "B N T H"], weight: Float[Array, "W"], kind: str, eps: float) -> Float[Array, "B N T H"]:
+    """`rms` and `rms_plus_one` norm each head alone; `rms_full` norms all heads of a token as one vector."""
+    if kind != "rms_full":
+        return rms_norm(x, weight, eps, plus_one=kind == "rms_plus_one")
+    B, N, T, H = x.shape
+    flat = x.transpose(1, 2).reshape(B, T, N * H)
+    return rms_norm(flat, weight, eps).reshape(B, T, N, H).transpose(1, 2)

@@ -1,0 +1,118 @@
+"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864) and the scalings that stretch it. SPEC 10."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor as Array
+
+from gqa_spec import DynamicScaling, LinearScaling, Llama3Scaling, LongropeScaling, RopeConfig, YarnScaling
+from gqa_torch.precision import compute_dtype
+
+
+def rotate(
+    x: Float[Array, "B N T H"],
+    positions: Integer[Array, "..."],
+    rope: RopeConfig,
+    rope_length: int,
+) -> Float[Array, "B N T H"]:
+    """x with its leading `rotary_dim` dimensions turned by position * frequency; positions (T,) or (B, T)."""
+    rotary_dim = rope.rotary_dim or x.shape[-1]
+    dtype = compute_dtype(x.dtype)
+    frequencies = inv_freq(rope, rotary_dim, rope_length, device=x.device).to(dtype)
+    angles = positions.to(x.device, dtype)[..., None] * frequencies
+    angles = angles if angles.ndim == 2 else angles[:, None]
+    factor = attention_factor(rope)
+    cos, sin = angles.cos() * factor, angles.sin() * factor
+    first, second = _pairs(x[..., :rotary_dim].to(dtype), rope.pairing)
+    turned = _joined(first * cos - second * sin, second * cos + first * sin, rope.pairing)
+    return torch.cat([turned.to(x.dtype), x[..., rotary_dim:]], dim=-1)
+
+
+def _pairs(x: Array, pairing: str) -> tuple[Array, Array]:
+    if pairing == "interleaved":
+        return x[..., 0::2], x[..., 1::2]
+    half = x.shape[-1] // 2
+    return x[..., :half], x[..., half:]
+
+
+def _joined(first: Array, second: Array, pairing: str) -> Array:
+    if pairing == "interleaved":
+        return torch.stack([first, second], dim=-1).flatten(-2)
+    return torch.cat([first, second], dim=-1)
+
+
+def inv_freq(
+    rope: RopeConfig, rotary_dim: int, rope_length: int, *, device: torch.device | str | None = None
+) -> Float[Array, "pairs"]:
+    """The angle that each pair turns per position, in float64 and rounded once to float32.
+
+    Computed anew in each pass: a buffer would follow the module into 16 bits, and be garbage after `to_empty`.
+    """
+    exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device=device) / rotary_dim
+    match rope.scaling:
+        case None:
+            frequencies = rope.theta**-exponents
+        case LinearScaling(factor=factor):
+            frequencies = rope.theta**-exponents / factor
+        case DynamicScaling() as scaling:
+            frequencies = _dynamic_theta(rope.theta, scaling, rotary_dim, rope_length) ** -exponents
+        case YarnScaling() as scaling:
+            frequencies = _yarn(rope.theta, exponents, scaling, rotary_dim)
+        case Llama3Scaling() as scaling:
+            frequencies = _llama3(rope.theta**-exponents, scaling)
+        case LongropeScaling() as scaling:
+            long = rope_length > scaling.original_max_position_embeddings
+            frequencies = rope.theta**-exponents / exponents.new_tensor(
+                scaling.long_factor if long else scaling.short_factor
+            )
+    return frequencies.float()
+
+
+def attention_factor(rope: RopeConfig) -> float:
+    """What cos and sin are multiplied by: 1 but for YaRN and LongRoPE."""
+    scaling = rope.scaling
+    if not isinstance(scaling, YarnScaling | LongropeScaling):
+        return 1.0
+    if scaling.attention_factor is not None:
+        return scaling.attention_factor
+    if isinstance(scaling, LongropeScaling):
+        return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_max_position_embeddings))
+    if scaling.mscale is not None and scaling.mscale_all_dim is not None:
+        return _yarn_mscale(scaling.factor, scaling.mscale) / _yarn_mscale(scaling.factor, scaling.mscale_all_dim)
+    return _yarn_mscale(scaling.factor, 1.0)
+
+
+def _yarn_mscale(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1.0
+
+
+def _dynamic_theta(theta: float, scaling: DynamicScaling, rotary_dim: int, rope_length: int) -> float:
+    original = scaling.original_max_position_embeddings
+    stretch = scaling.factor * max(rope_length, original) / original - (scaling.factor - 1)
+    return theta * stretch ** (rotary_dim / (rotary_dim - 2))
+
+
+def _yarn(theta: float, exponents: Array, scaling: YarnScaling, rotary_dim: int) -> Array:
+    def turns_to_dimension(turns: float) -> float:
+        wavelength = scaling.original_max_position_embeddings / (turns * 2 * math.pi)
+        return rotary_dim * math.log(wavelength) / (2 * math.log(theta))
+
+    low, high = turns_to_dimension(scaling.beta_fast), turns_to_dimension(scaling.beta_slow)
+    if scaling.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rotary_dim - 1)
+    span = high - low or 0.001  # the published code's way around an empty ramp
+    dimensions = torch.arange(rotary_dim // 2, dtype=exponents.dtype, device=exponents.device)
+    ramp = ((dimensions - low) / span).clamp(0, 1)
+    kept = theta**-exponents
+    return kept / scaling.factor * ramp + kept * (1 - ramp)
+
+
+def _llama3(frequencies: Array, scaling: Llama3Scaling) -> Array:
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = kept.clamp(0, 1)
+    return frequencies / scaling.factor * (1 - kept) + frequencies * kept
