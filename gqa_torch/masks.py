@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor as Array
 
 from gqa_spec import checks
 
-Offset = int | Integer[Array, "..."] | None
+Offset = int | np.integer[Any] | Integer[Array, "..."] | None
 Device = torch.device | str | None
 
 
