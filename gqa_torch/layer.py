@@ -8,15 +8,17 @@ from typing import Any, Self
 import ml_dtypes
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor as Array
 from torch import nn
 
 from gqa_spec import AttentionConfig, checks
 from gqa_spec.config import CONFIG_FIELDS, DERIVED
 from gqa_spec.weights.names import symbolic_shapes, weight_shapes
+from gqa_torch import cache as cache_
 from gqa_torch import rope
-from gqa_torch.attention import attention_stages, grouped_query_attention
+from gqa_torch.attention import attend, attention_stages, grouped_query_attention
+from gqa_torch.cache import KVCache
 from gqa_torch.masks import Offset, query_positions
 from gqa_torch.norm import qk_norm
 from gqa_torch.precision import autocast_dtype, compute_dtype
@@ -125,6 +127,46 @@ class GroupedQueryAttention(nn.Module):
         stages |= attention_stages(q, k, v, mask, **self._kernel_settings(q, k, offset))
         return stages | {"output": self._output(stages["context"])}
 
+    def init_cache(
+        self, batch_size: int, max_length: int, *, rolling: bool = False, dtype: torch.dtype | None = None
+    ) -> KVCache:
+        """An empty cache for `extend`: max_length tokens for each row, or with rolling the last `window` of them.
+
+        dtype is the layer's when None. Raises ValueError for a layer that is not causal self-attention, and for rolling
+        without a window.
+        """
+        checks.init_cache(self.config, batch_size, max_length, rolling)
+        weight = self.q_proj.weight
+        dtype = autocast_dtype(weight.dtype, weight.device) if dtype is None else dtype
+        cache = cache_.empty(self.config, batch_size, max_length, rolling, dtype, weight.device)
+        checks.floating("dtype", cache.keys)
+        return cache
+
+    @torch.no_grad()
+    def extend(
+        self, x: Float[Array, "B T D"], cache: KVCache, *, lengths: Integer[Array, "B"] | None = None
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        """Append x's tokens to the cache and attend to all so far, as one whole pass would, but without gradients.
+
+        Token i of row b stands at cache.length[b] + i. lengths: how many tokens of each row are real (right-padded), T
+        by default; the rest are not stored and give 0. Returns the output and the longer cache, in the storage of the
+        given one, which is spent: extending it again raises ValueError, as does a row without room (under
+        torch.compile, where it cannot, that row is NaN from then on).
+        """
+        count = self._count(x, cache, lengths)
+        T = x.shape[1]
+        real = (torch.arange(T, device=count.device) < count[:, None]).to(x.device)[..., None]
+        positions = None if self.config.rope is None else cache.length[:, None] + torch.arange(T, device="cpu")
+        tokens = x if lengths is None else torch.where(real, x, 0)
+        q, k, v = _newest(self._heads(tokens, None, None, None, positions, positions, None, cache.rope_length))
+        settings = cache_.visibility(cache, T, self.config, device=x.device)
+        fits = cache_.fits(cache, count).to(x.device)[:, None, None]
+        longer, keys, values = cache_.appended(cache, k, v, count)
+        settings = self._kernel_settings(q, keys, None) | settings
+        context = attend(q, keys.to(q.dtype), values.to(q.dtype), **settings, clean=True)
+        output = torch.where(real, self._output(context), 0)
+        return torch.where(fits, output, torch.nan), longer
+
     @torch.no_grad()
     def load_weights(self, mapping: Mapping[str, Any]) -> Self:
         """Copy canonical weights (arrays or tensors) into place, all or none.
@@ -171,6 +213,23 @@ class GroupedQueryAttention(nn.Module):
             stages["q_rope"] = rope.rotate(q, positions, config.rope, length)
             stages["k_rope"] = rope.rotate(k, key_positions, config.rope, length)
         return stages
+
+    def _count(self, x: Array, cache: KVCache, lengths: Array | None) -> Integer[Array, "B"]:
+        """How many of x's tokens each row appends, once everything that is known has been checked."""
+        checks.array("x", x, Array)
+        checks.instance("cache", cache, KVCache)
+        checks.cache_unspent(cache.spent)
+        checks.extend(self.config, x.shape, cache.keys.shape, cache.values.shape, cache.rolling)
+        B, T = x.shape[:2]
+        if lengths is None:
+            count = torch.full((B,), T, device="cpu")
+        else:
+            checks.cache_lengths(lengths, Array, B)
+            count = lengths.to("cpu", torch.int64).clamp(0, T)
+            checks.cache_lengths_in_chunk(cache_.known(lengths) or (), T)
+        if not cache.rolling:
+            checks.cache_room(cache.capacity, cache_.known(cache.length) or (), cache_.known(count) or ())
+        return count
 
     def _autocast(self, x: Any, dtype: torch.dtype) -> Any:
         """An input as autocast's linear layers would take it; without autocast as it is."""

@@ -1,0 +1,132 @@
+"""Key/value caches: keys after norm and RoPE, each row of the batch with a length of its own. SPEC 13.
+
+Storage is written in place, so a cache is a handle: extending spends it and returns the next one on that storage.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Float, Integer
+from torch import Tensor as Array
+
+from gqa_spec import AttentionConfig, checks
+
+
+@dataclass(eq=False)
+class KVCache:
+    """The keys and values of the tokens so far. Slots that hold no token are exactly 0.
+
+    keys (B, K, C, H), values (B, K, C, Hv), length (B,): tokens seen so far, C + 1 once a row has overflowed under
+    torch.compile. length stays on the CPU, so that no step waits for a device to tell it. A rolling cache holds the
+    last C = window positions in order, the newest last; any other holds position j in slot j. rope_length fixes the
+    frequencies that depend on the length. spent: extended already, and of no further use.
+    """
+
+    keys: Array
+    values: Array
+    length: Array
+    rope_length: int
+    rolling: bool
+    spent: bool = False
+
+    @property
+    def capacity(self) -> int:
+        return self.keys.shape[2]
+
+    def clone(self) -> Self:
+        """A copy with storage of its own: extend both, to fork a prefix for instance. A spent handle raises."""
+        checks.cache_unspent(self.spent)
+        return replace(self, keys=self.keys.clone(), values=self.values.clone(), length=self.length.clone())
+
+
+def empty(
+    config: AttentionConfig, batch_size: int, max_length: int, rolling: bool, dtype: torch.dtype, device: torch.device
+) -> KVCache:
+    slots = config.window if rolling and config.window is not None else max_length
+    shape = (batch_size, config.num_kv_heads, slots)
+    return KVCache(
+        keys=torch.zeros(*shape, config.head_dim, dtype=dtype, device=device),
+        values=torch.zeros(*shape, config.v_head_dim, dtype=dtype, device=device),
+        length=torch.zeros(batch_size, dtype=torch.int64, device="cpu"),
+        rope_length=max_length,
+        rolling=rolling,
+    )
+
+
+def appended(
+    cache: KVCache, key: Float[Array, "B K T H"], value: Float[Array, "B K T Hv"], count: Integer[Array, "B"]
+) -> tuple[KVCache, Array, Array]:
+    """The cache with the first count[b] tokens of each row, and the keys and values that those attend to."""
+    key, value = key.to(cache.keys.dtype), value.to(cache.values.dtype)
+    cache.spent = True
+    if cache.rolling:
+        keys, values = torch.cat([cache.keys, key], dim=2), torch.cat([cache.values, value], dim=2)
+        for held, x in ((cache.keys, keys), (cache.values, values)):
+            _roll(held, x, count)
+        return replace(cache, length=cache.length + count, spent=False), keys, values
+    fit = fits(cache, count)
+    for held, x in ((cache.keys, key), (cache.values, value)):
+        _write(held, x, cache.length, count * fit)
+    length = torch.where(fit, cache.length + count, cache.capacity + 1)
+    ends = known(cache.length + key.shape[2])
+    end = cache.capacity if ends is None else max(ends, default=0)
+    return replace(cache, length=length, spent=False), cache.keys[:, :, :end], cache.values[:, :, :end]
+
+
+def _roll(held: Float[Array, "B K C h"], x: Float[Array, "B K S h"], count: Integer[Array, "B"]) -> None:
+    """Keep the newest C of each row's C + count[b]."""
+    C, each = held.shape[2], common(count)
+    if each is not None:
+        held.copy_(x[:, :, each : each + C])
+        return
+    slots = (count[:, None] + torch.arange(C, device=count.device)).to(x.device)
+    rows = torch.arange(x.shape[0], device=x.device)[:, None]
+    held.copy_(x[rows, :, slots].transpose(1, 2))
+
+
+def _write(
+    held: Float[Array, "B K C h"], x: Float[Array, "B K T h"], start: Integer[Array, "B"], count: Integer[Array, "B"]
+) -> None:
+    """x's first count[b] tokens into the slots from start[b] on."""
+    C, first, each = held.shape[2], common(start), common(count)
+    if first is not None and each is not None:
+        held[:, :, first : first + each] = x[:, :, :each]
+        return
+    token = torch.arange(min(x.shape[2], C), device=start.device)
+    slots = ((start[:, None] + token) % C).to(x.device)  # all different; where nothing is stored, what is there stays
+    stored = (token < count[:, None]).to(x.device)[..., None, None]
+    rows = torch.arange(x.shape[0], device=x.device)[:, None]
+    held[rows, :, slots] = torch.where(stored, x[:, :, :C].transpose(1, 2), held[rows, :, slots])
+
+
+def known(numbers: Integer[Array, "B"]) -> list[int] | None:
+    """One number for each row, or None where they are being traced by torch.compile."""
+    return None if torch.compiler.is_compiling() else numbers.tolist()
+
+
+def common(numbers: Integer[Array, "B"]) -> int | None:
+    """The number that all rows are known to have in common, if there is one."""
+    rows = known(numbers)
+    return rows[0] if rows and all(row == rows[0] for row in rows) else None
+
+
+def fits(cache: KVCache, count: Integer[Array, "B"]) -> Bool[Array, "B"]:
+    """Which rows have room for count[b] more tokens; a row that once had none never has."""
+    return (cache.length + count <= cache.capacity) | cache.rolling
+
+
+def visibility(cache: KVCache, T: int, config: AttentionConfig, *, device: torch.device) -> dict[str, Any]:
+    """Which of the keys that `appended` returns the T new tokens may see, as the kernel's mask, offset and chunk."""
+    first = common(cache.length)
+    if not cache.rolling:
+        return {"mask": None, "offset": cache.length if first is None else first, "chunk": config.chunk}
+    start = cache.length.to(device)[:, None, None, None]
+    query_position = start + torch.arange(T, device=device)[:, None]
+    key_position = start - cache.capacity + torch.arange(cache.capacity + T, device=device)
+    visible = key_position >= 0
+    if config.chunk is not None:  # chunks count absolute positions, which a rolled slot has left behind
+        visible = visible & (query_position // config.chunk == key_position // config.chunk)
+    return {"mask": visible, "offset": cache.capacity, "chunk": None}
