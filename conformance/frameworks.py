@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,7 +17,8 @@ Array = np.ndarray
 @dataclass(frozen=True)
 class Framework:
     """to: a NumPy array (any dtype of SPEC 7, bool, integers) into the framework. back: out of it. options: the
-    constructor keywords that fix a layer's dtype. build: makes a layer whose weights come next. call: how a user calls one.
+    constructor keywords that fix a layer's dtype. build: makes a layer whose weights come next. call: how a user calls
+    a layer, apply: how a user calls a function.
     """
 
     name: str
@@ -25,6 +27,7 @@ class Framework:
     options: Callable[[str], dict[str, Any]]
     build: Callable[[Callable[[], Any]], Any]
     call: Callable[..., Any]
+    apply: Callable[..., Any]
 
 
 def available(name: str) -> bool:
@@ -33,8 +36,13 @@ def available(name: str) -> bool:
     return all(find_spec(package) is not None for package in needs[name])
 
 
+@cache
 def framework(name: str) -> Framework:
     return {"numpy": _numpy, "torch": _torch, "jax": _jax}[name]()
+
+
+def _call(function: Any, *args: Any, **keywords: Any) -> Any:
+    return function(*args, **keywords)
 
 
 def _now(make: Callable[[], Any]) -> Any:
@@ -51,7 +59,7 @@ def _numpy() -> Framework:
     def options(dtype: str) -> dict[str, Any]:
         return {"dtype": ml_dtypes.bfloat16 if dtype == "bfloat16" else np.dtype(dtype), "rng": np.random.default_rng()}
 
-    return Framework("numpy", read_only, np.asarray, options, _now, lambda layer, *args, **kw: layer(*args, **kw))
+    return Framework("numpy", read_only, np.asarray, options, _now, _call, _call)
 
 
 def _torch() -> Framework:
@@ -72,10 +80,11 @@ def _torch() -> Framework:
         with torch.no_grad():
             return layer(*args, **keywords)
 
-    return Framework("torch", to, back, lambda dtype: {"dtype": getattr(torch, dtype)}, _now, call)
+    return Framework("torch", to, back, lambda dtype: {"dtype": getattr(torch, dtype)}, _now, call, call)
 
 
 def _jax() -> Framework:
+    import jax
     import jax.numpy as jnp
     from flax import nnx
 
@@ -86,8 +95,13 @@ def _jax() -> Framework:
     def call(layer: Any, *args: Any, **keywords: Any) -> Any:
         return layer(*args, **keywords)
 
+    def apply(function: Any, *args: Any, **keywords: Any) -> Any:
+        fixed = {name: x for name, x in keywords.items() if not hasattr(x, "shape")}
+        arrays = {name: x for name, x in keywords.items() if hasattr(x, "shape")}
+        return jax.jit(partial(function, **fixed))(*args, **arrays)
+
     def options(dtype: str) -> dict[str, Any]:
         return {"param_dtype": jnp.dtype(dtype), "rngs": nnx.Rngs(0)}
 
     # Abstract: drawing initial values would compile a program for each shape, and they are replaced at once.
-    return Framework("jax", to, np.asarray, options, nnx.eval_shape, call)
+    return Framework("jax", to, np.asarray, options, nnx.eval_shape, call, apply)

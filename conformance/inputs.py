@@ -98,7 +98,7 @@ def _offset(case: Case) -> dict[str, Any]:
         case "zero":
             return {"offset": 0}
         case "per row":  # one before the start, one in the middle, the last past the end
-            return {"offset": np.array([-3, 4, case.S, 6, -1][: case.B])}
+            return {"offset": np.array([-3, 4, case.S, 6, -1, 9, 2][: case.B])}
     return {}
 
 

@@ -1,7 +1,7 @@
 """The checks: each compares one array of one case and says what it found. Nothing here prints.
 
-Pairs of wings: weights go from a source wing to the others through `export_weights` and `load_weights`, then outputs and
-attention weights of both must agree with each other and with the float64 oracle (SPEC 15).
+Pairs of wings: weights go from a source wing to the others through `export_weights` and `load_weights`, then outputs
+and attention weights of both must agree with each other and with the float64 oracle (SPEC 15).
 """
 
 from __future__ import annotations

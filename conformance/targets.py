@@ -2,8 +2,8 @@
 
 A class is built with `embed_dim, num_heads, num_kv_heads` and those further fields of `AttentionConfig` that a case
 needs, takes canonical weights by `load_weights(mapping)` or `load_state_dict`, and is called as
-`layer(query, key, value, mask)`. A function is called as `attention(query, key, value, mask, causal=...)`. A keyword that
-a case needs and the target does not take makes the case "left out" for it, which is never counted as passed.
+`layer(query, key, value, mask)`. A function is called as `attention(query, key, value, mask, causal=...)`. A keyword
+that a case needs and the target does not take makes the case "left out" for it, which is never counted as passed.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Kernel:
         _refuse(keywords, _accepted(self.function))
         query, key, value, mask = (to(x) for x in call.arguments)
         given = (query, key, value) if mask is None else (query, key, value, mask)
-        return _output_and_weights(self.function(*given, **keywords), self.framework)
+        return _output_and_weights(self.framework.apply(self.function, *given, **keywords), self.framework)
 
 
 @dataclass(frozen=True)

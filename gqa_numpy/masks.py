@@ -83,8 +83,8 @@ def _both(a: Array, b: Array) -> Array:
     a, b = (_as_bias(x, like=y) for x, y in ((a, b), (b, a)))
     with np.errstate(over="ignore"):
         total = a + b
-    finite = np.isfinite(a) & np.isfinite(b)
-    return np.where(finite, np.maximum(total, ml_dtypes.finfo(total.dtype).min), total)
+    limits = ml_dtypes.finfo(total.dtype)
+    return np.where(np.isfinite(a) & np.isfinite(b), np.clip(total, limits.min, limits.max), total)
 
 
 def _as_bias(mask: Array, like: Array) -> Array:
