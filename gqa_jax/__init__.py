@@ -2,11 +2,13 @@
 
 from gqa_jax import masks
 from gqa_jax.attention import attention_stages, grouped_query_attention
+from gqa_jax.cache import KVCache
 from gqa_jax.layer import GroupedQueryAttention, GroupQueryAttention
 
 __all__ = [
     "GroupQueryAttention",
     "GroupedQueryAttention",
+    "KVCache",
     "attention_stages",
     "grouped_query_attention",
     "masks",

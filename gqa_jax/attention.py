@@ -43,11 +43,21 @@ def grouped_query_attention(
     Returns context and, with need_weights, the weights before dropout, both in the query's dtype.
     Raises ValueError for shapes and settings, TypeError for dtypes (SPEC 14).
     """
-    stages = attention_stages(
-        query, key, value, mask, causal=causal, window=window, chunk=chunk, offset=offset, scale=scale,
-        softcap=softcap, sinks=sinks, dropout_multiplier=dropout_multiplier,
-    )  # fmt: skip
-    return stages["context"], stages["weights"].astype(query.dtype) if need_weights else None
+    settings: dict[str, Any] = {
+        "causal": causal, "window": window, "chunk": chunk, "offset": offset, "scale": scale, "softcap": softcap,
+        "sinks": sinks, "dropout_multiplier": dropout_multiplier,
+    }  # fmt: skip
+    if not need_weights:
+        checks.attention(query, key, value, mask, Array, settings)
+        return attend(query, key, value, mask, **settings), None
+    stages = attention_stages(query, key, value, mask, **settings)
+    return stages["context"], stages["weights"].astype(query.dtype)
+
+
+def attend(
+    query: Array, key: Array, value: Array, mask: Array | None, *, clean: bool = False, **settings: Any
+) -> Array:
+    return attention_stages(query, key, value, mask, **settings)["context"]
 
 
 def attention_stages(

@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Self
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 
+from gqa_jax import cache as cache_
 from gqa_jax import rope
-from gqa_jax.attention import attention_stages, grouped_query_attention
+from gqa_jax.attention import attend, attention_stages, grouped_query_attention
+from gqa_jax.cache import KVCache
 from gqa_jax.masks import Offset
 from gqa_jax.norm import qk_norm
 from gqa_jax.precision import compute_dtype, matmul_precision
@@ -118,6 +121,36 @@ class GroupedQueryAttention(nnx.Module):
         stages |= attention_stages(q, k, v, mask, **self._kernel_settings(q, k, offset))
         return stages | {"output": self._output(stages["context"])}
 
+    def init_cache(self, batch_size: int, max_length: int, *, rolling: bool = False, dtype: Any = None) -> KVCache:
+        """An empty cache for `extend`: max_length tokens for each row, or with rolling the last `window` of them.
+
+        dtype is the layer's when None. Raises ValueError for a layer that is not causal self-attention, and for rolling
+        without a window.
+        """
+        checks.init_cache(self.config, batch_size, max_length, rolling)
+        return cache_.empty(self.config, batch_size, max_length, rolling, self.dtype if dtype is None else dtype)
+
+    def extend(
+        self, x: Float[Array, "B T D"], cache: KVCache, *, lengths: Integer[Array, "B"] | None = None
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        """Append x's tokens to the cache and attend to all so far, as one whole pass would.
+
+        Token i of row b stands at cache.length[b] + i. lengths: how many tokens of each row are real (right-padded), T
+        by default; the rest are not stored and give 0. Returns the output and the longer cache; the given one stays
+        as it was. Raises ValueError where a row has no room; under jit, where it cannot, that row is NaN from then on.
+        """
+        count = self._count(x, cache, lengths)
+        T = x.shape[1]
+        real = (jnp.arange(T) < count[:, None])[..., None]
+        positions = None if self.config.rope is None else cache.length[:, None] + jnp.arange(T)
+        tokens = x if lengths is None else jnp.where(real, x, 0)
+        q, k, v = _newest(self._heads(tokens, None, None, None, positions, positions, None, cache.rope_length))
+        longer, keys, values = cache_.appended(cache, k, v, count)
+        settings = self._kernel_settings(q, keys, None) | cache_.visibility(cache, T, self.config)
+        context = attend(q, keys.astype(q.dtype), values.astype(q.dtype), **settings, clean=True)
+        output = jnp.where(real, self._output(context), 0)
+        return jnp.where(cache_.fits(cache, count)[:, None, None], output, jnp.nan), longer
+
     def load_weights(self, mapping: Mapping[str, Any]) -> Self:
         """Copy canonical weights into place, all or none.
 
@@ -176,6 +209,23 @@ class GroupedQueryAttention(nnx.Module):
             stages["q_rope"] = rope.rotate(q, positions, config.rope, length)
             stages["k_rope"] = rope.rotate(k, key_positions, config.rope, length)
         return stages
+
+    def _count(self, x: Array, cache: KVCache, lengths: Array | None) -> Integer[Array, "B"]:
+        """How many of x's tokens each row appends, once everything that is not traced has been checked."""
+        checks.array("x", x, Array)
+        checks.instance("cache", cache, KVCache)
+        checks.extend(self.config, x.shape, cache.keys.shape, cache.values.shape, cache.rolling)
+        B, T = x.shape[:2]
+        if lengths is None:
+            count = jnp.full(B, T)
+        else:
+            checks.cache_lengths(lengths, Array, B)
+            if not isinstance(lengths, jax.core.Tracer):
+                checks.cache_lengths_in_chunk(lengths.tolist(), T)
+            count = jnp.clip(lengths.astype(int), 0, T)
+        if not (cache.rolling or any(isinstance(n, jax.core.Tracer) for n in (cache.length, count))):
+            checks.cache_room(cache.capacity, cache.length.tolist(), count.tolist())
+        return count
 
     def _kernel_settings(self, q: Array, k: Array, offset: Offset) -> dict[str, Any]:
         config = self.config
