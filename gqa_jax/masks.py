@@ -92,8 +92,8 @@ def _both(a: Array, b: Array) -> Array:
     with jax.numpy_dtype_promotion("standard"):  # two floating dtypes meet in the wider one
         total = a + b
     finite = jnp.isfinite(a) & jnp.isfinite(b)
-    lowest = jnp.finfo(total.dtype).min  # type: ignore[no-untyped-call, unused-ignore]
-    return jnp.where(finite, jnp.maximum(total, lowest), total)
+    limits = jnp.finfo(total.dtype)
+    return jnp.where(finite, jnp.clip(total, limits.min, limits.max), total)
 
 
 def _as_bias(mask: Array, like: Array) -> Array:

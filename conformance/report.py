@@ -1,0 +1,104 @@
+"""What a run found, for people (rich tables) and for programs (JSON)."""
+
+from __future__ import annotations
+
+import platform
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from rich.table import Table
+
+from conformance.kill import Kill
+from conformance.proof import Check
+
+PACKAGES = ("numpy", "torch", "jax", "flax", "transformers")
+
+
+def counts(checks: Iterable[Check]) -> dict[str, int]:
+    """How many checks passed, failed and were left out; what is left out is not counted as passed."""
+    counted = {"pass": 0, "fail": 0, "left out": 0}
+    for check in checks:
+        counted[check.verdict] += 1
+    return counted
+
+
+def pair(column: str) -> str:
+    """Both directions between two wings share a column: "torch to jax, float32" and back are "jax ~ torch float32"."""
+    names, _, dtype = column.rpartition(", ")
+    return " ~ ".join(sorted(names.split(" to "))) + f"\n{dtype}"
+
+
+def matrix(checks: list[Check], title: str) -> Table:
+    """Rows: groupings. Columns: pairs. Each cell: the worst error in units of the dtype's epsilon, and the verdict."""
+    cells: dict[tuple[str, str], list[Check]] = defaultdict(list)
+    for check in checks:
+        cells[check.row, pair(check.column)].append(check)
+    rows = list(dict.fromkeys(check.row for check in checks))
+    columns = list(dict.fromkeys(pair(check.column) for check in checks))
+    table = Table(title=title, caption="worst error in units of the dtype's epsilon, relative to the largest value")
+    table.add_column("")
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(row, *(_cell(cells.get((row, column), [])) for column in columns))
+    return table
+
+
+def _cell(checks: list[Check]) -> str:
+    counted = counts(checks)
+    worst = max((check.error for check in checks if check.verdict != "left out"), default=0.0)
+    if counted["fail"]:
+        return f"[bold red]{worst:.3g} FAIL {counted['fail']}/{len(checks)}[/]"
+    if counted["left out"] == len(checks):
+        return "[yellow]left out[/]" if checks else ""
+    note = f" [yellow](-{counted['left out']})[/]" if counted["left out"] else ""
+    return f"[green]{worst:.2f} pass[/]{note}"
+
+
+def failures(checks: list[Check]) -> Table:
+    table = Table(title="What failed", show_lines=False)
+    for name in ("case", "between", "quantity", "found"):
+        table.add_column(name, overflow="fold")
+    for check in checks:
+        if check.verdict == "fail":
+            table.add_row(check.case, check.column, check.quantity, check.reason)
+    return table
+
+
+def kill_matrix(kills: list[Kill]) -> Table:
+    """Planted bugs and the cases that catch them."""
+    table = Table(title="Planted bugs")
+    table.add_column("bug")
+    table.add_column("what is wrong", overflow="fold")
+    table.add_column("caught by", justify="right")
+    table.add_column("first case", overflow="fold")
+    for kill in kills:
+        caught = f"{len(kill.caught_by)} of {kill.shown}"
+        first = kill.caught_by[0] if kill.caught_by else "[bold red]SURVIVED[/]"
+        table.add_row(kill.bug, kill.what, caught, first)
+    return table
+
+
+def as_json(checks: list[Check], kills: list[Kill], not_run: list[str]) -> dict[str, Any]:
+    """Everything that the tables show, and the versions it was run with. An infinite error is written as null."""
+    rows = [asdict(check) for check in checks]
+    for row in rows:
+        row["error"] = row["error"] if row["error"] < float("inf") else None
+    return {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in PACKAGES},
+        "counts": counts(checks),
+        "left_out": not_run,
+        "planted_bugs": [asdict(kill) for kill in kills],
+        "checks": rows,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,104 @@
+"""`gqa conform`: run the suite on our three wings, or on anybody's class or function."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from conformance import real, report, run
+from conformance.kill import Kill, kill_table
+from conformance.proof import Check
+from conformance.targets import WINGS, NotATarget
+
+
+def conform(
+    target: Annotated[str | None, typer.Option(help="MODULE:NAME of a class or a function to judge instead.")] = None,
+    arrays: Annotated[
+        Literal["numpy", "torch", "jax"] | None,
+        typer.Option(help="The arrays that --target takes, where it is not a torch or flax module."),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write every check to this file.")] = None,
+    synthetic: Annotated[bool, typer.Option("--synthetic", help="Leave out the real model's weights.")] = False,
+) -> None:
+    """Print what agrees and what does not. Exit code 1 on any mismatch, 2 where the target cannot be judged."""
+    console = Console()
+    try:
+        tasks = run.target_tasks(target, arrays) if target else run.wing_tasks()
+    except NotATarget as error:
+        typer.echo(error, err=True)
+        raise typer.Exit(2) from error
+
+    not_run = [] if target else _not_installed() + _real_left_out(synthetic)
+    with _progress(console) as progress:
+        checks = _run(progress, tasks)
+        real_checks = [] if target or _real_left_out(synthetic) else _run_real(progress)
+        kills = [] if target else _kill(progress)
+
+    _print(console, checks, target or "Our wings, each against the others")
+    if real_checks:
+        _print(console, real_checks, "SmolLM2-135M, real weights and real text")
+    if kills:
+        console.print(report.kill_matrix(kills))
+    failed = _summary(console, checks + real_checks, kills, not_run)
+    if json_file is not None:
+        found = report.as_json(checks + real_checks, kills, not_run)
+        json_file.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    raise typer.Exit(1 if failed else 0)
+
+
+def _not_installed() -> list[str]:
+    installed = run.installed_wings()
+    return [f"gqa_{wing}: {wing} is not installed" for wing in WINGS if wing not in installed]
+
+
+def _real_left_out(synthetic: bool) -> list[str]:
+    reason = "not asked for (--synthetic)" if synthetic else real.missing_parts()
+    return [f"real weights: {reason}"] if reason else []
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+    )
+
+
+def _run(progress: Progress, tasks: list[run.Task]) -> list[Check]:
+    bar = progress.add_task("synthetic cases", total=sum(task.size for task in tasks))
+    return run.run(tasks, lambda size: progress.update(bar, advance=size))
+
+
+def _run_real(progress: Progress) -> list[Check]:
+    bar = progress.add_task("real weights, layers", total=real.NUM_LAYERS)
+    return real.real_checks(run.installed_wings(), lambda size: progress.update(bar, advance=size))
+
+
+def _kill(progress: Progress) -> list[Kill]:
+    bar = progress.add_task("planted bugs", total=1)
+    kills = kill_table()
+    progress.update(bar, advance=1)
+    return kills
+
+
+def _print(console: Console, checks: list[Check], title: str) -> None:
+    console.print(report.matrix(checks, title))
+    if report.counts(checks)["fail"]:
+        console.print(report.failures(checks))
+
+
+def _summary(console: Console, checks: list[Check], kills: list[Kill], not_run: list[str]) -> bool:
+    """The closing lines; whether anything failed, or nothing was judged at all."""
+    counted = report.counts(checks)
+    survived = [kill.bug for kill in kills if not kill.caught_by]
+    for part in not_run:
+        console.print(f"[yellow]left out: {part}[/]")
+    console.print(
+        f"{counted['pass']} passed, {counted['fail']} failed, {counted['left out']} left out", highlight=False
+    )
+    if kills:
+        console.print(f"{len(kills) - len(survived)} of {len(kills)} planted bugs caught", highlight=False)
+    return bool(counted["fail"] or survived or not counted["pass"])

@@ -1,0 +1,34 @@
+"""What all tests share: the wings as a fixture, and the shape-checking hook.
+
+`GQA_SHAPES=1 pytest` checks every jaxtyping annotation of the pure functions at run time. Tests of our own messages and
+of a framework's tracing are marked `unhooked`: the hook would answer first, or be traced.
+"""
+
+from __future__ import annotations
+
+import os
+
+import jaxtyping
+
+PURE_ROOMS = ("masks", "rope", "norm", "attention")
+if os.environ.get("GQA_SHAPES"):
+    hooked = [f"gqa_{wing}.{room}" for wing in ("numpy", "torch", "jax") for room in PURE_ROOMS]
+    jaxtyping.install_import_hook(hooked, "beartype.beartype")
+
+import pytest  # noqa: E402  (the hook comes before every import of a wing)
+
+from conformance.targets import WINGS, Wing  # noqa: E402
+
+
+@pytest.fixture(params=WINGS)
+def wing(request: pytest.FixtureRequest) -> Wing:
+    return Wing(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _x64():
+    """float64 in JAX as in the others; what JAX does without it is tested in the float32 half of the suite's run."""
+    import jax
+
+    jax.config.update("jax_enable_x64", True)
+    return

@@ -1,0 +1,42 @@
+"""The comparison can fail in each of its ways, and says which."""
+
+import numpy as np
+import pytest
+
+from conformance.compare import bound, compare, error_of
+
+REFERENCE = np.array([[0.0, 1.0], [-np.inf, 4.0]])
+
+
+def changed(place, value):
+    got = REFERENCE.copy()
+    got[place] = value
+    return got
+
+
+@pytest.mark.parametrize(
+    ("got", "reason"),
+    [
+        (REFERENCE.copy(), ""),
+        (REFERENCE[:1], "shape (1, 2), expected (2, 2)"),
+        (REFERENCE.astype(np.float32), "dtype float32, expected float64"),
+        (changed((0, 0), 1e-300), "not 0 where the expected value is exactly 0"),
+        (changed((1, 0), -1e300), "-inf stands elsewhere"),
+        (changed((0, 1), -np.inf), "-inf stands elsewhere"),
+        (changed((0, 1), np.nan), "error inf of the largest value, at most 1e-12 allowed"),
+        (changed((0, 1), 1.0 + 1e-10), "error 2.5e-11 of the largest value, at most 1e-12 allowed"),
+    ],
+)
+def test_it_says_what_differs(got, reason):
+    assert compare(got, REFERENCE, "float64", 1e-12).reason == reason
+
+
+def test_errors_are_relative_to_the_largest_value():
+    assert error_of(np.array([1.0, 102.0]), np.array([1.0, 100.0])) == pytest.approx(0.02)
+
+
+def test_the_bounds_are_those_of_the_specification():
+    assert bound("float64", 1.0) == 1e-12
+    assert bound("float32", 0.0) == 4 * np.finfo(np.float32).eps
+    assert bound("float32", 1e-5) == 4e-5
+    assert bound("bfloat16", 0.0) == 4 * 2.0**-7
