@@ -2,11 +2,13 @@
 
 from gqa_numpy import masks
 from gqa_numpy.attention import attention_stages, grouped_query_attention
+from gqa_numpy.cache import KVCache
 from gqa_numpy.layer import GroupedQueryAttention, GroupQueryAttention
 
 __all__ = [
     "GroupQueryAttention",
     "GroupedQueryAttention",
+    "KVCache",
     "attention_stages",
     "grouped_query_attention",
     "masks",

@@ -43,11 +43,36 @@ def grouped_query_attention(
     Returns context and, with need_weights, the weights before dropout, both in the query's dtype.
     Raises ValueError for shapes and settings, TypeError for dtypes (SPEC 14).
     """
-    stages = attention_stages(
-        query, key, value, mask, causal=causal, window=window, chunk=chunk, offset=offset, scale=scale,
-        softcap=softcap, sinks=sinks, dropout_multiplier=dropout_multiplier,
-    )  # fmt: skip
-    return stages["context"], stages["weights"].astype(query.dtype) if need_weights else None
+    settings: dict[str, Any] = {
+        "causal": causal, "window": window, "chunk": chunk, "offset": offset, "scale": scale, "softcap": softcap,
+        "sinks": sinks, "dropout_multiplier": dropout_multiplier,
+    }  # fmt: skip
+    if not need_weights:
+        checks.attention(query, key, value, mask, Array, settings)
+        return attend(query, key, value, mask, **settings), None
+    stages = attention_stages(query, key, value, mask, **settings)
+    return stages["context"], stages["weights"].astype(query.dtype)
+
+
+def choose_path(need_weights: bool) -> str:
+    """Which function computes a call: `plain` where weights are asked for, else `blocked` (gqa_numpy/fast.py)."""
+    return "plain" if need_weights else "blocked"
+
+
+def attend(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    mask: Array | None,
+    *,
+    scale: Any,
+    **settings: Any,
+) -> Float[Array, "B N T Hv"]:
+    """The context alone, on arguments that have been validated."""
+    from gqa_numpy.fast import blocked_attention  # which is built on the plain kernel below
+
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return blocked_attention(query, key, value, mask, scale=scale, **settings)
 
 
 def attention_stages(

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 
+from gqa_numpy import cache as cache_
 from gqa_numpy import rope
-from gqa_numpy.attention import attention_stages, grouped_query_attention
+from gqa_numpy.attention import attend, attention_stages, grouped_query_attention
+from gqa_numpy.cache import KVCache
 from gqa_numpy.masks import Offset
 from gqa_numpy.norm import qk_norm
 from gqa_numpy.precision import compute_dtype
@@ -110,6 +112,38 @@ class GroupedQueryAttention:
         stages |= attention_stages(q, k, v, mask, **self._kernel_settings(q, k, offset))
         return stages | {"output": self._output(stages["context"])}
 
+    def init_cache(self, batch_size: int, max_length: int, *, rolling: bool = False, dtype: Any = None) -> KVCache:
+        """An empty cache for `extend`: max_length tokens for each row, or with rolling the last `window` of them.
+
+        dtype is the layer's when None. Raises ValueError for a layer that is not causal self-attention, and for rolling
+        without a window.
+        """
+        checks.init_cache(self.config, batch_size, max_length, rolling)
+        cache = cache_.empty(self.config, batch_size, max_length, rolling, self.dtype if dtype is None else dtype)
+        checks.floating("dtype", cache.keys)
+        return cache
+
+    def extend(
+        self, x: Float[Array, "B T D"], cache: KVCache, *, lengths: Integer[Array, "B"] | None = None
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        """Append x's tokens to the cache and attend to all so far, as one whole pass would.
+
+        Token i of row b stands at cache.length[b] + i. lengths: how many tokens of each row are real (right-padded), T
+        by default; the rest are not stored and give 0. Returns the output and the longer cache, in the storage of the
+        given one, which is spent: extending it again raises ValueError, as does a row without room.
+        """
+        count = self._count(x, cache, lengths)
+        T = x.shape[1]
+        real = (np.arange(T) < count[:, None])[..., None]
+        positions = None if self.config.rope is None else cache.length[:, None] + np.arange(T)
+        tokens = x if lengths is None else np.where(real, x, self.dtype.type(0))
+        q, k, v = _newest(self._heads(tokens, None, None, None, positions, positions, None, cache.rope_length))
+        settings = cache_.visibility(cache, T, self.config)
+        longer, keys, values = cache_.appended(cache, k, v, count)
+        settings = self._kernel_settings(q, keys, None) | settings
+        context = attend(q, keys.astype(q.dtype, copy=False), values.astype(q.dtype, copy=False), **settings)
+        return np.where(real, self._output(context), self.dtype.type(0)), longer
+
     def load_weights(self, mapping: Mapping[str, Any]) -> Self:
         """Copy canonical weights into place, all or none.
 
@@ -152,6 +186,21 @@ class GroupedQueryAttention:
             stages["q_rope"] = rope.rotate(q, positions, config.rope, length)
             stages["k_rope"] = rope.rotate(k, key_positions, config.rope, length)
         return stages
+
+    def _count(self, x: Array, cache: KVCache, lengths: Array | None) -> Integer[Array, "B"]:
+        """How many of x's tokens each row appends, once everything has been checked."""
+        checks.array("x", x, Array)
+        checks.instance("cache", cache, KVCache)
+        checks.cache_unspent(cache.spent)
+        checks.extend(self.config, x.shape, cache.keys.shape, cache.values.shape, cache.rolling)
+        B, T = x.shape[:2]
+        if lengths is not None:
+            checks.cache_lengths(lengths, Array, B)
+            checks.cache_lengths_in_chunk(lengths.tolist(), T)
+        count = np.full(B, T) if lengths is None else lengths
+        if not cache.rolling:
+            checks.cache_room(cache.capacity, cache.length.tolist(), count.tolist())
+        return count
 
     def _kernel_settings(self, q: Array, k: Array, offset: Offset) -> dict[str, Any]:
         config = self.config

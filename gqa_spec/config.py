@@ -123,7 +123,7 @@ class RopeConfig:
     scaling: RopeScaling | None = None
 
     def __post_init__(self) -> None:
-        checks.number("theta", self.theta, above=0)
+        checks.number("theta", self.theta, above=1)
         checks.choice("pairing", self.pairing, ("half", "interleaved"))
         if self.rotary_dim is not None:
             checks.integer("rotary_dim", self.rotary_dim, at_least=2)
@@ -180,6 +180,8 @@ class AttentionConfig:
         checks.instance("rope", self.rope, RopeConfig, optional=True)
         if self.rope is not None:
             checks.rotary_dim(self.rotary_dim, self.head_dim)
+            if isinstance(self.rope.scaling, DynamicScaling):
+                checks.integer("rotary_dim with dynamic scaling", self.rotary_dim, at_least=4)
             if isinstance(self.rope.scaling, LongropeScaling):
                 checks.longrope_factors(self.rope.scaling, self.rotary_dim)
 

@@ -238,7 +238,7 @@ def test_the_same_sentence_in_every_wing(case):
     ("make", "kind", "text"),
     [
         (lambda: RopeConfig(pairing="neox"), ValueError, "pairing: expected half, interleaved, got 'neox'"),
-        (lambda: RopeConfig(theta=0), ValueError, "theta: expected a finite number > 0, got 0"),
+        (lambda: RopeConfig(theta=0), ValueError, "theta: expected a finite number > 1, got 0"),
         (
             lambda: RopeConfig(rotary_dim=7),
             ValueError,
