@@ -3,6 +3,7 @@
 from gqa_numpy import masks
 from gqa_numpy.attention import attention_stages, grouped_query_attention
 from gqa_numpy.cache import KVCache
+from gqa_numpy.gradients import grouped_query_attention_vjp
 from gqa_numpy.layer import GroupedQueryAttention, GroupQueryAttention
 
 __all__ = [
@@ -11,5 +12,6 @@ __all__ = [
     "KVCache",
     "attention_stages",
     "grouped_query_attention",
+    "grouped_query_attention_vjp",
     "masks",
 ]

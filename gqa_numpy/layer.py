@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -12,8 +12,9 @@ from gqa_numpy import cache as cache_
 from gqa_numpy import rope
 from gqa_numpy.attention import attend, attention_stages, grouped_query_attention
 from gqa_numpy.cache import KVCache
+from gqa_numpy.gradients import Gradients, grouped_query_attention_vjp
 from gqa_numpy.masks import Offset
-from gqa_numpy.norm import qk_norm
+from gqa_numpy.norm import qk_norm, qk_norm_vjp
 from gqa_numpy.precision import compute_dtype
 from gqa_spec import AttentionConfig, checks
 from gqa_spec.config import CONFIG_FIELDS, DERIVED
@@ -144,6 +145,49 @@ class GroupedQueryAttention:
         context = attend(q, keys.astype(q.dtype, copy=False), values.astype(q.dtype, copy=False), **settings)
         return np.where(real, self._output(context), self.dtype.type(0)), longer
 
+    def vjp(
+        self,
+        query: Float[Array, "B T D"],
+        key: Float[Array, "B S E"] | None = None,
+        value: Float[Array, "B S E"] | None = None,
+        mask: Array | None = None,
+        *,
+        positions: Array | None = None,
+        key_positions: Array | None = None,
+        offset: Offset = None,
+        rope_length: int | None = None,
+    ) -> tuple[Float[Array, "B T D"], Callable[[Float[Array, "B T D"]], Gradients]]:
+        """The output, and a function from its gradient to those of query, key, value, a floating mask and every weight,
+        by name. key and value have gradients of their own also where they default to query and key; they add up.
+        float32 and float64 layers.
+        """
+        stages = self._heads(query, key, value, mask, positions, key_positions, offset, rope_length)
+        q, k, v = _newest(stages)
+        context, attention_vjp = grouped_query_attention_vjp(q, k, v, mask, **self._kernel_settings(q, k, offset))
+        key_input = query if key is None else key
+        inputs = {"q": query, "k": key_input, "v": key_input if value is None else value}
+        T, S = query.shape[1], key_input.shape[1]
+        places = dict(zip("qk", _positions(T, S, positions, key_positions, offset), strict=True))
+        length = S if rope_length is None else rope_length
+
+        def vjp(d_output: Float[Array, "B T D"]) -> Gradients:
+            d_joined, gradients = self._projection_vjp("o_proj", _joined_heads(context), d_output)
+            heads = attention_vjp(_split(d_joined, self.config.num_heads))
+            gradients |= {name: heads[name] for name in ("mask", "sinks") if name in heads}
+            for name, argument in (("q", "query"), ("k", "key"), ("v", "value")):
+                d_heads = heads[argument]
+                if f"{name}_rope" in stages and self.config.rope is not None:
+                    d_heads = rope.rotate_vjp(d_heads, places[name], self.config.rope, length)
+                if f"{name}_norm" in stages and self.config.qk_norm is not None:
+                    weight, kind, eps = f"{name}_norm.weight", self.config.qk_norm, self.config.qk_norm_eps
+                    projected = stages[f"{name}_proj"]
+                    d_heads, gradients[weight] = qk_norm_vjp(projected, self.parameters[weight], kind, eps, d_heads)
+                d_input, weights = self._projection_vjp(f"{name}_proj", inputs[name], _joined_heads(d_heads))
+                gradients |= weights | {argument: d_input}
+            return gradients
+
+        return self._output(context), vjp
+
     def load_weights(self, mapping: Mapping[str, Any]) -> Self:
         """Copy canonical weights into place, all or none.
 
@@ -180,9 +224,7 @@ class GroupedQueryAttention:
         if config.rope is not None:
             q, k, _ = _newest(stages)
             length = S if length is None else length
-            if positions is None:
-                positions = np.asarray(S - T if offset is None else offset)[..., None] + np.arange(T)
-            key_positions = np.arange(S) if key_positions is None else key_positions
+            positions, key_positions = _positions(T, S, positions, key_positions, offset)
             stages["q_rope"] = rope.rotate(q, positions, config.rope, length)
             stages["k_rope"] = rope.rotate(k, key_positions, config.rope, length)
         return stages
@@ -231,9 +273,16 @@ class GroupedQueryAttention:
         projected = projected if bias is None else projected + bias.astype(dtype)
         return projected.astype(self.dtype).reshape(*x.shape[:-1], -1)
 
+    def _projection_vjp(self, name: str, x: Array, d_y: Array) -> tuple[Array, Gradients]:
+        """The gradient of a projection's input, and those of its weight and bias."""
+        tokens, d_tokens = x.reshape(-1, x.shape[-1]), d_y.reshape(-1, d_y.shape[-1])
+        gradients = {f"{name}.weight": d_tokens.T @ tokens}
+        if f"{name}.bias" in self.parameters:
+            gradients[f"{name}.bias"] = d_tokens.sum(axis=0)
+        return d_y @ self.parameters[f"{name}.weight"], gradients
+
     def _output(self, context: Float[Array, "B N T Hv"]) -> Float[Array, "B T D"]:
-        B, N, T, Hv = context.shape
-        return self._project("o_proj", context.swapaxes(1, 2).reshape(B, T, N * Hv))
+        return self._project("o_proj", _joined_heads(context))
 
 
 GroupQueryAttention = GroupedQueryAttention
@@ -247,6 +296,17 @@ def _newest(stages: Mapping[str, Array]) -> tuple[Array, Array, Array]:
     """query, key and value as they are after the last stage so far."""
     q, k = (next(stages[f"{n}_{s}"] for s in ("rope", "norm", "proj") if f"{n}_{s}" in stages) for n in ("q", "k"))
     return q, k, stages["v_proj"]
+
+
+def _positions(T: int, S: int, positions: Any, key_positions: Any, offset: Offset) -> tuple[Array, Array]:
+    """Where queries and keys are rotated to: i + offset and j unless given."""
+    if positions is None:
+        positions = np.asarray(S - T if offset is None else offset)[..., None] + np.arange(T)
+    return positions, np.arange(S) if key_positions is None else key_positions
+
+
+def _joined_heads(x: Float[Array, "B heads T size"]) -> Float[Array, "B T W"]:
+    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
 def _initial(name: str, shape: tuple[int, ...], config: AttentionConfig, rng: np.random.Generator) -> Array:

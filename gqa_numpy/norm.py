@@ -27,3 +27,26 @@ def qk_norm(x: Float[Array, "B N T H"], weight: Float[Array, "W"], kind: str, ep
     B, N, T, H = x.shape
     flat = x.swapaxes(1, 2).reshape(B, T, N * H)
     return rms_norm(flat, weight, eps).reshape(B, T, N, H).swapaxes(1, 2)
+
+
+def rms_norm_vjp(
+    x: Float[Array, "*axes W"], weight: Float[Array, "W"], eps: float, d_out: Float[Array, "*axes W"], *, plus_one: bool
+) -> tuple[Float[Array, "*axes W"], Float[Array, "W"]]:
+    """The gradients of x and of the stored weight."""
+    factor = weight + 1 if plus_one else weight
+    inverse = 1 / np.sqrt(np.mean(np.square(x), axis=-1, keepdims=True) + eps)
+    normed, d_normed = x * inverse, d_out * factor
+    d_x = inverse * (d_normed - normed * np.mean(d_normed * normed, axis=-1, keepdims=True))
+    return d_x, (d_out * normed).sum(axis=tuple(range(x.ndim - 1)))
+
+
+def qk_norm_vjp(
+    x: Float[Array, "B N T H"], weight: Float[Array, "W"], kind: str, eps: float, d_out: Float[Array, "B N T H"]
+) -> tuple[Float[Array, "B N T H"], Float[Array, "W"]]:
+    """The gradients of `qk_norm`'s x and weight."""
+    if kind != "rms_full":
+        return rms_norm_vjp(x, weight, eps, d_out, plus_one=kind == "rms_plus_one")
+    B, N, T, H = x.shape
+    flat, d_flat = (y.swapaxes(1, 2).reshape(B, T, N * H) for y in (x, d_out))
+    d_x, d_weight = rms_norm_vjp(flat, weight, eps, d_flat, plus_one=False)
+    return d_x.reshape(B, T, N, H).swapaxes(1, 2), d_weight

@@ -23,13 +23,33 @@ def rotate(
     """x with its leading `rotary_dim` dimensions turned by position * frequency; positions (T,) or (B, T)."""
     rotary_dim = rope.rotary_dim or x.shape[-1]
     dtype = compute_dtype(x.dtype)
+    cos, sin = cos_sin(positions, rope, rotary_dim, rope_length, dtype)
+    return _turned(x, cos, sin, rotary_dim, rope.pairing)
+
+
+def rotate_vjp(
+    d_out: Float[Array, "B N T H"], positions: Integer[Array, "..."], rope: RopeConfig, rope_length: int
+) -> Float[Array, "B N T H"]:
+    """The gradient of `rotate`'s x: the same turn backwards."""
+    rotary_dim = rope.rotary_dim or d_out.shape[-1]
+    cos, sin = cos_sin(positions, rope, rotary_dim, rope_length, compute_dtype(d_out.dtype))
+    return _turned(d_out, cos, -sin, rotary_dim, rope.pairing)
+
+
+def cos_sin(
+    positions: Integer[Array, "..."], rope: RopeConfig, rotary_dim: int, rope_length: int, dtype: np.dtype[Any]
+) -> tuple[Array, Array]:
+    """cos and sin of every angle, times the attention factor: (T, pairs), or (B, 1, T, pairs) for positions (B, T)."""
     frequencies = inv_freq(rope, rotary_dim, rope_length).astype(dtype)
     angles = positions.astype(dtype)[..., None] * frequencies
     angles = angles if angles.ndim == 2 else angles[:, None]
     factor = dtype.type(attention_factor(rope))
-    cos, sin = np.cos(angles) * factor, np.sin(angles) * factor
-    first, second = _pairs(x[..., :rotary_dim].astype(dtype), rope.pairing)
-    turned = _joined(first * cos - second * sin, second * cos + first * sin, rope.pairing)
+    return np.cos(angles) * factor, np.sin(angles) * factor
+
+
+def _turned(x: Array, cos: Array, sin: Array, rotary_dim: int, pairing: str) -> Array:
+    first, second = _pairs(x[..., :rotary_dim].astype(cos.dtype), pairing)
+    turned = _joined(first * cos - second * sin, second * cos + first * sin, pairing)
     return np.concatenate([turned.astype(x.dtype), x[..., rotary_dim:]], axis=-1)
 
 
