@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import re
 from importlib.util import find_spec
@@ -192,8 +193,19 @@ def test_coming_from_keras_group_query_attention(monkeypatch):
 
 
 def test_readme_says_which_rooms_there_are():
-    for room in ("masks", "rope", "norm", "attention", "cache", "layer"):
+    for room in ("masks", "rope", "norm", "attention", "fast", "cache", "layer"):
         row = next(line for line in README.splitlines() if line.startswith(f"| `{room}` |"))
         for wing, cell in zip(("numpy", "torch", "jax"), row.split("|")[3:6], strict=True):
             exists = (ROOT / f"gqa_{wing}" / f"{room}.py").exists()
             assert cell.strip() == ("yes" if exists else "not yet"), f"{room} of gqa_{wing}"
+
+
+def test_spec_names_every_path():
+    table = SPEC.partition("## Which path is taken")[2]
+    for wing in ("numpy", "torch", "jax"):
+        module = ast.parse((ROOT / f"gqa_{wing}" / "attention.py").read_text())
+        functions = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "choose_path"]
+        returns = [node for function in functions for node in ast.walk(function) if isinstance(node, ast.Return)]
+        values = [node.value for top in returns for node in ast.walk(top) if isinstance(node, ast.Constant)]
+        for path in (value for value in values if isinstance(value, str)):
+            assert f"| gqa_{wing} | `{path}` |" in table or f"| each | `{path}` |" in table
