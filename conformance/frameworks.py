@@ -91,7 +91,7 @@ def _jax() -> Framework:
     def to(x: Any) -> Any:
         return jnp.asarray(x) if isinstance(x, Array) else x
 
-    @nnx.jit(static_argnames=("need_weights",))
+    @nnx.jit(static_argnames=("need_weights", "rope_length"))
     def call(layer: Any, *args: Any, **keywords: Any) -> Any:
         return layer(*args, **keywords)
 

@@ -107,12 +107,10 @@ class ForeignClass:
     cls: Any
 
     def layer(self, config: AttentionConfig, dtype: str) -> Layer:
-        plain = AttentionConfig(
-            embed_dim=config.embed_dim, num_heads=config.num_heads, num_kv_heads=config.num_kv_heads
-        )
-        sizes = ("embed_dim", "num_heads", "num_kv_heads")
-        names = [f.name for f in fields(config)]
-        needed = {n: getattr(config, n) for n in names if n in sizes or getattr(config, n) != getattr(plain, n)}
+        derived: dict[str, Any] = {"num_kv_heads": None, "kv_dim": config.embed_dim, "v_head_dim": config.head_dim}
+        derived["head_dim"] = config.embed_dim / config.num_heads
+        defaults = {field.name: field.default for field in fields(config)} | derived
+        needed = {name: getattr(config, name) for name in defaults if getattr(config, name) != defaults[name]}
         accepted = _accepted(self.cls)
         _refuse(needed, accepted)
         options = self.framework.options(dtype)

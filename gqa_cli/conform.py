@@ -37,7 +37,7 @@ def conform(
     with _progress(console) as progress:
         checks = _run(progress, tasks)
         real_checks = [] if target or _real_left_out(synthetic) else _run_real(progress)
-        kills = [] if target else _kill(progress)
+        kills = [] if target else _kill(progress, with_real=bool(real_checks))
 
     _print(console, checks, target or "Our wings, each against the others")
     if real_checks:
@@ -73,13 +73,13 @@ def _run(progress: Progress, tasks: list[run.Task]) -> list[Check]:
 
 
 def _run_real(progress: Progress) -> list[Check]:
-    bar = progress.add_task("real weights, layers", total=real.NUM_LAYERS)
+    bar = progress.add_task("real weights", total=real.STEPS)
     return real.real_checks(run.installed_wings(), lambda size: progress.update(bar, advance=size))
 
 
-def _kill(progress: Progress) -> list[Kill]:
+def _kill(progress: Progress, with_real: bool) -> list[Kill]:
     bar = progress.add_task("planted bugs", total=1)
-    kills = kill_table()
+    kills = kill_table() + ([real.tiled_heads_kill()] if with_real else [])
     progress.update(bar, advance=1)
     return kills
 

@@ -271,7 +271,7 @@ class GroupedQueryAttention:
         with np.errstate(over="ignore", invalid="ignore"):  # a poisoned token stays with its own key
             projected = tokens @ weight.astype(dtype).T
         projected = projected if bias is None else projected + bias.astype(dtype)
-        return projected.astype(self.dtype).reshape(*x.shape[:-1], -1)
+        return projected.astype(self.dtype).reshape(*x.shape[:-1], weight.shape[0])
 
     def _projection_vjp(self, name: str, x: Array, d_y: Array) -> tuple[Array, Gradients]:
         """The gradient of a projection's input, and those of its weight and bias."""
@@ -306,7 +306,8 @@ def _positions(T: int, S: int, positions: Any, key_positions: Any, offset: Offse
 
 
 def _joined_heads(x: Float[Array, "B heads T size"]) -> Float[Array, "B T W"]:
-    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
+    B, heads, T, size = x.shape
+    return x.swapaxes(1, 2).reshape(B, T, heads * size)
 
 
 def _initial(name: str, shape: tuple[int, ...], config: AttentionConfig, rng: np.random.Generator) -> Array:
