@@ -12,8 +12,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor as Array
 
 from gqa_spec import checks
-from gqa_torch import masks
+from gqa_torch import fast, masks
 from gqa_torch.precision import compute_dtype, without_autocast
+
+PACKED_QUERIES = 16  # up to here a fused kernel has rows to spare for the other heads of a group
+BLOCK_QUERIES = 256
+BLOCK_WEIGHTS = 2**22  # attention weights in one plain block: 16 MiB in float32
 
 
 def grouped_query_attention(
@@ -53,10 +57,101 @@ def grouped_query_attention(
     return stages["context"], stages["weights"].to(query.dtype)
 
 
+def choose_path(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    mask: Array | None = None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    chunk: int | None = None,
+    offset: masks.Offset = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Float[Array, "N"] | None = None,
+    dropout_multiplier: Array | None = None,
+    need_weights: bool = True,
+) -> str:
+    """How `grouped_query_attention` computes this call: the one place that decides.
+
+    "plain": `plain_attention`. "packed" and "fused": the functions of these names in `fast`, both around PyTorch's
+    fused attention, which knows no softcap, sinks and multiplier, and clamps no bias. "... in blocks": by
+    `fast.blocked`, so that no more than one block's weights or mask exist at a time.
+    """
+    (B, N, T, H), (S, Hv) = query.shape, value.shape[2:]
+    if need_weights or 0 in (B, T, S) or torch.compiler.is_exporting():  # one exported graph serves every length
+        return "plain"
+    biased = mask is not None and mask.dtype != torch.bool
+    unfusable = biased or any(x is not None for x in (softcap, sinks, dropout_multiplier))
+    if unfusable or Hv != H or isinstance(scale, Array):
+        # torch.compile would unroll the loop over blocks, anew for every length
+        return "plain" if B * N * T * S <= BLOCK_WEIGHTS or torch.compiler.is_compiling() else "plain in blocks"
+    if T <= PACKED_QUERIES:
+        return "packed"
+    square = T == S and (offset is None or (checks.is_integer(offset) and offset == 0))
+    hides = mask is not None or window is not None or chunk is not None or (causal and not square)
+    return "fused in blocks" if hides else "fused"
+
+
 def attend(
-    query: Array, key: Array, value: Array, mask: Array | None, *, clean: bool = False, **settings: Any
-) -> Array:
-    return attention_stages(query, key, value, mask, **settings)["context"]
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    mask: Array | None,
+    *,
+    clean: bool = False,
+    **settings: Any,
+) -> Float[Array, "B N T Hv"]:
+    """The context alone, by the path that `choose_path` names. clean: no key or value is inf or NaN.
+
+    Static positions hide keys by slicing: these stay unread. What a mask hides gets a weight of 0, which silences it
+    unless it is inf or NaN. Where one may look, a finite context proves that it was not; else it is read as 0 (SPEC 6).
+    """
+    path = choose_path(query, key, value, mask, **settings, need_weights=False)
+    rule, offset = (settings["causal"], settings["window"], settings["chunk"]), settings["offset"]
+    scale, softcap, sinks = settings["scale"], settings["softcap"], settings["sinks"]
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if path == "fused":
+        return fast.fused(query, key, value, None, scale, causal=settings["causal"])
+
+    def kernel(q: Array, k: Array, v: Array, visible: Array | None, bias: Array | None, multiplier: Any) -> Array:
+        if path == "packed":
+            return fast.packed(q, k, v, visible, scale)
+        if path == "fused in blocks":
+            return fast.fused(q, k, v, visible, scale)
+        return plain_attention(q, k, v, visible, bias, scale, softcap, sinks, multiplier)["context"]
+
+    multiplier, rows = settings["dropout_multiplier"], block_queries(path, query, key)
+    if not clean and (mask is not None or isinstance(offset, Array) or None not in rule[1:]):
+        if may_look(query, key, value, mask, sinks, multiplier):
+            context = fast.blocked(kernel, query, key, value, mask, multiplier, rule, offset, rows)
+            if is_finite(context):
+                return context
+        key, value = fast.scrubbed(query, key, value, mask, rule, offset, rows)
+    return fast.blocked(kernel, query, key, value, mask, multiplier, rule, offset, rows)
+
+
+def block_queries(path: str, query: Float[Array, "B N T H"], key: Float[Array, "B K S H"]) -> int:
+    """How many queries one block has: a fused kernel wants many, the plain one has room for so many weights."""
+    B, N, T, _ = query.shape
+    if path == "plain in blocks":
+        return max(BLOCK_WEIGHTS // (B * N * key.shape[2]), 1)
+    return BLOCK_QUERIES if path == "fused in blocks" and not torch.compiler.is_compiling() else T
+
+
+def may_look(*arrays: Array | None) -> bool:
+    """Whether the path may depend on values: not while tracing, and not where gradients would meet the inf or NaN."""
+    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arrays)
+    return not (needs_grad or torch.compiler.is_compiling())
+
+
+def is_finite(x: Array) -> bool:
+    """Whether x surely holds neither inf nor NaN: under vmap, and without data, nobody can say."""
+    try:
+        return bool(x.isfinite().all())
+    except RuntimeError:
+        return False
 
 
 def attention_stages(
@@ -87,6 +182,8 @@ def attention_stages(
     visible, bias = masks.split(mask)
     T, S = query.shape[2], key.shape[2]
     visible = masks.visible_keys(T, S, visible, causal, window, chunk, offset, device=query.device)
+    if visible is not None:
+        query, key, value = readable(query, key, value, visible)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return plain_attention(query, key, value, visible, bias, scale, softcap, sinks, dropout_multiplier)
 
@@ -102,11 +199,12 @@ def plain_attention(
     sinks: Float[Array, "N"] | None,
     dropout_multiplier: Float[Array, "..."] | None,
 ) -> dict[str, Array]:
-    """The kernel. `visible` has the axes of the weights, its first two of size 1 where they do not matter."""
+    """The kernel. `visible` has the axes of the weights, its first two of size 1 where they do not matter.
+
+    What is invisible must be `readable` already.
+    """
     (B, N, T, H), (_, K, S, Hv), G = query.shape, value.shape, query.shape[1] // key.shape[1]
     dtype, stages = compute_dtype(query.dtype), {}
-    if visible is not None:
-        query, key, value = readable(query, key, value, visible)
     q, k, v = (x.to(dtype) for x in (query.reshape(B, K, G, T, H), key, value))
 
     with without_autocast(query.device):

@@ -133,3 +133,23 @@ def visible_keys(
     visible = combine(*conditions)
     visible = visible if visible.ndim == 4 else visible[None, None]
     return visible.expand(*visible.shape[:2], T, S)
+
+
+def key_range(
+    T: int, S: int, causal_: bool, window_: int | None, chunk_: int | None, offset: int | Integer[Array, "..."]
+) -> tuple[int, int]:
+    """The slice of keys outside which no query may see any; all of them where the offset is a tensor.
+
+    It starts with a chunk, so that chunks are counted from its start as from 0.
+    """
+    if isinstance(offset, Array):
+        return 0, S
+    first, end, newest = 0, S, offset + T - 1
+    if causal_:
+        end = min(end, newest + 1)
+    if window_ is not None:
+        first, end = max(first, offset - window_ + 1), min(end, newest + window_)
+    if chunk_ is not None:
+        first, end = max(first, offset) // chunk_ * chunk_, min(end, (newest // chunk_ + 1) * chunk_)
+    first = min(first, S)
+    return first, max(first, end)
