@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from gqa_numpy import masks
-from gqa_numpy.attention import plain_attention
+from gqa_numpy.plain import plain_attention
 from gqa_numpy.precision import compute_dtype
 
 Array = np.ndarray
@@ -99,7 +99,7 @@ def _blocks(
     heads: int, T: int, S: int, causal: bool, window: int | None, chunk: int | None, offset: Array
 ) -> Iterator[tuple[slice, slice]]:
     """Blocks of queries, each with the keys that one of its queries may see for the sake of its position."""
-    size = max(BLOCK_SCORES // max(heads * min(S, 2 * window if window else S), 1), 16)
+    size = max(BLOCK_SCORES // max(heads * min(S, 2 * window if window else S), 1), 1)
     for start in range(0, T, size):
         stop = min(start + size, T)
         nearest, farthest = int(offset.min(initial=S)) + start, int(offset.max(initial=-T)) + stop - 1

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from gqa_numpy import masks
-from gqa_numpy.attention import attention_stages, readable
+from gqa_numpy.attention import attention_stages
+from gqa_numpy.plain import readable
 from gqa_numpy.precision import compute_dtype
 
 Array = np.ndarray
