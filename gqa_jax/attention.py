@@ -1,6 +1,7 @@
 """Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), as the specification reads. SPEC 1 to 9.
 
-Query heads are folded into groups, (B, N, T, H) -> (B, K, G, T, H), so that keys and values are never repeated.
+The query heads of a group are packed as rows of one matrix, (B, N, T, H) -> (B, K, G T, H), so that keys and values are
+never repeated.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from jaxtyping import Bool, Float
 from gqa_jax import masks
 from gqa_jax.precision import compute_dtype, matmul_precision
 from gqa_spec import checks
+
+PACKED_ROWS = 64  # queries times heads of a group: up to here, reading keys and values takes longer than computing
+PACKED_WEIGHTS = 2**22  # 16 MiB in float32
 
 
 def grouped_query_attention(
@@ -54,10 +58,57 @@ def grouped_query_attention(
     return stages["context"], stages["weights"].astype(query.dtype)
 
 
+def choose_path(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    mask: Array | None = None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    chunk: int | None = None,
+    offset: masks.Offset = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Float[Array, "N"] | None = None,
+    dropout_multiplier: Array | None = None,
+    need_weights: bool = True,
+) -> str:
+    """How `grouped_query_attention` computes this call: the one place that decides, by shapes and settings alone.
+
+    "plain": `plain_attention`. "packed" and "blocked": `packed_attention` and `blocked_attention` of `fast`.
+    """
+    (B, N, T, _), (K, S) = query.shape, key.shape[1:3]
+    if need_weights or 0 in (B, T, S):
+        return "plain"
+    rows = N // K * T
+    if rows > PACKED_ROWS and B * K * rows * S > PACKED_WEIGHTS:
+        return "blocked"
+    within = min(size for size in (window, chunk, S) if size is not None)
+    if isinstance(offset, Array) and causal and 4 * (within + T) < S:
+        return "blocked"  # which skips keys out of reach; packed could only mask them
+    return "packed"
+
+
 def attend(
-    query: Array, key: Array, value: Array, mask: Array | None, *, clean: bool = False, **settings: Any
-) -> Array:
-    return attention_stages(query, key, value, mask, **settings)["context"]
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    mask: Array | None,
+    *,
+    clean: bool = False,
+    **settings: Any,
+) -> Float[Array, "B N T Hv"]:
+    """The context alone, by the path that `choose_path` names. clean: no key or value is inf or NaN."""
+    from gqa_jax import fast  # which is built on parts of the plain kernel below
+
+    path = choose_path(query, key, value, mask, **settings, need_weights=False)
+    if path == "plain":
+        return attention_stages(query, key, value, mask, **settings)["context"]
+    settings["scale"] = query.shape[-1] ** -0.5 if settings["scale"] is None else settings["scale"]
+    if path == "packed":
+        return fast.packed_attention(query, key, value, mask, **settings, clean=clean)
+    return fast.blocked_attention(query, key, value, mask, **settings)
 
 
 def attention_stages(
@@ -109,7 +160,7 @@ def plain_attention(
     if visible is not None:
         query, key, value = readable(query, key, value, visible)
 
-    products = jnp.einsum("bkgth,bksh->bkgts", query.reshape(B, K, G, T, H), key, **wide).reshape(B, N, T, S)
+    products = jnp.einsum("bkph,bksh->bkps", query.reshape(B, K, G * T, H), key, **wide).reshape(B, N, T, S)
     stages["scores"] = masked = scores = products * jnp.asarray(scale, dtype)
     if softcap is not None:
         softcap = jnp.asarray(softcap, dtype)
@@ -123,8 +174,8 @@ def plain_attention(
     stages["weights"] = weights = softmax(masked, visible, sinks)
 
     kept = weights if dropout_multiplier is None else weights * dropout_multiplier.astype(dtype)
-    rounded = kept.astype(query.dtype).reshape(B, K, G, T, S)
-    context = jnp.einsum("bkgts,bksv->bkgtv", rounded, value, **wide).reshape(B, N, T, Hv)
+    rounded = kept.astype(query.dtype).reshape(B, K, G * T, S)
+    context = jnp.einsum("bkps,bksv->bkpv", rounded, value, **wide).reshape(B, N, T, Hv)
     stages["context"] = context.astype(query.dtype)
     return stages
 

@@ -128,7 +128,9 @@ class GroupedQueryAttention(nnx.Module):
         without a window.
         """
         checks.init_cache(self.config, batch_size, max_length, rolling)
-        return cache_.empty(self.config, batch_size, max_length, rolling, self.dtype if dtype is None else dtype)
+        cache = cache_.empty(self.config, batch_size, max_length, rolling, self.dtype if dtype is None else dtype)
+        checks.floating("dtype", cache.keys)
+        return cache
 
     def extend(
         self, x: Float[Array, "B T D"], cache: KVCache, *, lengths: Integer[Array, "B"] | None = None

@@ -127,3 +127,36 @@ def visible_keys(
     visible = combine(*conditions)
     visible = visible if visible.ndim == 4 else visible[None, None]
     return jnp.broadcast_to(visible, (*visible.shape[:2], T, S))
+
+
+def key_range(T: int, S: int, causal_: bool, window_: int | None, chunk_: int | None, offset: int) -> tuple[int, int]:
+    """The slice of keys outside which no query may see any.
+
+    It starts with a chunk, so that chunks are counted from its start as from 0.
+    """
+    first, end, newest = 0, S, offset + T - 1
+    if causal_:
+        end = min(end, newest + 1)
+    if window_ is not None:
+        first, end = max(first, offset - window_ + 1), min(end, newest + window_)
+    if chunk_ is not None:
+        first, end = max(first, offset) // chunk_ * chunk_, min(end, (newest // chunk_ + 1) * chunk_)
+    first = min(first, S)
+    return first, max(first, end)
+
+
+def reach(
+    position: Integer[Array, "t"], S: int, causal_: bool, window_: int | None, chunk_: int | None
+) -> tuple[Integer[Array, "t"], Integer[Array, "t"]]:
+    """The first and the last key that a query at a position may see; none if last < first. Neither ever decreases."""
+    first, last = jnp.zeros_like(position), jnp.full_like(position, S - 1)
+    if causal_:
+        last = jnp.minimum(last, position)
+    if window_ is not None:
+        others = min(int(window_), np.iinfo(position.dtype).max // 2) - 1
+        first, last = jnp.maximum(first, position - others), jnp.minimum(last, position + others)
+    if chunk_ is not None:
+        size = min(int(chunk_), np.iinfo(position.dtype).max // 2)
+        start = position // size * size
+        first, last = jnp.maximum(first, start), jnp.minimum(last, start + size - 1)
+    return first, last
