@@ -7,13 +7,17 @@ of a framework's tracing are marked `unhooked`: the hook would answer first, or 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import jaxtyping
 
 # Small programs run no faster for LLVM's optimizer, which is a third of the time that they take to compile.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-PURE_ROOMS = ("masks", "rope", "norm", "attention")
+PURE_ROOMS = ("masks", "rope", "norm", "plain", "fast", "cache")
 if os.environ.get("GQA_SHAPES"):
     hooked = [f"gqa_{wing}.{room}" for wing in ("numpy", "torch", "jax") for room in PURE_ROOMS]
     jaxtyping.install_import_hook(hooked, "beartype.beartype")

@@ -80,7 +80,7 @@ def test_readme_has_a_quickstart_for_each_wing_and_the_way_between_them():
 
 
 def test_readme_shows_the_kernel_that_there_is():
-    source = (ROOT / "gqa_numpy" / "attention.py").read_text()
+    source = (ROOT / "gqa_numpy" / "plain.py").read_text()
     for function in ("plain_attention", "softmax"):
         assert block_starting(f"def {function}(") in source
 
@@ -193,7 +193,7 @@ def test_coming_from_keras_group_query_attention(monkeypatch):
 
 
 def test_readme_says_which_rooms_there_are():
-    for room in ("masks", "rope", "norm", "attention", "fast", "cache", "layer"):
+    for room in ("masks", "rope", "norm", "plain", "fast", "attention", "cache", "layer"):
         row = next(line for line in README.splitlines() if line.startswith(f"| `{room}` |"))
         for wing, cell in zip(("numpy", "torch", "jax"), row.split("|")[3:6], strict=True):
             exists = (ROOT / f"gqa_{wing}" / f"{room}.py").exists()
