@@ -58,9 +58,10 @@ def packed_attention(
             rule = (False, None, None)
     visible, bias = masks.split(mask)
     visible = masks.visible_keys(T, S, visible, *rule, offset)
-    if visible is not None:
-        query, *scrubbed = readable(query, key, value, visible)
-        key, value = (key, value) if clean else scrubbed
+    if visible is not None and clean:
+        query = jnp.where(visible.any(axis=-1, keepdims=True), query, 0)
+    elif visible is not None:
+        query, key, value = readable(query, key, value, visible)
 
     wide: Any = {"precision": matmul_precision(query.dtype), "preferred_element_type": dtype}
     rows = query.reshape(B, K, N // K * T, H)
@@ -72,6 +73,7 @@ def packed_attention(
     return jnp.einsum("bkps,bksv->bkpv", rounded, value, **wide).reshape(B, N, T, Hv).astype(query.dtype)
 
 
+@partial(jax.jit, static_argnames=("causal", "window", "chunk", "block_rows", "block_keys"))
 def blocked_attention(
     query: Float[Array, "B N T H"],
     key: Float[Array, "B K S H"],
@@ -85,14 +87,16 @@ def blocked_attention(
     softcap: Any,
     sinks: Array | None,
     dropout_multiplier: Array | None,
+    block_rows: int = BLOCK_ROWS,
+    block_keys: int = BLOCK_KEYS,
 ) -> Float[Array, "B N T Hv"]:
     """A block of the queries of one KV head at a time, against one block of keys after the other, the softmax carried
     along (Milakov & Gimelshein 2018, arXiv 1805.02867). Blocks out of reach are skipped, traced offset or not.
 
-    Loops that XLA sees as loops: unrolled, all blocks would be alive at once. A gradient computes each block anew.
+    XLA sees the loops as loops: unrolled, all blocks would be alive at once. A gradient computes each block anew.
     """
     (B, N, T, H), (K, S, Hv), G = query.shape, value.shape[1:], query.shape[1] // key.shape[1]
-    t, s, dtype = min(T, max(BLOCK_ROWS // G, 1)), min(S, BLOCK_KEYS), compute_dtype(query.dtype)
+    t, s, dtype = min(T, max(block_rows // G, 1)), min(S, block_keys), compute_dtype(query.dtype)
     starts = jnp.broadcast_to(jnp.asarray(S - T if offset is None else offset, dtype=int), (B,))
     mask = mask[None, None] if mask is not None and mask.ndim == 2 else mask
     sinks = jnp.full(N, -jnp.inf, dtype) if sinks is None else sinks.astype(dtype)
@@ -110,16 +114,17 @@ def blocked_attention(
                 j = jnp.minimum(nominal, S - s)  # the last block overlaps the one before it
                 place = jnp.arange(s) + j
 
-                def attended(state: State, reached: Array | None) -> State:
+                def attended(state: State, whole: bool) -> State:
                     k_block, v_block = (lax.dynamic_slice_in_dim(x, j, s) for x in (k, v))
                     given, multiplier = (_part(x, (b, n, i, j), (1, G, t, s)) for x in (mask, dropout_multiplier))
-                    return _carried(state, q_block, k_block, v_block, given, reached, scale, softcap, multiplier)
+                    reached = (place >= jnp.maximum(first[:, None], nominal)) & (place <= last[:, None])
+                    hides = None if whole else reached
+                    return _carried(state, q_block, k_block, v_block, given, hides, scale, softcap, multiplier)
 
-                reached = (place >= jnp.maximum(first[:, None], nominal)) & (place <= last[:, None])
+                steps: list[Any] = [lambda state: state, partial(attended, whole=False)]
                 case = jnp.where((place[-1] < first[0]) | (nominal > last[-1]), 0, 1)
-                steps: list[Any] = [lambda state: state, partial(attended, reached=reached)]
-                if mask is None:
-                    steps.append(partial(attended, reached=None))
+                if mask is None:  # most blocks of a causal pass hide nothing
+                    steps.append(partial(attended, whole=True))
                     case = jnp.where((first[-1] <= j) & (place[-1] <= last[0]) & (j == nominal), 2, case)
                 return lax.switch(case, steps, state), None
 
