@@ -13,7 +13,8 @@ from gqa_numpy.plain import plain_attention
 from gqa_numpy.precision import compute_dtype
 
 Array = np.ndarray
-BLOCK_SCORES = 2**22  # scores held at a time: large enough for BLAS, small enough to stay near the cache
+BLOCK_QUERIES = 64  # enough rows for BLAS, few enough that a causal pass skips nearly half of its scores
+BLOCK_SCORES = 2**22  # scores held at a time, 16 MiB in float32
 
 
 def blocked_attention(
@@ -69,7 +70,7 @@ def _fused(
     (B, N, T, H), (_, K, S, Hv), dtype = query.shape, value.shape, compute_dtype(query.dtype)
     packed = (query.astype(dtype) * dtype.type(scale)).reshape(B, K, N // K * T, H)
     with np.errstate(over="ignore", invalid="ignore"):
-        scores = (packed @ key.astype(dtype).swapaxes(2, 3)).reshape(B, N, T, S)
+        scores = (packed @ key.astype(dtype, copy=False).swapaxes(2, 3)).reshape(B, N, T, S)
         if softcap is not None:
             scores /= dtype.type(softcap)
             np.tanh(scores, out=scores)
@@ -78,8 +79,10 @@ def _fused(
             limits = np.finfo(dtype)
             scores += np.clip(bias, limits.min, limits.max).astype(dtype)
             np.maximum(scores, limits.min, out=scores)
-        if visible is not None and not visible.all():
-            np.copyto(scores, -np.inf, where=~visible)
+        if visible is not None:
+            partly = np.flatnonzero(~visible.all(axis=(0, 1, 2)))  # under a causal mask, a block's last keys alone
+            edge = slice(partly.min(initial=S), partly.max(initial=-1) + 1)
+            np.copyto(scores[..., edge], -np.inf, where=~visible[..., edge])
         peak = scores.max(axis=-1, keepdims=True, initial=-np.inf)
         sees: Any = S > 0 if visible is None else visible.any(axis=-1, keepdims=True)
         sink = None if sinks is None else sinks.astype(dtype)[:, None, None]
@@ -91,7 +94,7 @@ def _fused(
         total = np.where(sees, total, dtype.type(1))
         if dropout_multiplier is not None:
             scores *= dropout_multiplier.astype(dtype)
-        context = (scores.reshape(B, K, N // K * T, S) @ value.astype(dtype)).reshape(B, N, T, Hv)
+        context = (scores.reshape(B, K, N // K * T, S) @ value.astype(dtype, copy=False)).reshape(B, N, T, Hv)
         return np.where(sees, context / total, dtype.type(0)).astype(query.dtype)
 
 
@@ -99,7 +102,7 @@ def _blocks(
     heads: int, T: int, S: int, causal: bool, window: int | None, chunk: int | None, offset: Array
 ) -> Iterator[tuple[slice, slice]]:
     """Blocks of queries, each with the keys that one of its queries may see for the sake of its position."""
-    size = max(BLOCK_SCORES // max(heads * min(S, 2 * window if window else S), 1), 1)
+    size = max(min(BLOCK_SCORES // max(heads * S, 1), BLOCK_QUERIES), 1)
     for start in range(0, T, size):
         stop = min(start + size, T)
         nearest, farthest = int(offset.min(initial=S)) + start, int(offset.max(initial=-T)) + stop - 1

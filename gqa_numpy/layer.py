@@ -267,9 +267,9 @@ class GroupedQueryAttention:
         """x @ weight.T + bias, accumulated in the compute dtype and rounded once."""
         dtype = compute_dtype(self.dtype)
         weight, bias = self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias")
-        tokens = x.astype(dtype).reshape(-1, x.shape[-1])  # one matrix product for the whole batch
+        tokens = x.astype(dtype, copy=False).reshape(-1, x.shape[-1])  # one matrix product for the whole batch
         with np.errstate(over="ignore", invalid="ignore"):  # a poisoned token stays with its own key
-            projected = tokens @ weight.astype(dtype).T
+            projected = tokens @ weight.astype(dtype, copy=False).T
         projected = projected if bias is None else projected + bias.astype(dtype)
         return projected.astype(self.dtype).reshape(*x.shape[:-1], weight.shape[0])
 

@@ -31,7 +31,7 @@ def plain_attention(
     dtype, stages = compute_dtype(query.dtype), {}
     if visible is not None:
         query, key, value = readable(query, key, value, visible)
-    q, k, v = (x.astype(dtype) for x in (query.reshape(B, K, G, T, H), key, value))
+    q, k, v = (x.astype(dtype, copy=False) for x in (query.reshape(B, K, G, T, H), key, value))
 
     with np.errstate(over="ignore", invalid="ignore"):  # inf and NaN in a visible place are honoured, not warned of
         scores = np.einsum("bkgth,bksh->bkgts", q, k, optimize=True).reshape(B, N, T, S) * dtype.type(scale)
