@@ -1,20 +1,14 @@
-"""Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245), as the specification reads. SPEC 1 to 9.
-
-The query heads of a group are packed as rows of one matrix, (B, N, T, H) -> (B, K, G T, H), so that keys and values are
-never repeated.
-"""
+"""Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245): its two entries, and which path a call takes."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
-import numpy as np
-from jax import Array, lax
-from jaxtyping import Bool, Float
+from jax import Array
+from jaxtyping import Float
 
-from gqa_jax import masks
-from gqa_jax.precision import compute_dtype, matmul_precision
+from gqa_jax import fast, masks
+from gqa_jax.plain import plain_attention
 from gqa_spec import checks
 
 PACKED_ROWS = 64  # queries times heads of a group: up to here, reading keys and values takes longer than computing
@@ -100,8 +94,6 @@ def attend(
     **settings: Any,
 ) -> Float[Array, "B N T Hv"]:
     """The context alone, by the path that `choose_path` names. clean: no key or value is inf or NaN."""
-    from gqa_jax import fast  # which is built on parts of the plain kernel below
-
     path = choose_path(query, key, value, mask, **settings, need_weights=False)
     if path == "plain":
         return attention_stages(query, key, value, mask, **settings)["context"]
@@ -140,78 +132,3 @@ def attention_stages(
     visible = masks.visible_keys(query.shape[2], key.shape[2], visible, causal, window, chunk, offset)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return plain_attention(query, key, value, visible, bias, scale, softcap, sinks, dropout_multiplier)
-
-
-def plain_attention(
-    query: Float[Array, "B N T H"],
-    key: Float[Array, "B K S H"],
-    value: Float[Array, "B K S Hv"],
-    visible: Bool[Array, "b n T S"] | None,
-    bias: Float[Array, "..."] | None,
-    scale: Any,
-    softcap: Any,
-    sinks: Float[Array, "N"] | None,
-    dropout_multiplier: Float[Array, "..."] | None,
-) -> dict[str, Array]:
-    """The kernel. `visible` has the axes of the weights, its first two of size 1 where they do not matter."""
-    (B, N, T, H), (_, K, S, Hv), G = query.shape, value.shape, query.shape[1] // key.shape[1]
-    dtype, stages = compute_dtype(query.dtype), {}
-    wide: Any = {"precision": matmul_precision(query.dtype), "preferred_element_type": dtype}
-    if visible is not None:
-        query, key, value = readable(query, key, value, visible)
-
-    products = jnp.einsum("bkph,bksh->bkps", query.reshape(B, K, G * T, H), key, **wide).reshape(B, N, T, S)
-    stages["scores"] = masked = scores = products * jnp.asarray(scale, dtype)
-    if softcap is not None:
-        softcap = jnp.asarray(softcap, dtype)
-        stages["capped"] = masked = softcap * jnp.tanh(scores / softcap)
-    if bias is not None:
-        lowest, highest = np.finfo(dtype).min, np.finfo(dtype).max
-        masked = jnp.maximum(masked + jnp.clip(bias.astype(dtype), lowest, highest), lowest)
-    if visible is not None:
-        masked = jnp.where(visible, masked, -jnp.inf)
-    stages["masked"] = masked
-    stages["weights"] = weights = softmax(masked, visible, sinks)
-
-    kept = weights if dropout_multiplier is None else weights * dropout_multiplier.astype(dtype)
-    rounded = kept.astype(query.dtype).reshape(B, K, G * T, S)
-    context = jnp.einsum("bkps,bksv->bkpv", rounded, value, **wide).reshape(B, N, T, Hv)
-    stages["context"] = context.astype(query.dtype)
-    return stages
-
-
-def softmax(
-    masked: Float[Array, "B N T S"], visible: Bool[Array, "b n T S"] | None, sinks: Float[Array, "N"] | None
-) -> Float[Array, "B N T S"]:
-    """Softmax over the visible keys, the sink in the denominator alone; a row that sees no key is 0 (SPEC 5, 8).
-
-    What a row without keys would make of its sink is replaced before exp and after: else its gradient is 0 * inf.
-    """
-    peak = lax.stop_gradient(masked).max(axis=-1, keepdims=True, initial=-jnp.inf)
-    sees: Any = masked.shape[-1] > 0 if visible is None else visible.any(axis=-1, keepdims=True)
-    if sinks is not None:
-        sink = sinks.astype(masked.dtype)[:, None, None]
-        peak = jnp.maximum(peak, lax.stop_gradient(sink))
-    peak = jnp.where(sees, peak, 0)
-    weights = jnp.exp(masked - peak)
-    total = weights.sum(axis=-1, keepdims=True)
-    if sinks is not None:
-        total = total + jnp.exp(jnp.where(sees, sink - peak, 0))
-    return weights / jnp.where(sees, total, 1)
-
-
-def readable(
-    query: Float[Array, "B N T H"],
-    key: Float[Array, "B K S H"],
-    value: Float[Array, "B K S Hv"],
-    visible: Bool[Array, "b n T S"],
-) -> tuple[Float[Array, "B N T H"], Float[Array, "B K S H"], Float[Array, "B K S Hv"]]:
-    """0 for keys and values that no query of their KV head may see, and for queries that see none (SPEC 5, 6).
-
-    Masking the scores alone would let their NaN through: 0 * NaN is NaN, in the products and in every gradient.
-    """
-    b, n, T, S = visible.shape
-    K = key.shape[1] if n > 1 else 1
-    key_is_seen = jnp.expand_dims(visible.reshape(b, K, n // K, T, S).any(axis=(2, 3)), -1)
-    query_sees = visible.any(axis=-1, keepdims=True)
-    return jnp.where(query_sees, query, 0), jnp.where(key_is_seen, key, 0), jnp.where(key_is_seen, value, 0)

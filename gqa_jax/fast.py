@@ -16,7 +16,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float
 
 from gqa_jax import masks
-from gqa_jax.attention import readable, softmax
+from gqa_jax.plain import readable, softmax
 from gqa_jax.precision import compute_dtype, matmul_precision
 
 State = tuple[Array, Array, Array, Array]  # of a softmax: peak, total, whether any key was visible, context
