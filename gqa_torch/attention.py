@@ -75,11 +75,11 @@ def choose_path(
 ) -> str:
     """How `grouped_query_attention` computes this call: the one place that decides.
 
-    "plain": `plain_attention`. "packed" and "fused": the functions of these names in `fast`, both around PyTorch's
-    fused attention, which knows no softcap, sinks and multiplier, and clamps no bias. "... in blocks": by
-    `fast.blocked`, so that no more than one block's weights or mask exist at a time.
+    "plain": `plain_attention`. "packed", "shared" and "fused": the functions of these names in `fast`. They know no
+    softcap, sinks and multiplier, and clamp no bias. "... in blocks": by `fast.blocked`, so that no more than one
+    block's weights or mask exist at a time.
     """
-    (B, N, T, H), (S, Hv) = query.shape, value.shape[2:]
+    (B, N, T, H), (_, K, S, Hv) = query.shape, value.shape
     if need_weights or 0 in (B, T, S) or torch.compiler.is_exporting():  # one exported graph serves every length
         return "plain"
     biased = mask is not None and mask.dtype != torch.bool
@@ -88,10 +88,21 @@ def choose_path(
         # torch.compile would unroll the loop over blocks, anew for every length
         return "plain" if B * N * T * S <= BLOCK_WEIGHTS or torch.compiler.is_compiling() else "plain in blocks"
     if T <= PACKED_QUERIES:
-        return "packed"
+        few_heads = fast.cores(query.device) > B * K and query.dtype == compute_dtype(query.dtype)
+        return "shared" if few_heads else "packed"
     square = T == S and (offset is None or (checks.is_integer(offset) and offset == 0))
-    hides = mask is not None or window is not None or chunk is not None or (causal and not square)
-    return "fused in blocks" if hides else "fused"
+    alone = mask is None and window is None and chunk is None and square
+    return "fused" if alone or not hides(T, S, mask, causal, window, chunk, offset) else "fused in blocks"
+
+
+def hides(
+    T: int, S: int, mask: Array | None, causal: bool, window: int | None, chunk: int | None, offset: masks.Offset
+) -> bool:
+    """Whether there may be a key that some query does not see."""
+    if mask is not None or window is not None or chunk is not None:
+        return True
+    start: Any = S - T if offset is None else offset
+    return causal and (isinstance(start, Array) or bool(start < S - 1))
 
 
 def attend(
@@ -100,36 +111,49 @@ def attend(
     value: Float[Array, "B K S Hv"],
     mask: Array | None,
     *,
+    causal: bool,
+    window: int | None,
+    chunk: int | None,
+    offset: masks.Offset,
+    scale: float | None,
+    softcap: float | None,
+    sinks: Float[Array, "N"] | None,
+    dropout_multiplier: Array | None,
     clean: bool = False,
-    **settings: Any,
 ) -> Float[Array, "B N T Hv"]:
     """The context alone, by the path that `choose_path` names. clean: no key or value is inf or NaN.
 
     Static positions hide keys by slicing: these stay unread. What a mask hides gets a weight of 0, which silences it
     unless it is inf or NaN. Where one may look, a finite context proves that it was not; else it is read as 0 (SPEC 6).
     """
-    path = choose_path(query, key, value, mask, **settings, need_weights=False)
-    rule, offset = (settings["causal"], settings["window"], settings["chunk"]), settings["offset"]
-    scale, softcap, sinks = settings["scale"], settings["softcap"], settings["sinks"]
+    T, S, rule = query.shape[2], key.shape[2], (causal, window, chunk)
+    path = choose_path(
+        query, key, value, mask, causal=causal, window=window, chunk=chunk, offset=offset, scale=scale,
+        softcap=softcap, sinks=sinks, dropout_multiplier=dropout_multiplier, need_weights=False,
+    )  # fmt: skip
+    hidden, rows = hides(T, S, mask, *rule, offset), block_queries(path, query, key)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if path == "fused":
-        return fast.fused(query, key, value, None, scale, causal=settings["causal"])
 
     def kernel(q: Array, k: Array, v: Array, visible: Array | None, bias: Array | None, multiplier: Any) -> Array:
         if path == "packed":
             return fast.packed(q, k, v, visible, scale)
+        if path == "shared":
+            return fast.shared(q, k, v, visible, scale)
         if path == "fused in blocks":
             return fast.fused(q, k, v, visible, scale)
         return plain_attention(q, k, v, visible, bias, scale, softcap, sinks, multiplier)["context"]
 
-    multiplier, rows = settings["dropout_multiplier"], block_queries(path, query, key)
+    if path == "fused":
+        return fast.fused(query, key, value, None, scale, causal=hidden)
+    if rows >= T and not hidden:
+        return kernel(query, key, value, None, None, dropout_multiplier)
     if not clean and (mask is not None or isinstance(offset, Array) or None not in rule[1:]):
-        if may_look(query, key, value, mask, sinks, multiplier):
-            context = fast.blocked(kernel, query, key, value, mask, multiplier, rule, offset, rows)
+        if may_look(query, key, value, mask, sinks, dropout_multiplier):
+            context = fast.blocked(kernel, query, key, value, mask, dropout_multiplier, rule, offset, rows)
             if is_finite(context):
                 return context
         key, value = fast.scrubbed(query, key, value, mask, rule, offset, rows)
-    return fast.blocked(kernel, query, key, value, mask, multiplier, rule, offset, rows)
+    return fast.blocked(kernel, query, key, value, mask, dropout_multiplier, rule, offset, rows)
 
 
 def block_queries(path: str, query: Float[Array, "B N T H"], key: Float[Array, "B K S H"]) -> int:

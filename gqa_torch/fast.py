@@ -33,7 +33,7 @@ def packed(
     Where there are fewer KV heads than cores, a group is cut into `parts`, so that every core has one to work on.
     """
     (B, N, T, H), K = query.shape, key.shape[1]
-    parts = _parts(B * K, N // K) if query.device.type == "cpu" else 1
+    parts = _parts(B * K, N // K, cores(query.device))
     heads = K * parts
     rows = N // heads * T
     sees, allowed = _allowed(visible)
@@ -50,6 +50,28 @@ def packed(
     return context if sees is None else torch.where(sees, context, 0)
 
 
+def shared(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    visible: Bool[Array, "b n T S"] | None,
+    scale: float,
+) -> Float[Array, "B N T Hv"]:
+    """A few queries over fewer KV heads than cores: these share a head in a matrix product, in fused attention not.
+
+    For floats of 32 and 64 bits: the products keep the inputs' dtype, and scores may not be 16 bits wide.
+    """
+    (B, N, T, H), (_, K, S, Hv) = query.shape, value.shape
+    sees, allowed = _allowed(visible)
+    with without_autocast(query.device):
+        scores = (query * scale).reshape(B, K, N // K * T, H) @ key.transpose(2, 3)
+        if allowed is not None:
+            masked = torch.where(allowed, scores.reshape(B, N, T, S), -torch.inf)
+            scores = masked.reshape(B, K, N // K * T, S)
+        context = (scores.softmax(dim=-1) @ value).reshape(B, N, T, Hv)
+    return context if sees is None else torch.where(sees, context, 0)
+
+
 def _allowed(visible: Array | None) -> tuple[Array | None, Array | None]:
     """Which rows see a key, and a mask by which those that see none read them all: a softmax of nothing is NaN."""
     if visible is None:
@@ -58,15 +80,15 @@ def _allowed(visible: Array | None) -> tuple[Array | None, Array | None]:
     return sees, visible | ~sees
 
 
-def _parts(heads: int, group_size: int) -> int:
+def _parts(heads: int, group_size: int, cores: int) -> int:
     """The fewest equal parts of a group with which `heads` groups occupy every core."""
-    cores = _cores()
     return next((n for n in range(1, group_size + 1) if group_size % n == 0 and heads * n >= cores), group_size)
 
 
 @torch.compiler.assume_constant_result
-def _cores() -> int:
-    return torch.get_num_threads()
+def cores(device: torch.device) -> int:
+    """How many workers want a head of their own: a GPU has ways to share one."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
 
 
 def fused(
@@ -104,7 +126,7 @@ def blocked(
     """
     contexts = []
     for queries, keys, visible, bias in _blocks(query, key, mask, rule, offset, rows):
-        q, k, v = query[:, :, queries], key[:, :, keys], value[:, :, keys]
+        q, k, v = _along(query, queries), _along(key, keys), _along(value, keys)
         if visible is not None:  # a query that sees nothing would send its NaN into gradients
             q = torch.where(visible.any(dim=-1, keepdim=True), q, 0)
         contexts.append(kernel(q, k, v, visible, bias, _part(dropout_multiplier, queries, keys)))
@@ -151,6 +173,10 @@ def _blocks(
             count, keys.stop - keys.start, visible, *hidden_by, position - keys.start, device=query.device
         )
         yield queries, keys, visible, bias
+
+
+def _along(x: Array, part: slice) -> Array:
+    return x if part.stop - part.start == x.shape[2] else x[:, :, part]
 
 
 def _part(x: Array | None, queries: slice, keys: slice) -> Array | None:
