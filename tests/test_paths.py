@@ -23,6 +23,7 @@ def call_of(T, S, N=6, K=2, H=4, Hv=4, dtype="float64", **keywords):
 # What is called, and the path that each wing takes for it, in the words of SPEC.md's table.
 CALLS = {
     "one query": (call_of(1, 50), "blocked", "packed", "packed"),
+    "one query, one KV head": (call_of(1, 50, K=1), "blocked", "shared", "packed"),
     "one query with a softcap": (call_of(1, 50, softcap=3.0), "blocked", "plain", "packed"),
     "a causal pass": (call_of(50, 50, causal=True), "blocked", "fused", "packed"),
     "a chunk of a causal pass": (call_of(20, 50, causal=True), "blocked", "fused in blocks", "packed"),
@@ -54,7 +55,7 @@ def ran(monkeypatch):
         monkeypatch.setattr(module, name, spied)
 
     spy(gqa_numpy.attention, "blocked_attention")
-    for name in ("packed", "fused", "blocked"):
+    for name in ("packed", "shared", "fused", "blocked"):
         spy(gqa_torch.fast, name)
     for name in ("packed_attention", "blocked_attention"):
         spy(gqa_jax.fast, name)
@@ -65,9 +66,10 @@ def ran(monkeypatch):
 
 RUNS = {  # the functions that a path shows in `ran`, apart from how often
     ("numpy", "blocked"): {"blocked_attention"},
-    ("torch", "plain"): {"plain_attention", "blocked"},
+    ("torch", "plain"): {"plain_attention"},
     ("torch", "plain in blocks"): {"plain_attention", "blocked"},
-    ("torch", "packed"): {"packed", "blocked"},
+    ("torch", "packed"): {"packed"},
+    ("torch", "shared"): {"shared"},
     ("torch", "fused"): {"fused"},
     ("torch", "fused in blocks"): {"fused", "blocked"},
     ("jax", "plain"): {"plain_attention"},
@@ -77,7 +79,10 @@ RUNS = {  # the functions that a path shows in `ran`, apart from how often
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_the_path_that_is_said_is_the_path_that_runs(wing, ran, name):
+def test_the_path_that_is_said_is_the_path_that_runs(wing, ran, name, monkeypatch):
+    import gqa_torch.fast
+
+    monkeypatch.setattr(gqa_torch.fast, "cores", lambda device: 2)
     call, *paths = CALLS[name]
     path = dict(zip(("numpy", "torch", "jax"), paths, strict=True))[wing.name]
     to = wing.framework.to
@@ -96,13 +101,16 @@ def test_weights_come_from_the_plain_kernel(wing, ran):
     assert ran == ["plain_attention"]
 
 
-@pytest.fixture(params=["numpy blocked", "torch blocks", "torch packed", "torch plain", "jax blocked", "jax packed"])
+@pytest.fixture(
+    params=["numpy blocked", "torch blocks", "torch packed", "torch shared", "torch plain", "jax blocked", "jax packed"]
+)
 def forced(request, monkeypatch):
     """A wing whose small calls are cut as only large ones are."""
     import gqa_jax.attention
     import gqa_jax.fast
     import gqa_numpy.fast
     import gqa_torch.attention
+    import gqa_torch.fast
 
     match request.param:
         case "numpy blocked":
@@ -111,6 +119,9 @@ def forced(request, monkeypatch):
             monkeypatch.setattr(gqa_torch.attention, "PACKED_QUERIES", 0)
             monkeypatch.setattr(gqa_torch.attention, "BLOCK_QUERIES", 3)
             monkeypatch.setattr(gqa_torch.attention, "BLOCK_WEIGHTS", 300)
+        case "torch packed" | "torch shared":
+            cores = 1 if request.param == "torch packed" else 64  # more cores than KV heads share them
+            monkeypatch.setattr(gqa_torch.fast, "cores", lambda device: cores)
         case "torch plain":
             monkeypatch.setattr(gqa_torch.attention, "choose_path", lambda *a, **k: "plain in blocks")
             monkeypatch.setattr(gqa_torch.attention, "BLOCK_WEIGHTS", 300)
