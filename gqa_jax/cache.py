@@ -67,10 +67,13 @@ def appended(
     stored = (jnp.arange(T) < count[:, None]) & fits(cache, count)[:, None]
     slots = jnp.where(stored, cache.length[:, None] + jnp.arange(T), cache.capacity)  # past the end: dropped
     rows = jnp.arange(B)[:, None]
+    keys = cache.keys.at[rows, :, slots].set(key.swapaxes(1, 2), mode="drop")
+    values = cache.values.at[rows, :, slots].set(value.swapaxes(1, 2), mode="drop")
+    keys, values = lax.optimization_barrier((keys, values))  # else XLA writes into a copy for each of their readers
     filled = replace(
         cache,
-        keys=cache.keys.at[rows, :, slots].set(key.swapaxes(1, 2), mode="drop"),
-        values=cache.values.at[rows, :, slots].set(value.swapaxes(1, 2), mode="drop"),
+        keys=keys,
+        values=values,
         length=jnp.where(fits(cache, count), cache.length + count, cache.capacity + 1),
     )
     return filled, filled.keys, filled.values
