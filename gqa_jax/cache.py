@@ -63,17 +63,15 @@ def appended(
         newest = [_slots(x, count, cache.capacity) for x in (keys, values)]
         rolled = replace(cache, keys=newest[0], values=newest[1], length=cache.length + count)
         return rolled, keys, values
-    B, T = key.shape[0], key.shape[2]
+    B, K, T, _ = key.shape
     stored = (jnp.arange(T) < count[:, None]) & fits(cache, count)[:, None]
     slots = jnp.where(stored, cache.length[:, None] + jnp.arange(T), cache.capacity)  # past the end: dropped
-    rows = jnp.arange(B)[:, None]
-    keys = cache.keys.at[rows, :, slots].set(key.swapaxes(1, 2), mode="drop")
-    values = cache.values.at[rows, :, slots].set(value.swapaxes(1, 2), mode="drop")
-    keys, values = lax.optimization_barrier((keys, values))  # else XLA writes into a copy for each of their readers
+    # an index for each head: XLA writes many in place, but one alone into a copy for every reader of the cache
+    places = jnp.arange(B)[:, None, None], jnp.arange(K)[:, None], slots[:, None]
     filled = replace(
         cache,
-        keys=keys,
-        values=values,
+        keys=cache.keys.at[places].set(key, mode="drop"),
+        values=cache.values.at[places].set(value, mode="drop"),
         length=jnp.where(fits(cache, count), cache.length + count, cache.capacity + 1),
     )
     return filled, filled.keys, filled.values
