@@ -100,7 +100,8 @@ def attend(
     settings["scale"] = query.shape[-1] ** -0.5 if settings["scale"] is None else settings["scale"]
     if path == "packed":
         return fast.packed_attention(query, key, value, mask, **settings, clean=clean)
-    return fast.blocked_attention(query, key, value, mask, **settings)
+    sizes = {"block_rows": fast.BLOCK_ROWS, "block_keys": fast.BLOCK_KEYS}
+    return fast.blocked_attention(query, key, value, mask, **settings, **sizes)
 
 
 def attention_stages(

@@ -87,8 +87,8 @@ def blocked_attention(
     softcap: Any,
     sinks: Array | None,
     dropout_multiplier: Array | None,
-    block_rows: int = BLOCK_ROWS,
-    block_keys: int = BLOCK_KEYS,
+    block_rows: int,
+    block_keys: int,
 ) -> Float[Array, "B N T Hv"]:
     """A block of the queries of one KV head at a time, against one block of keys after the other, the softmax carried
     along (Milakov & Gimelshein 2018, arXiv 1805.02867). Blocks out of reach are skipped, traced offset or not.
