@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ class KVCache:
     def capacity(self) -> int:
         return self.keys.shape[2]
 
-    def clone(self) -> Self:
+    def clone(self) -> KVCache:
         """A copy with storage of its own, which outlives a donation of this one."""
         return jax.tree.map(jnp.copy, self)
 

@@ -6,7 +6,7 @@ Storage is written in place, so a cache is a handle: extending spends it and ret
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Integer
@@ -36,7 +36,7 @@ class KVCache:
     def capacity(self) -> int:
         return self.keys.shape[2]
 
-    def clone(self) -> Self:
+    def clone(self) -> KVCache:
         """A copy with storage of its own: extend both, to fork a prefix for instance. A spent handle raises."""
         checks.cache_unspent(self.spent)
         return replace(self, keys=self.keys.copy(), values=self.values.copy(), length=self.length.copy())

@@ -130,7 +130,7 @@ def blocked(
         if visible is not None:  # a query that sees nothing would send its NaN into gradients
             q = torch.where(visible.any(dim=-1, keepdim=True), q, 0)
         contexts.append(kernel(q, k, v, visible, bias, _part(dropout_multiplier, queries, keys)))
-    return contexts[0] if len(contexts) == 1 else torch.cat(contexts, dim=2)
+    return contexts[0] if len(contexts) == 1 else torch.cat(contexts[::-1], dim=2)
 
 
 def scrubbed(
@@ -161,7 +161,7 @@ def _blocks(
     """Which queries, which keys, what those see of these (None: all), and the bias on the scores."""
     T, S = query.shape[2], key.shape[2]
     offset = S - T if offset is None else offset
-    for start in [0] if rows >= T else range(0, T, rows):  # torch.compile would make range fix the value of T
+    for start in [0] if rows >= T else reversed(range(0, T, rows)):  # torch.compile would make range fix the value of T
         queries = slice(start, min(start + rows, T))
         count, position = queries.stop - start, offset + start
         keys = slice(*masks.key_range(count, S, *rule, position))

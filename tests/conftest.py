@@ -17,7 +17,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-PURE_ROOMS = ("masks", "rope", "norm", "plain", "fast", "cache")
+PURE_ROOMS = ("masks", "rope", "norm", "plain", "fast", "attention")  # not cache: JAX fills a pytree with placeholders
 if os.environ.get("GQA_SHAPES"):
     hooked = [f"gqa_{wing}.{room}" for wing in ("numpy", "torch", "jax") for room in PURE_ROOMS]
     jaxtyping.install_import_hook(hooked, "beartype.beartype")
