@@ -20,6 +20,7 @@ from gqa_jax.plain import readable, softmax
 from gqa_jax.precision import compute_dtype, matmul_precision
 
 State = tuple[Array, Array, Array, Array]  # of a softmax: peak, total, whether any key was visible, context
+FEW_ROWS = 32
 BLOCK_ROWS = 1024  # rows of one block of scores: its queries times the heads of a group
 BLOCK_KEYS = 256  # such a block, 1 MiB in float32, stays in a core's cache from one product to the next
 
@@ -65,9 +66,11 @@ def packed_attention(
 
     wide: Any = {"precision": matmul_precision(query.dtype), "preferred_element_type": dtype}
     rows = query.reshape(B, K, N // K * T, H)
-    # the longer operand on the left: XLA's CPU product is up to twice as fast so
-    products = jnp.einsum("bksh,bkph->bksp", key, rows, **wide).swapaxes(2, 3).reshape(B, N, T, S)
-    weights = softmax(_masked(products, visible, bias, scale, softcap), visible, sinks)
+    if rows.shape[2] <= FEW_ROWS:  # XLA's CPU product is faster with the far longer operand on the left
+        products = jnp.einsum("bksh,bkph->bksp", key, rows, **wide).swapaxes(2, 3)
+    else:
+        products = jnp.einsum("bkph,bksh->bkps", rows, key, **wide)
+    weights = softmax(_masked(products.reshape(B, N, T, S), visible, bias, scale, softcap), visible, sinks)
     kept = weights if dropout_multiplier is None else weights * dropout_multiplier.astype(dtype)
     rounded = kept.astype(query.dtype).reshape(B, K, N // K * T, S)
     return jnp.einsum("bkps,bksv->bkpv", rounded, value, **wide).reshape(B, N, T, Hv).astype(query.dtype)
