@@ -11,7 +11,6 @@ from torch import Tensor as Array
 from gqa_spec import checks
 from gqa_torch import fast, masks
 from gqa_torch.plain import plain_attention, readable
-from gqa_torch.precision import compute_dtype
 
 PACKED_QUERIES = 16  # up to here a fused kernel has rows to spare for the other heads of a group
 BLOCK_QUERIES = 256
@@ -73,11 +72,11 @@ def choose_path(
 ) -> str:
     """How `grouped_query_attention` computes this call: the one place that decides.
 
-    "plain": `plain_attention`. "packed", "shared" and "fused": the functions of these names in `fast`. They know no
-    softcap, sinks and multiplier, and clamp no bias. "... in blocks": by `fast.blocked`, so that no more than one
-    block's weights or mask exist at a time.
+    "plain": `plain_attention`. "packed" and "fused": the functions of these names in `fast`, both around PyTorch's
+    fused attention, which knows no softcap, sinks and multiplier, and clamps no bias. "... in blocks": by
+    `fast.blocked`, so that no more than one block's weights or mask exist at a time.
     """
-    (B, N, T, H), (_, K, S, Hv) = query.shape, value.shape
+    (B, N, T, H), (S, Hv) = query.shape, value.shape[2:]
     if need_weights or 0 in (B, T, S) or torch.compiler.is_exporting():  # one exported graph serves every length
         return "plain"
     biased = mask is not None and mask.dtype != torch.bool
@@ -86,8 +85,7 @@ def choose_path(
         # torch.compile would unroll the loop over blocks, anew for every length
         return "plain" if B * N * T * S <= BLOCK_WEIGHTS or torch.compiler.is_compiling() else "plain in blocks"
     if T <= PACKED_QUERIES:
-        few_heads = fast.cores(query.device) > B * K and query.dtype == compute_dtype(query.dtype)
-        return "shared" if few_heads else "packed"
+        return "packed"
     square = T == S and (offset is None or (checks.is_integer(offset) and offset == 0))
     alone = mask is None and window is None and chunk is None and square
     return "fused" if alone or not hides(T, S, mask, causal, window, chunk, offset) else "fused in blocks"
@@ -135,8 +133,6 @@ def attend(
     def kernel(q: Array, k: Array, v: Array, visible: Array | None, bias: Array | None, multiplier: Any) -> Array:
         if path == "packed":
             return fast.packed(q, k, v, visible, scale)
-        if path == "shared":
-            return fast.shared(q, k, v, visible, scale)
         if path == "fused in blocks":
             return fast.fused(q, k, v, visible, scale)
         return plain_attention(q, k, v, visible, bias, scale, softcap, sinks, multiplier)["context"]

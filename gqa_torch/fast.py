@@ -33,7 +33,7 @@ def packed(
     Where there are fewer KV heads than cores, a group is cut into `parts`, so that every core has one to work on.
     """
     (B, N, T, H), K = query.shape, key.shape[1]
-    parts = _parts(B * K, N // K, cores(query.device))
+    parts = _parts(B * K, N // K, _cores(query.device))
     heads = K * parts
     rows = N // heads * T
     sees, allowed = _allowed(visible)
@@ -47,28 +47,6 @@ def packed(
         folded = query.reshape(B, heads, rows, H)
         context = F.scaled_dot_product_attention(folded, key, value, allowed, scale=scale, enable_gqa=parts > 1)
     context = context.reshape(B, N, T, value.shape[3])
-    return context if sees is None else torch.where(sees, context, 0)
-
-
-def shared(
-    query: Float[Array, "B N T H"],
-    key: Float[Array, "B K S H"],
-    value: Float[Array, "B K S Hv"],
-    visible: Bool[Array, "b n T S"] | None,
-    scale: float,
-) -> Float[Array, "B N T Hv"]:
-    """A few queries over fewer KV heads than cores: these share a head in a matrix product, in fused attention not.
-
-    For floats of 32 and 64 bits: the products keep the inputs' dtype, and scores may not be 16 bits wide.
-    """
-    (B, N, T, H), (_, K, S, Hv) = query.shape, value.shape
-    sees, allowed = _allowed(visible)
-    with without_autocast(query.device):
-        scores = (query * scale).reshape(B, K, N // K * T, H) @ key.transpose(2, 3)
-        if allowed is not None:
-            masked = torch.where(allowed, scores.reshape(B, N, T, S), -torch.inf)
-            scores = masked.reshape(B, K, N // K * T, S)
-        context = (scores.softmax(dim=-1) @ value).reshape(B, N, T, Hv)
     return context if sees is None else torch.where(sees, context, 0)
 
 
@@ -86,7 +64,7 @@ def _parts(heads: int, group_size: int, cores: int) -> int:
 
 
 @torch.compiler.assume_constant_result
-def cores(device: torch.device) -> int:
+def _cores(device: torch.device) -> int:
     """How many workers want a head of their own: a GPU has ways to share one."""
     return torch.get_num_threads() if device.type == "cpu" else 1
 
@@ -158,10 +136,12 @@ def scrubbed(
 def _blocks(
     query: Array, key: Array, mask: Array | None, rule: tuple[bool, int | None, int | None], offset: Any, rows: int
 ) -> Iterator[Block]:
-    """Which queries, which keys, what those see of these (None: all), and the bias on the scores."""
+    """Which queries, which keys, what those see of these (None: all), and the bias on the scores; from the last on."""
     T, S = query.shape[2], key.shape[2]
-    offset = S - T if offset is None else offset
-    for start in [0] if rows >= T else reversed(range(0, T, rows)):  # torch.compile would make range fix the value of T
+    offset = S - T if offset is None else offset if isinstance(offset, Array) else int(offset)
+    # the last block, which may see most, comes first: smaller ones fit into the memory that it leaves. Not range for a
+    # single block: torch.compile would fix T to its value.
+    for start in [0] if rows >= T else reversed(range(0, T, rows)):
         queries = slice(start, min(start + rows, T))
         count, position = queries.stop - start, offset + start
         keys = slice(*masks.key_range(count, S, *rule, position))
