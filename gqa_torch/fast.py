@@ -33,7 +33,7 @@ def packed(
     Where there are fewer KV heads than cores, a group is cut into `parts`, so that every core has one to work on.
     """
     (B, N, T, H), K = query.shape, key.shape[1]
-    parts = _parts(B * K, N // K, _cores(query.device))
+    parts = _parts(B * K, N // K, cores(query.device))
     heads = K * parts
     rows = N // heads * T
     sees, allowed = _allowed(visible)
@@ -64,7 +64,7 @@ def _parts(heads: int, group_size: int, cores: int) -> int:
 
 
 @torch.compiler.assume_constant_result
-def _cores(device: torch.device) -> int:
+def cores(device: torch.device) -> int:
     """How many workers want a head of their own: a GPU has ways to share one."""
     return torch.get_num_threads() if device.type == "cpu" else 1
 

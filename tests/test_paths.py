@@ -23,7 +23,7 @@ def call_of(T, S, N=6, K=2, H=4, Hv=4, dtype="float64", **keywords):
 # What is called, and the path that each wing takes for it, in the words of SPEC.md's table.
 CALLS = {
     "one query": (call_of(1, 50), "blocked", "packed", "packed"),
-    "one query, one KV head": (call_of(1, 50, K=1), "blocked", "shared", "packed"),
+    "one query, one KV head": (call_of(1, 50, K=1), "blocked", "packed", "packed"),
     "one query with a softcap": (call_of(1, 50, softcap=3.0), "blocked", "plain", "packed"),
     "a causal pass": (call_of(50, 50, causal=True), "blocked", "fused", "packed"),
     "a chunk of a causal pass": (call_of(20, 50, causal=True), "blocked", "fused in blocks", "packed"),
@@ -55,7 +55,7 @@ def ran(monkeypatch):
         monkeypatch.setattr(module, name, spied)
 
     spy(gqa_numpy.attention, "blocked_attention")
-    for name in ("packed", "shared", "fused", "blocked"):
+    for name in ("packed", "fused", "blocked"):
         spy(gqa_torch.fast, name)
     for name in ("packed_attention", "blocked_attention"):
         spy(gqa_jax.fast, name)
@@ -69,7 +69,6 @@ RUNS = {  # the functions that a path shows in `ran`, apart from how often
     ("torch", "plain"): {"plain_attention"},
     ("torch", "plain in blocks"): {"plain_attention", "blocked"},
     ("torch", "packed"): {"packed"},
-    ("torch", "shared"): {"shared"},
     ("torch", "fused"): {"fused"},
     ("torch", "fused in blocks"): {"fused", "blocked"},
     ("jax", "plain"): {"plain_attention"},
@@ -102,7 +101,7 @@ def test_weights_come_from_the_plain_kernel(wing, ran):
 
 
 @pytest.fixture(
-    params=["numpy blocked", "torch blocks", "torch packed", "torch shared", "torch plain", "jax blocked", "jax packed"]
+    params=["numpy blocked", "torch blocks", "torch packed", "torch parts", "torch plain", "jax blocked", "jax packed"]
 )
 def forced(request, monkeypatch):
     """A wing whose small calls are cut as only large ones are."""
@@ -119,8 +118,8 @@ def forced(request, monkeypatch):
             monkeypatch.setattr(gqa_torch.attention, "PACKED_QUERIES", 0)
             monkeypatch.setattr(gqa_torch.attention, "BLOCK_QUERIES", 3)
             monkeypatch.setattr(gqa_torch.attention, "BLOCK_WEIGHTS", 300)
-        case "torch packed" | "torch shared":
-            cores = 1 if request.param == "torch packed" else 64  # more cores than KV heads share them
+        case "torch packed" | "torch parts":
+            cores = 1 if request.param == "torch packed" else 64  # more cores than KV heads: parts of a group share one
             monkeypatch.setattr(gqa_torch.fast, "cores", lambda device: cores)
         case "torch plain":
             monkeypatch.setattr(gqa_torch.attention, "choose_path", lambda *a, **k: "plain in blocks")
