@@ -12,6 +12,7 @@ from pathlib import Path
 
 from conformance.cases import ALL_FEATURES, kernel_cases, layer_cases
 from conformance.frameworks import available
+from conformance.kill import Kill, kill_table
 from conformance.mha import mha_checks
 from conformance.proof import Check, foreign_checks, kernel_checks, wing_checks
 from conformance.targets import WINGS, ForeignClass, Wing, find_target
@@ -59,18 +60,25 @@ def target_tasks(path: str, arrays: str | None) -> list[Task]:
     return [Task(kind, dtype, names, (), (path, arrays)) for names in batches for dtype in DTYPES]
 
 
-def run(tasks: list[Task], done: Callable[[int], None]) -> list[Check]:
-    """Every check of every task; `done` is told how many cases have just been finished."""
+def run(
+    tasks: list[Task], done: Callable[[int], None], *, planted_bugs: bool = False
+) -> tuple[list[Check], list[Kill]]:
+    """Every check of every task, and the kill table where it is asked for, on both cores.
+
+    `done` is told how many cases have just been finished.
+    """
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")  # two workers share two cores
     # Programs this small run no faster for LLVM's optimizer, which is a third of the time they take to compile.
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
     checks: dict[Task, list[Check]] = {}
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
+        kills = pool.submit(kill_table) if planted_bugs else None  # first, because it is the longest
         futures = {pool.submit(perform, task): task for task in tasks}
         for future in as_completed(futures):
             checks[futures[future]] = future.result()
             done(futures[future].size)
-    return list(chain.from_iterable(checks[task] for task in tasks))
+        found = kills.result() if kills is not None else []
+    return list(chain.from_iterable(checks[task] for task in tasks)), found
 
 
 def perform(task: Task) -> list[Check]:

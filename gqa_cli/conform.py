@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from conformance import real, report, run
-from conformance.kill import Kill, kill_table
+from conformance.kill import Kill
 from conformance.proof import Check
 from conformance.targets import WINGS, NotATarget
 
@@ -35,9 +35,11 @@ def conform(
 
     not_run = [] if target else _not_installed() + _real_left_out(synthetic)
     with _progress(console) as progress:
-        checks = _run(progress, tasks)
-        real_checks = [] if target or _real_left_out(synthetic) else _run_real(progress)
-        kills = [] if target else _kill(progress, with_real=bool(real_checks))
+        checks, kills = _run(progress, tasks, planted_bugs=not target)
+        real_checks: list[Check] = []
+        if not (target or _real_left_out(synthetic)):
+            real_checks = _run_real(progress)
+            kills.append(real.tiled_heads_kill())
 
     _print(console, checks, target or "Our wings, each against the others")
     if real_checks:
@@ -67,21 +69,14 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def _run(progress: Progress, tasks: list[run.Task]) -> list[Check]:
+def _run(progress: Progress, tasks: list[run.Task], planted_bugs: bool) -> tuple[list[Check], list[Kill]]:
     bar = progress.add_task("synthetic cases", total=sum(task.size for task in tasks))
-    return run.run(tasks, lambda size: progress.update(bar, advance=size))
+    return run.run(tasks, lambda size: progress.update(bar, advance=size), planted_bugs=planted_bugs)
 
 
 def _run_real(progress: Progress) -> list[Check]:
     bar = progress.add_task("real weights", total=real.STEPS)
     return real.real_checks(run.installed_wings(), lambda size: progress.update(bar, advance=size))
-
-
-def _kill(progress: Progress, with_real: bool) -> list[Kill]:
-    bar = progress.add_task("planted bugs", total=1)
-    kills = kill_table() + ([real.tiled_heads_kill()] if with_real else [])
-    progress.update(bar, advance=1)
-    return kills
 
 
 def _print(console: Console, checks: list[Check], title: str) -> None:
