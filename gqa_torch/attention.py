@@ -13,6 +13,7 @@ from gqa_torch import fast, masks
 from gqa_torch.plain import plain_attention, readable
 
 PACKED_QUERIES = 16  # up to here a fused kernel has rows to spare for the other heads of a group
+ROW_BYTES = 2**21  # keys and values of a row that are worth a call of their own
 BLOCK_QUERIES = 256
 BLOCK_WEIGHTS = 2**22  # attention weights in one plain block: 16 MiB in float32
 
@@ -72,9 +73,9 @@ def choose_path(
 ) -> str:
     """How `grouped_query_attention` computes this call: the one place that decides.
 
-    "plain": `plain_attention`. "packed" and "fused": the functions of these names in `fast`, both around PyTorch's
-    fused attention, which knows no softcap, sinks and multiplier, and clamps no bias. "... in blocks": by
-    `fast.blocked`, so that no more than one block's weights or mask exist at a time.
+    "plain": `plain_attention`. "packed", "packed by row" and "fused": the functions of these names in `fast`, all
+    around PyTorch's fused attention, which knows no softcap, sinks and multiplier, and clamps no bias. "... in
+    blocks": by `fast.blocked`, so that no more than one block's weights or mask exist at a time.
     """
     (B, N, T, H), (S, Hv) = query.shape, value.shape[2:]
     if need_weights or 0 in (B, T, S) or torch.compiler.is_exporting():  # one exported graph serves every length
@@ -85,7 +86,10 @@ def choose_path(
         # torch.compile would unroll the loop over blocks, anew for every length
         return "plain" if B * N * T * S <= BLOCK_WEIGHTS or torch.compiler.is_compiling() else "plain in blocks"
     if T <= PACKED_QUERIES:
-        return "packed"
+        rows_differ = (mask is not None and mask.ndim == 4 and mask.shape[0] > 1) or isinstance(offset, Array)
+        row_bytes = key.shape[1] * S * (H + Hv) * query.dtype.itemsize
+        by_row = B > 1 and rows_differ and row_bytes >= ROW_BYTES and not torch.compiler.is_compiling()
+        return "packed by row" if by_row else "packed"
     square = T == S and (offset is None or (checks.is_integer(offset) and offset == 0))
     alone = mask is None and window is None and chunk is None and square
     return "fused" if alone or not hides(T, S, mask, causal, window, chunk, offset) else "fused in blocks"
@@ -133,6 +137,8 @@ def attend(
     def kernel(q: Array, k: Array, v: Array, visible: Array | None, bias: Array | None, multiplier: Any) -> Array:
         if path == "packed":
             return fast.packed(q, k, v, visible, scale)
+        if path == "packed by row":
+            return fast.packed_by_row(q, k, v, visible, scale)
         if path == "fused in blocks":
             return fast.fused(q, k, v, visible, scale)
         return plain_attention(q, k, v, visible, bias, scale, softcap, sinks, multiplier)["context"]

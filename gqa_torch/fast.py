@@ -50,6 +50,36 @@ def packed(
     return context if sees is None else torch.where(sees, context, 0)
 
 
+def packed_by_row(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    visible: Bool[Array, "b n T S"] | None,
+    scale: float,
+) -> Float[Array, "B N T Hv"]:
+    """Rows of different lengths: `packed` row after row, each against the slice of keys that the row sees."""
+    ranges = None if visible is None or visible.shape[0] == 1 or visible.shape[3] == 0 else _visible_ranges(visible)
+    if ranges is None or visible is None:
+        return packed(query, key, value, visible, scale)
+    contexts = []
+    for row, (first, end) in enumerate(ranges):
+        rows, seen = slice(row, row + 1), visible[row : row + 1, :, :, first:end]
+        k, v = key[rows, :, first:end], value[rows, :, first:end]
+        contexts.append(packed(query[rows], k, v, None if bool(seen.all()) else seen, scale))
+    return torch.cat(contexts)
+
+
+def _visible_ranges(visible: Bool[Array, "B n T S"]) -> list[list[int]] | None:
+    """From where to where each row sees keys; None where values cannot be read, as under vmap or on the meta device."""
+    seen = visible.any(dim=2).any(dim=1).int()
+    S = seen.shape[1]
+    end = torch.where(seen.any(dim=1), S - seen.flip(1).argmax(dim=1), 0)
+    try:
+        return torch.stack([seen.argmax(dim=1), end], dim=1).tolist()
+    except RuntimeError:
+        return None
+
+
 def _allowed(visible: Array | None) -> tuple[Array | None, Array | None]:
     """Which rows see a key, and a mask by which those that see none read them all: a softmax of nothing is NaN."""
     if visible is None:

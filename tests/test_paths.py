@@ -14,9 +14,9 @@ from conformance.targets import Wing
 CASES = {case.name: case for case in kernel_cases()}
 
 
-def call_of(T, S, N=6, K=2, H=4, Hv=4, dtype="float64", **keywords):
+def call_of(T, S, B=1, N=6, K=2, H=4, Hv=4, dtype="float64", **keywords):
     rng = np.random.default_rng(0)
-    q, k, v = (rng.normal(size=(1, n, t, h)).astype(dtype) for n, t, h in ((N, T, H), (K, S, H), (K, S, Hv)))
+    q, k, v = (rng.normal(size=(B, n, t, h)).astype(dtype) for n, t, h in ((N, T, H), (K, S, H), (K, S, Hv)))
     return inputs.Call(q, k, v, keywords.pop("mask", None), keywords)
 
 
@@ -24,6 +24,12 @@ def call_of(T, S, N=6, K=2, H=4, Hv=4, dtype="float64", **keywords):
 CALLS = {
     "one query": (call_of(1, 50), "blocked", "packed", "packed"),
     "one query, one KV head": (call_of(1, 50, K=1), "blocked", "packed", "packed"),
+    "rows of different lengths": (
+        call_of(1, 17000, B=2, causal=True, offset=np.array([16999, 9000])),
+        "blocked",
+        "packed by row",
+        "packed",
+    ),
     "one query with a softcap": (call_of(1, 50, softcap=3.0), "blocked", "plain", "packed"),
     "a causal pass": (call_of(50, 50, causal=True), "blocked", "fused", "packed"),
     "a chunk of a causal pass": (call_of(20, 50, causal=True), "blocked", "fused in blocks", "packed"),
@@ -55,7 +61,7 @@ def ran(monkeypatch):
         monkeypatch.setattr(module, name, spied)
 
     spy(gqa_numpy.attention, "blocked_attention")
-    for name in ("packed", "fused", "blocked"):
+    for name in ("packed", "packed_by_row", "fused", "blocked"):
         spy(gqa_torch.fast, name)
     for name in ("packed_attention", "blocked_attention"):
         spy(gqa_jax.fast, name)
@@ -69,6 +75,7 @@ RUNS = {  # the functions that a path shows in `ran`, apart from how often
     ("torch", "plain"): {"plain_attention"},
     ("torch", "plain in blocks"): {"plain_attention", "blocked"},
     ("torch", "packed"): {"packed"},
+    ("torch", "packed by row"): {"packed", "packed_by_row", "blocked"},
     ("torch", "fused"): {"fused"},
     ("torch", "fused in blocks"): {"fused", "blocked"},
     ("jax", "plain"): {"plain_attention"},
@@ -101,7 +108,16 @@ def test_weights_come_from_the_plain_kernel(wing, ran):
 
 
 @pytest.fixture(
-    params=["numpy blocked", "torch blocks", "torch packed", "torch parts", "torch plain", "jax blocked", "jax packed"]
+    params=[
+        "numpy blocked",
+        "torch blocks",
+        "torch packed",
+        "torch parts",
+        "torch rows",
+        "torch plain",
+        "jax blocked",
+        "jax packed",
+    ]
 )
 def forced(request, monkeypatch):
     """A wing whose small calls are cut as only large ones are."""
@@ -121,6 +137,8 @@ def forced(request, monkeypatch):
         case "torch packed" | "torch parts":
             cores = 1 if request.param == "torch packed" else 64  # more cores than KV heads: parts of a group share one
             monkeypatch.setattr(gqa_torch.fast, "cores", lambda device: cores)
+        case "torch rows":
+            monkeypatch.setattr(gqa_torch.attention, "ROW_BYTES", 0)
         case "torch plain":
             monkeypatch.setattr(gqa_torch.attention, "choose_path", lambda *a, **k: "plain in blocks")
             monkeypatch.setattr(gqa_torch.attention, "BLOCK_WEIGHTS", 300)
