@@ -10,6 +10,7 @@ from gqa_spec.config import (
     RopeScaling,
     YarnScaling,
 )
+from gqa_spec.model_config import ModelConfig
 
 __all__ = [
     "AttentionConfig",
@@ -17,6 +18,7 @@ __all__ = [
     "LinearScaling",
     "Llama3Scaling",
     "LongropeScaling",
+    "ModelConfig",
     "RopeConfig",
     "RopeScaling",
     "YarnScaling",

@@ -125,6 +125,27 @@ def attention_settings(causal: Any, window: Any, chunk: Any, scale: Any, softcap
             number(name, value, above=0, optional=True)
 
 
+def layer_widths(widths: tuple[int, ...]) -> None:
+    if len(set(widths)) > 1:
+        raise ValueError(f"attention: expected one embed_dim D for all layers, got {sorted(set(widths))}")
+
+
+def model_ends(vocab_size: Any, input_dim: Any, output: str, tied: bool) -> None:
+    """Tokens or vectors in, one of the two; logits need a vocabulary, a tied head needs an embedding."""
+    if (vocab_size is None) == (input_dim is None):
+        raise ValueError(f"vocab_size, input_dim: expected one of the two, got {vocab_size} and {input_dim}")
+    for name, value in (("vocab_size", vocab_size), ("input_dim", input_dim)):
+        if value is not None:
+            integer(name, value, at_least=1)
+    if vocab_size is None and (output == "logits" or tied):
+        raise ValueError("vocab_size: expected a vocabulary for output='logits' and for tied=True, got None")
+
+
+def norm_bias(norm: str, bias: bool) -> None:
+    if bias and norm != "layer":
+        raise ValueError(f"norm_bias: expected norm='layer', got norm={norm!r}")
+
+
 # --- arrays --------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,123 @@
+"""The settings of a whole transformer: attention settings for each layer, and what stands around the layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Literal
+
+from gqa_spec import checks
+from gqa_spec.config import AttentionConfig, RopeConfig
+
+Activation = Literal["gelu", "gelu_tanh", "silu"]
+Norm = Literal["layer", "rms", "rms_plus_one"]
+NormPlacement = Literal["pre", "post", "both"]
+Output = Literal["logits", "last_hidden"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A stack of blocks: norm, attention, residual, norm, feed-forward, residual (SPEC 18).
+
+    attention: the settings of each layer, in order; their embed_dim is the model's width, `hidden_size`.
+    vocab_size: tokens in, through an embedding times `embedding_scale`; or, where None, vectors of `input_dim` in,
+    through a linear map with bias. output: "logits" over the vocabulary, from a head of its own or, tied, from the
+    embedding, with `logit_softcap` c as c * tanh(logits / c); or "last_hidden", the last position's normed state.
+    norm: LayerNorm with or without bias (`norm_bias`), RMS norm times w, or times 1 + w. norm_placement: before each
+    sublayer, after it (OLMo 2), or both (Gemma 2 and 3); a final norm follows the last block in every case.
+    gated: down(activation(gate(x)) * up(x)) instead of down(activation(up(x))). activation: exact GELU, its tanh
+    approximation, or SiLU. dropout: on the embedding and on each sublayer's result; attention has its own.
+    max_length: the context that the model was made for, None where any length will do.
+
+    Raises ValueError for a number out of range or a contradiction, TypeError for the wrong kind of value.
+    """
+
+    attention: tuple[AttentionConfig, ...]
+    feed_forward_size: int
+    vocab_size: int | None = None
+    input_dim: int | None = None
+    output: Output = "logits"
+    norm: Norm = "rms"
+    norm_eps: float = 1e-6
+    norm_bias: bool = False
+    norm_placement: NormPlacement = "pre"
+    activation: Activation = "silu"
+    gated: bool = True
+    feed_forward_bias: bool = False
+    tied: bool = False
+    embedding_scale: float = 1.0
+    logit_softcap: float | None = None
+    dropout: float = 0.0
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "attention", tuple(self.attention))
+        checks.integer("number of layers", len(self.attention), at_least=1)
+        for layer in self.attention:
+            checks.instance("attention", layer, AttentionConfig)
+        checks.layer_widths(tuple(layer.embed_dim for layer in self.attention))
+        checks.integer("feed_forward_size", self.feed_forward_size, symbol="F", at_least=1)
+        checks.model_ends(self.vocab_size, self.input_dim, self.output, self.tied)
+        checks.choice("output", self.output, ("logits", "last_hidden"))
+        checks.choice("norm", self.norm, ("layer", "rms", "rms_plus_one"))
+        checks.choice("norm_placement", self.norm_placement, ("pre", "post", "both"))
+        checks.choice("activation", self.activation, ("gelu", "gelu_tanh", "silu"))
+        for name in ("norm_bias", "gated", "feed_forward_bias", "tied"):
+            checks.boolean(name, getattr(self, name))
+        checks.norm_bias(self.norm, self.norm_bias)
+        checks.number("norm_eps", self.norm_eps, at_least=0)
+        checks.number("embedding_scale", self.embedding_scale, above=0)
+        checks.number("logit_softcap", self.logit_softcap, above=0, optional=True)
+        checks.number("dropout", self.dropout, at_least=0, below=1)
+        if self.max_length is not None:
+            checks.integer("max_length", self.max_length, at_least=1)
+
+    @classmethod
+    def encoder(
+        cls,
+        *,
+        embed_dim: int = 287,
+        hidden_size: int = 256,
+        num_heads: int = 8,
+        num_kv_heads: int = 2,
+        num_layers: int = 4,
+        dropout: float = 0.1,
+        rope: bool | RopeConfig = False,
+        window_size: int | None = 60,
+    ) -> ModelConfig:
+        """A sequence encoder: vectors of `embed_dim` in, the last position's hidden state (B, hidden_size) out.
+
+        Attention is causal over a window of `window_size` positions (None: over all). rope: True for the default
+        RopeConfig, or one of one's own, such as `RopeConfig(scaling=YarnScaling(...))`.
+        """
+        rope_config = RopeConfig() if rope is True else rope or None
+        layer = AttentionConfig(
+            embed_dim=hidden_size, num_heads=num_heads, num_kv_heads=num_kv_heads, dropout=dropout, causal=True,
+            window=window_size, qkv_bias=True, out_bias=True, rope=rope_config,
+        )  # fmt: skip
+        return cls(
+            attention=(layer,) * num_layers, feed_forward_size=4 * hidden_size, input_dim=embed_dim,
+            output="last_hidden", norm="layer", norm_bias=True, norm_eps=1e-5, activation="gelu", gated=False,
+            feed_forward_bias=True, dropout=dropout,
+        )  # fmt: skip
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.attention)
+
+    @property
+    def hidden_size(self) -> int:
+        """D: the width of the residual stream."""
+        return self.attention[0].embed_dim
+
+    @property
+    def output_size(self) -> int:
+        """The size of the last axis of what the model returns."""
+        return self.vocab_size if self.output == "logits" and self.vocab_size is not None else self.hidden_size
+
+    @property
+    def param_count(self) -> int:
+        """The number of parameters, equal to the sum over the model's canonical weights (a tied head counts once)."""
+        from gqa_spec.weights.names import model_weight_shapes
+
+        return sum(prod(shape) for shape in model_weight_shapes(self).values())
