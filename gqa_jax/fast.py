@@ -103,6 +103,8 @@ def blocked_attention(
     starts = jnp.broadcast_to(jnp.asarray(S - T if offset is None else offset, dtype=int), (B,))
     mask = mask[None, None] if mask is not None and mask.ndim == 2 else mask
     sinks = jnp.full(N, -jnp.inf, dtype) if sinks is None else sinks.astype(dtype)
+    if query.dtype == dtype:  # no digit is lost by scaling queries, and a pass over all scores is saved
+        query, scale = query * jnp.asarray(scale, dtype), None
 
     def head(inputs: tuple[Array, Array, Array, Array]) -> Float[Array, "G T Hv"]:
         index, q, k, v = inputs
@@ -170,7 +172,8 @@ def _carried(
     products = jnp.einsum("ph,sh->ps", query.reshape(G * t, H), key, **wide).reshape(G, t, s)
     masked = _masked(products, visible, None if bias is None else bias[0], scale, softcap)
     highest = jnp.maximum(peak, lax.stop_gradient(masked).max(axis=-1, keepdims=True))
-    weights, shrunk = jnp.exp(masked - highest), jnp.exp(peak - highest)
+    weights = lax.optimization_barrier(jnp.exp(masked - highest))  # else XLA's CPU takes exp anew for each use
+    shrunk = jnp.exp(peak - highest)
     kept = weights if dropout_multiplier is None else weights * dropout_multiplier[0].astype(dtype)
     added = jnp.einsum("ps,sv->pv", kept.astype(query.dtype).reshape(G * t, s), value, **wide).reshape(context.shape)
     sees = sees | (True if visible is None else visible.any(axis=-1, keepdims=True))
@@ -180,7 +183,7 @@ def _carried(
 def _masked(products: Array, visible: Array | None, bias: Array | None, scale: Any, softcap: Any) -> Array:
     """From products of queries and keys to what the softmax is taken of (SPEC 2, 3)."""
     dtype = products.dtype
-    scores = products * jnp.asarray(scale, dtype)
+    scores = products if scale is None else products * jnp.asarray(scale, dtype)
     if softcap is not None:
         softcap = jnp.asarray(softcap, dtype)
         scores = softcap * jnp.tanh(scores / softcap)
