@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
-from studies import machine, memory, report, speed
+from studies import machine, memory_peak, report, speed
 
 study = typer.Typer(no_args_is_help=True, help="What it costs on this machine, in time and memory.")
 
@@ -48,17 +48,19 @@ def speed_study(
 
 
 @study.command("memory-peak")
-def memory_peak(only: Only = None, quick: Quick = False, csv_file: CsvFile = None, json_file: JsonFile = None) -> None:
+def memory_peak_study(
+    only: Only = None, quick: Quick = False, csv_file: CsvFile = None, json_file: JsonFile = None
+) -> None:
     """The peak of memory above a long call's inputs, each wing in a process of its own."""
     console = Console()
-    chosen, left_out = _split([(row, memory.missing(row[0])) for row in memory.rows(only)])
-    left_out = [f"{memory.name(*row)}: {reason}" for row, reason in left_out]
+    chosen, left_out = _split([(row, memory_peak.missing(row[0])) for row in memory_peak.rows(only)])
+    left_out = [f"{memory_peak.name(*row)}: {reason}" for row, reason in left_out]
     about = {"machine": machine.description(None), "versions": machine.versions()}
 
-    length = 256 if quick else memory.LENGTH
-    peaks = [memory.measure(wing, load, length) for wing, load in track(chosen, "memory", console=console)]
-    found = memory.as_rows(peaks)
-    console.print(report.memory_table(found, length))
+    length = 256 if quick else memory_peak.LENGTH
+    peaks = [memory_peak.measure(wing, load, length) for wing, load in track(chosen, "memory", console=console)]
+    found = memory_peak.as_rows(peaks)
+    console.print(report.memory_peak_table(found, length))
     _finish(console, found, left_out, about, csv_file, json_file)
 
 

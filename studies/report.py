@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-from studies.memory import H, K, N
+from studies.memory_peak import H, K, N
 
 Rows = list[dict[str, Any]]
 VERDICTS = {"reached": "[green]reached[/]", "reached instead": "[green]reached instead[/]", "missed": "[red]missed[/]"}
@@ -33,7 +33,7 @@ def speed_table(rows: Rows) -> Table:
     return table
 
 
-def memory_table(rows: Rows, length: int) -> Table:
+def memory_peak_table(rows: Rows, length: int) -> Table:
     table = Table(title="Peak memory above the inputs", caption=f"N={N}, K={K}, T=S={length}, H={H}, float32")
     table.add_column("call", overflow="fold")
     for column in ("peak MiB", "limit MiB", "", "seconds"):

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from gqa_cli import app
-from studies import cases, machine, memory, speed, timing
+from studies import cases, machine, memory_peak, speed, timing
 
 pytestmark = pytest.mark.unhooked
 
@@ -125,24 +125,24 @@ def test_a_missing_package_is_said_and_left_out(monkeypatch):
 
 def test_peak_memory_counts_what_a_call_frees_again():
     held = np.ones(2**23)  # 64 MiB before the call are not the call's
-    assert memory.peak_above(lambda: None)[0] < 2**25
-    peak, _ = memory.peak_above(lambda: float(np.ones(2**23).sum()))
+    assert memory_peak.peak_above(lambda: None)[0] < 2**25
+    peak, _ = memory_peak.peak_above(lambda: float(np.ones(2**23).sum()))
     assert 0.9 * held.nbytes < peak < 1.5 * held.nbytes
 
 
-@pytest.mark.parametrize("load", memory.LOADS)
-@pytest.mark.parametrize("wing", memory.WINGS)
+@pytest.mark.parametrize("load", memory_peak.LOADS)
+@pytest.mark.parametrize("wing", memory_peak.WINGS)
 def test_every_memory_row_is_a_call_that_runs(wing, load):
-    context, weights = memory.call(wing, memory.LOADS[load], length=16)()
-    assert context.shape == (1, memory.N, 16, memory.H)
+    context, weights = memory_peak.call(wing, memory_peak.LOADS[load], length=16)()
+    assert context.shape == (1, memory_peak.N, 16, memory_peak.H)
     assert weights is None
 
 
-@pytest.mark.parametrize("wing", memory.WINGS)
+@pytest.mark.parametrize("wing", memory_peak.WINGS)
 def test_peak_memory_holds_the_result_at_least(wing):
     """Inputs that are freed only during the call would hide it."""
-    peak = memory.measure(wing, "causal, softcap, sinks, floating mask", length=1024)
-    assert peak.peak_mebibytes >= 4 * memory.N * 1024 * memory.H / memory.MEBIBYTE
+    peak = memory_peak.measure(wing, "causal, softcap, sinks, floating mask", length=1024)
+    assert peak.peak_mebibytes >= 4 * memory_peak.N * 1024 * memory_peak.H / memory_peak.MEBIBYTE
 
 
 def test_the_memory_command_writes_what_it_prints(tmp_path):

@@ -1,5 +1,6 @@
-"""The peak of memory above a call's inputs, each wing in a process of its own: `python -m studies.memory WING CASE T`.
+"""The peak of memory above a call's inputs, each wing in a process of its own.
 
+`python -m studies.memory_peak WING CASE T` is one of these processes.
 What `need_weights=False` promises is that the weights, 8 GiB at N=32, T=S=8192 in float32, never exist all at once.
 """
 
@@ -72,7 +73,7 @@ def missing(wing: str) -> list[str]:
 
 
 def measure(wing: str, load: str, length: int = LENGTH) -> Peak:
-    command = [sys.executable, "-m", "studies.memory", wing, load, str(length)]
+    command = [sys.executable, "-m", "studies.memory_peak", wing, load, str(length)]
     found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     limit = LOADS[load].limit
     return Peak(
