@@ -1,0 +1,120 @@
+"""What a checkpoint is: names, what is known of each tensor without reading it, and a function that reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes  # registers bfloat16 and the float8 dtypes with NumPy, by name
+import numpy as np
+
+Array = np.ndarray
+
+DTYPES = (
+    *(f"float{bits}" for bits in (16, 32, 64)),
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+    *("bool", "complex64", "bfloat16", ml_dtypes.float8_e4m3fn.__name__, ml_dtypes.float8_e5m2.__name__),
+)
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be read, trusted or written, in one sentence that names the file and the tensor."""
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """dtype as NumPy and ml_dtypes name it: that of the array that is read, or as the file names it where neither
+    has it. stored: the type in the file where it is another, such as "Q4_1" for what is dequantized to float32.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    stored: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * np.dtype(self.dtype).itemsize
+
+
+class Entry(NamedTuple):
+    path: Path
+    info: TensorInfo
+    read: Callable[[], Array]
+
+
+@dataclass(frozen=True)
+class Contents:
+    format: str
+    entries: Mapping[str, Entry]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    manifest: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Checkpoint(Mapping[str, Array]):
+    """The tensors of a file or a folder, in its order. Nothing is kept: each access reads anew, an array of its own.
+
+    format: "safetensors", "gguf", "npz", "torch" or "orbax". settings: config.json of a folder, the key-value fields
+    of a GGUF, {} if there are none. manifest: what `save_checkpoint` was given, {} for files from elsewhere.
+
+    Access raises CheckpointError for a tensor that cannot be read, KeyError for a name that is not there.
+    """
+
+    def __init__(self, path: Path, contents: Contents) -> None:
+        self.path = path
+        self.format = contents.format
+        self.settings = contents.settings
+        self.manifest = contents.manifest
+        self._entries = contents.entries
+
+    def info(self, name: str) -> TensorInfo:
+        """Shape and dtype, without reading the data."""
+        return self._entries[name].info
+
+    def __getitem__(self, name: str) -> Array:
+        path, info, read = self._entries[name]
+        with reading(path, name):
+            array = read()
+            if (array.shape, array.dtype.name) != (info.shape, info.dtype):
+                raise ValueError(f"expected {info.dtype} {info.shape}, got {array.dtype.name} {array.shape}")
+            return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries  # a Mapping would read the tensor to find out
+
+
+@contextmanager
+def reading(path: Path, tensor: str | None = None) -> Iterator[None]:
+    """Whatever a format's package raises about a file comes out as one CheckpointError: over the formats that is any
+    kind of exception, down to MemoryError.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except ModuleNotFoundError as error:
+        raise CheckpointError(f"{path}: install the package {error.name} to read this format") from error
+    except Exception as error:
+        raise CheckpointError(f"{_place(path, tensor)}: {_sentence(error)}") from error
+
+
+def refuse(path: Path, tensor: str | None, reason: str) -> CheckpointError:
+    return CheckpointError(f"{_place(path, tensor)}: {reason}")
+
+
+def _place(path: Path, tensor: str | None) -> str:
+    return f"{path}" if tensor is None else f"{path}: tensor {tensor!r}"
+
+
+def _sentence(error: Exception) -> str:
+    words = " ".join(str(error).split())
+    return f"{words[:300]} ({type(error).__name__})" if words else type(error).__name__
