@@ -1,7 +1,9 @@
 """Head surgery: what must stay the same does, in values, in bits, in what the layer computes; what is lossy is said."""
 
+import doctest
 from fractions import Fraction
 from itertools import product
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -356,3 +358,10 @@ def test_weights_that_do_not_fit_the_config_are_named(name, arguments):
     sentence = r"^weights: unexpected sinks; k_proj.weight expected \(K\*H, E\) = \(60, 13\), got \(2, 13\)$"
     with pytest.raises(ValueError, match=sentence):
         getattr(heads, name)(weights, GROUPED, *arguments)
+
+
+def test_the_example_in_the_guide_runs():
+    guide = Path(__file__).parent.parent / "docs" / "conversion.md"
+    found = doctest.testfile(str(guide), module_relative=False)
+    assert found.attempted > 0
+    assert found.failed == 0

