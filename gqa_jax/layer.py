@@ -16,9 +16,10 @@ from gqa_jax import cache as cache_
 from gqa_jax import rope
 from gqa_jax.attention import attend, attention_stages, grouped_query_attention
 from gqa_jax.cache import KVCache
+from gqa_jax.linear import linear, parameter, project
 from gqa_jax.masks import Offset
 from gqa_jax.norm import qk_norm
-from gqa_jax.precision import compute_dtype, matmul_precision
+from gqa_jax.precision import compute_dtype
 from gqa_spec import AttentionConfig, checks
 from gqa_spec.config import CONFIG_FIELDS, DERIVED
 from gqa_spec.weights.names import symbolic_shapes, weight_shapes
@@ -47,13 +48,13 @@ class GroupedQueryAttention(nnx.Module):
         self.config = config = AttentionConfig(
             embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads, dropout=dropout, **settings
         )
-        self.param_dtype = _available(param_dtype)
-        self.dtype = self.param_dtype if dtype is None else _available(dtype)
+        self.param_dtype = available(param_dtype)
+        self.dtype = self.param_dtype if dtype is None else available(dtype)
         shapes = weight_shapes(config)
-        self.q_proj = self._linear(shapes["q_proj.weight"], config.qkv_bias, rngs)
-        self.k_proj = self._linear(shapes["k_proj.weight"], config.qkv_bias, rngs)
-        self.v_proj = self._linear(shapes["v_proj.weight"], config.qkv_bias, rngs)
-        self.o_proj = self._linear(shapes["o_proj.weight"], config.out_bias, rngs)
+        self.q_proj = linear(shapes["q_proj.weight"], config.qkv_bias, rngs, self.dtype, self.param_dtype)
+        self.k_proj = linear(shapes["k_proj.weight"], config.qkv_bias, rngs, self.dtype, self.param_dtype)
+        self.v_proj = linear(shapes["v_proj.weight"], config.qkv_bias, rngs, self.dtype, self.param_dtype)
+        self.o_proj = linear(shapes["o_proj.weight"], config.out_bias, rngs, self.dtype, self.param_dtype)
         if config.qk_norm is not None:
             self.q_norm = _NormWeight(shapes["q_norm.weight"], config.qk_norm, self.param_dtype)
             self.k_norm = _NormWeight(shapes["k_norm.weight"], config.qk_norm, self.param_dtype)
@@ -161,7 +162,7 @@ class GroupedQueryAttention(nnx.Module):
         arrays = {name: np.asarray(x) for name, x in mapping.items()}
         checks.weights(arrays, weight_shapes(self.config), symbolic_shapes(self.config), str(self.param_dtype))
         for name, x in arrays.items():
-            variable, transposed = self._variable(name)
+            variable, transposed = parameter(self, name)
             variable.set_value(jnp.array(x.T if transposed else x, self.param_dtype))  # also into an abstract module
         return self
 
@@ -169,19 +170,10 @@ class GroupedQueryAttention(nnx.Module):
         """Canonical names -> NumPy arrays, copied."""
         exported = {}
         for name in weight_shapes(self.config):
-            variable, transposed = self._variable(name)
+            variable, transposed = parameter(self, name)
             x = np.asarray(variable[...])
             exported[name] = np.array(x.T if transposed else x, order="C")
         return exported
-
-    def _variable(self, name: str) -> tuple[nnx.Param, bool]:
-        """The parameter under a canonical name, and whether it is stored transposed, as an `nnx.Linear` does."""
-        if name == "sinks":
-            return self.sinks, False
-        owner, _, field = name.partition(".")
-        module = getattr(self, owner)
-        kernel = isinstance(module, nnx.Linear) and field == "weight"
-        return (module.kernel if kernel else getattr(module, field)), kernel
 
     def _heads(
         self, query: Any, key: Any, value: Any, mask: Any, positions: Any, key_positions: Any, offset: Any, length: Any
@@ -194,9 +186,9 @@ class GroupedQueryAttention(nnx.Module):
         checks.layer_call(config, str(self.dtype), query, key, value, mask, Array, rotation)
         T, S = query.shape[1], key.shape[1]
         stages = {
-            "q_proj": _split(self._project(self.q_proj, query), config.num_heads),
-            "k_proj": _split(self._project(self.k_proj, key), config.num_kv_heads),
-            "v_proj": _split(self._project(self.v_proj, value), config.num_kv_heads),
+            "q_proj": _split(project(self.q_proj, query), config.num_heads),
+            "k_proj": _split(project(self.k_proj, key), config.num_kv_heads),
+            "v_proj": _split(project(self.v_proj, value), config.num_kv_heads),
         }
         if config.qk_norm is not None:
             for name, module in (("q", self.q_norm), ("k", self.k_norm)):
@@ -247,28 +239,9 @@ class GroupedQueryAttention(nnx.Module):
             return None
         return self.dropout(jnp.ones(shape, compute_dtype(self.dtype)))
 
-    def _linear(self, shape: tuple[int, ...], use_bias: bool, rngs: nnx.Rngs) -> nnx.Linear:
-        """A projection whose canonical weight has this shape; SPEC 17: uniform in +-fan_in ** -0.5, biases 0."""
-        return nnx.Linear(
-            shape[1],
-            shape[0],
-            use_bias=use_bias,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            precision=matmul_precision(self.dtype),
-            kernel_init=nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-            promote_dtype=_promote,
-            preferred_element_type=compute_dtype(self.dtype),
-            rngs=rngs,
-        )
-
-    def _project(self, linear: nnx.Linear, x: Array) -> Array:
-        """x @ weight.T + bias, accumulated in the compute dtype and rounded once."""
-        return linear(x).astype(self.dtype)
-
     def _output(self, context: Float[Array, "B N T Hv"]) -> Float[Array, "B T D"]:
         B, N, T, Hv = context.shape
-        return self._project(self.o_proj, context.swapaxes(1, 2).reshape(B, T, N * Hv))
+        return project(self.o_proj, context.swapaxes(1, 2).reshape(B, T, N * Hv))
 
 
 GroupQueryAttention = GroupedQueryAttention
@@ -291,13 +264,6 @@ class _NormWeight(nnx.Module):
         self.weight = nnx.Param(jnp.full(shape, 0 if kind == "rms_plus_one" else 1, dtype))
 
 
-def _promote(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
-    """Inputs and kernel in the layer's dtype; the bias in the one that their product is accumulated in."""
-    inputs, kernel, bias = arrays
-    bias = None if bias is None else bias.astype(compute_dtype(dtype))
-    return inputs.astype(dtype), kernel.astype(dtype), bias
-
-
-def _available(dtype: Any) -> jnp.dtype[Any]:
+def available(dtype: Any) -> jnp.dtype[Any]:
     """The dtype that arrays really get: JAX answers float64 with a warning and float32 unless x64 is on."""
     return jnp.empty((), dtype).dtype

@@ -13,9 +13,9 @@ from gqa_numpy import rope
 from gqa_numpy.attention import attend, attention_stages, grouped_query_attention
 from gqa_numpy.cache import KVCache
 from gqa_numpy.gradients import Gradients, grouped_query_attention_vjp
+from gqa_numpy.linear import linear
 from gqa_numpy.masks import Offset
 from gqa_numpy.norm import qk_norm, qk_norm_vjp
-from gqa_numpy.precision import compute_dtype
 from gqa_spec import AttentionConfig, checks
 from gqa_spec.config import CONFIG_FIELDS, DERIVED
 from gqa_spec.weights.names import symbolic_shapes, weight_shapes
@@ -264,14 +264,7 @@ class GroupedQueryAttention:
         return ((self.rng.random(shape) >= p) / (1 - p)).astype(self.dtype)
 
     def _project(self, name: str, x: Array) -> Array:
-        """x @ weight.T + bias, accumulated in the compute dtype and rounded once."""
-        dtype = compute_dtype(self.dtype)
-        weight, bias = self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias")
-        tokens = x.astype(dtype, copy=False).reshape(-1, x.shape[-1])  # one matrix product for the whole batch
-        with np.errstate(over="ignore", invalid="ignore"):  # a poisoned token stays with its own key
-            projected = tokens @ weight.astype(dtype, copy=False).T
-        projected = projected if bias is None else projected + bias.astype(dtype)
-        return projected.astype(self.dtype).reshape(*x.shape[:-1], weight.shape[0])
+        return linear(x, self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias"))
 
     def _projection_vjp(self, name: str, x: Array, d_y: Array) -> tuple[Array, Gradients]:
         """The gradient of a projection's input, and those of its weight and bias."""

@@ -1,4 +1,4 @@
-"""RMS normalisation of queries and keys (Zhang & Sennrich 2019, arXiv 1910.07467). SPEC 11."""
+"""RMS norm (Zhang & Sennrich 2019, arXiv 1910.07467) and LayerNorm (Ba et al. 2016, arXiv 1607.06450). SPEC 11, 18."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ def rms_norm(
     wide, scale = x.astype(dtype), weight.astype(dtype)
     normed = wide / np.sqrt(np.mean(np.square(wide), axis=-1, keepdims=True) + dtype.type(eps))
     return (normed * (scale + 1 if plus_one else scale)).astype(x.dtype)
+
+
+def layer_norm(
+    x: Float[Array, "*axes W"], weight: Float[Array, "W"], bias: Float[Array, "W"] | None, eps: float
+) -> Float[Array, "*axes W"]:
+    """(x - mean) / sqrt(variance + eps) * w + b; in float32 for 16-bit inputs, rounded once at the end."""
+    dtype = compute_dtype(x.dtype)
+    centred = x.astype(dtype) - np.mean(x, axis=-1, keepdims=True, dtype=dtype)
+    normed = centred / np.sqrt(np.mean(np.square(centred), axis=-1, keepdims=True) + dtype.type(eps))
+    scaled = normed * weight.astype(dtype)
+    return (scaled if bias is None else scaled + bias.astype(dtype)).astype(x.dtype)
 
 
 def qk_norm(x: Float[Array, "B N T H"], weight: Float[Array, "W"], kind: str, eps: float) -> Float[Array, "B N T H"]:

@@ -426,10 +426,12 @@ def model_input(config: Any, dtype: str, x: Any, kind: Any) -> None:
         floating(name, x)
         same_dtype(name, x, "the model's", dtype)
         shape(name, x.shape, "B T I", {"I": config.input_dim})
-        return
-    if not is_integer_dtype(x):
+    elif not is_integer_dtype(x):
         raise TypeError(f"tokens: expected an integer dtype, got {dtype_name(x)}")
-    shape(name, x.shape, "B T", {})
+    else:
+        shape(name, x.shape, "B T", {})
+    if x.shape[1] == 0:
+        raise ValueError(f"{name}: expected at least one token, T >= 1, got {tuple(x.shape)}")
 
 
 def token_ids(lowest: int, highest: int, vocab_size: int) -> None:
@@ -477,3 +479,31 @@ def top_p(value: Any) -> None:
     number("top_p", value, above=0)
     if value > 1:
         raise ValueError(f"top_p: expected a number > 0 and <= 1, got {value}")
+
+
+# --- layouts -------------------------------------------------------------------------------------------------------
+
+
+def not_refused(layout: str, given: Iterable[str], refused: Mapping[str, str]) -> None:
+    found = [f"{name}: {refused[name]}" for name in given if name in refused]
+    if found:
+        raise ValueError(f"{layout}: cannot express {_listed(found)}")
+
+
+def expressible(layout: str, condition: str, holds: bool, values: Mapping[str, Any]) -> None:
+    if not holds:
+        got = ", ".join(f"{name} = {x}" for name, x in values.items())
+        raise ValueError(f"{layout}: expected {condition}, got {got}")
+
+
+def placed(layout: str, names: Iterable[str], places: Iterable[str]) -> None:
+    homeless = [name for name in names if name not in places]
+    if homeless:
+        raise ValueError(f"{layout}: has no place for {', '.join(homeless)}")
+
+
+def one_dtype(name: str, dtypes: Mapping[str, str]) -> None:
+    """Tensors that are stored as one."""
+    if len(set(dtypes.values())) > 1:
+        got = ", ".join(f"{x} for {ours}" for ours, x in dtypes.items())
+        raise TypeError(f"{name}: expected one dtype for the tensors in it, got {got}")

@@ -115,6 +115,10 @@ class ModelConfig:
         """The size of the last axis of what the model returns."""
         return self.vocab_size if self.output == "logits" and self.vocab_size is not None else self.hidden_size
 
+    def rolling(self, max_length: int) -> tuple[bool, ...]:
+        """Which layers of a model have a rolling cache: those whose window is shorter than what they are to hold."""
+        return tuple(layer.window is not None and layer.window < max_length for layer in self.attention)
+
     @property
     def param_count(self) -> int:
         """The number of parameters, equal to the sum over the model's canonical weights (a tied head counts once)."""

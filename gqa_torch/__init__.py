@@ -4,11 +4,13 @@ from gqa_torch import masks
 from gqa_torch.attention import attention_stages, grouped_query_attention
 from gqa_torch.cache import KVCache
 from gqa_torch.layer import GroupedQueryAttention, GroupQueryAttention
+from gqa_torch.model import Transformer
 
 __all__ = [
     "GroupQueryAttention",
     "GroupedQueryAttention",
     "KVCache",
+    "Transformer",
     "attention_stages",
     "grouped_query_attention",
     "masks",

@@ -176,13 +176,13 @@ class GroupedQueryAttention(nn.Module):
         arrays = {name: x if isinstance(x, Array) else np.asarray(x) for name, x in mapping.items()}
         dtype = checks.dtype_name(self.q_proj.weight)
         checks.weights(arrays, weight_shapes(self.config), symbolic_shapes(self.config), dtype)
-        for name, tensor in {name: _tensor(x) for name, x in arrays.items()}.items():
-            self.get_parameter(name).copy_(tensor)
+        for name, x in {name: tensor(x) for name, x in arrays.items()}.items():
+            self.get_parameter(name).copy_(x)
         return self
 
     def export_weights(self) -> dict[str, np.ndarray]:
         """Canonical names -> NumPy arrays, copied."""
-        return {name: _array(self.get_parameter(name)) for name in weight_shapes(self.config)}
+        return {name: array(self.get_parameter(name)) for name in weight_shapes(self.config)}
 
     def _heads(
         self, query: Any, key: Any, value: Any, mask: Any, positions: Any, key_positions: Any, offset: Any, length: Any
@@ -280,7 +280,7 @@ def _newest(stages: Mapping[str, Array]) -> tuple[Array, Array, Array]:
     return q, k, stages["v_proj"]
 
 
-def _tensor(x: Array | np.ndarray) -> Array:
+def tensor(x: Array | np.ndarray) -> Array:
     """A copy as a tensor. NumPy and PyTorch know bfloat16 under different names, so its bits travel as int16."""
     if isinstance(x, Array):
         return x.detach().clone()
@@ -290,7 +290,7 @@ def _tensor(x: Array | np.ndarray) -> Array:
     return torch.from_numpy(copied)
 
 
-def _array(x: Array) -> np.ndarray:
+def array(x: Array) -> np.ndarray:
     """A copy as a NumPy array, the other way about."""
     copied = x.detach().cpu().clone()
     if x.dtype == torch.bfloat16:

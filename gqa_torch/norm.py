@@ -1,10 +1,11 @@
-"""RMS normalisation of queries and keys (Zhang & Sennrich 2019, arXiv 1910.07467). SPEC 11."""
+"""RMS norm (Zhang & Sennrich 2019, arXiv 1910.07467) and LayerNorm (Ba et al. 2016, arXiv 1607.06450). SPEC 11, 18."""
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Float
 from torch import Tensor as Array
+from torch.nn import functional
 
 from gqa_torch.precision import compute_dtype
 
@@ -17,6 +18,15 @@ def rms_norm(
     wide, scale = x.to(dtype), weight.to(dtype)
     normed = wide / torch.sqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
     return (normed * (scale + 1 if plus_one else scale)).to(x.dtype)
+
+
+def layer_norm(
+    x: Float[Array, "*axes W"], weight: Float[Array, "W"], bias: Float[Array, "W"] | None, eps: float
+) -> Float[Array, "*axes W"]:
+    """(x - mean) / sqrt(variance + eps) * w + b; in float32 for 16-bit inputs, rounded once at the end."""
+    dtype = compute_dtype(x.dtype)
+    wide = None if bias is None else bias.to(dtype)
+    return functional.layer_norm(x.to(dtype), weight.shape, weight.to(dtype), wide, eps).to(x.dtype)
 
 
 def qk_norm(x: Float[Array, "B N T H"], weight: Float[Array, "W"], kind: str, eps: float) -> Float[Array, "B N T H"]:

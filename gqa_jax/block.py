@@ -1,0 +1,101 @@
+"""One block of a model: norm, attention, residual, norm, feed-forward, residual. SPEC 18."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jaxtyping import Float, Integer
+
+from gqa_jax.cache import KVCache
+from gqa_jax.layer import GroupedQueryAttention
+from gqa_jax.linear import linear, project
+from gqa_jax.norm import layer_norm, rms_norm
+from gqa_jax.precision import compute_dtype
+from gqa_spec import ModelConfig
+
+
+class Block(nnx.Module):
+    """Layer `number` of a model. Which norms there are, and what the feed-forward is, `ModelConfig` says."""
+
+    def __init__(self, config: ModelConfig, number: int, rngs: nnx.Rngs, dtype: Any, param_dtype: Any) -> None:
+        before, after = config.norm_placement != "post", config.norm_placement != "pre"
+        self.attention_norm = Norm(config, param_dtype) if before else None
+        self.attention = GroupedQueryAttention.from_config(
+            config.attention[number], rngs=rngs, dtype=dtype, param_dtype=param_dtype
+        )
+        self.attention_post_norm = Norm(config, param_dtype) if after else None
+        self.feed_forward_norm = Norm(config, param_dtype) if before else None
+        self.feed_forward = FeedForward(config, rngs, dtype, param_dtype)
+        self.feed_forward_post_norm = Norm(config, param_dtype) if after else None
+        self.dropout = nnx.Dropout(config.dropout, rngs=rngs if config.dropout > 0 else None)
+
+    def __call__(self, x: Float[Array, "B T D"], mask: Array | None, rope_length: int | None) -> Float[Array, "B T D"]:
+        def attend(normed: Array) -> Array:
+            return self.attention(normed, mask=mask, rope_length=rope_length, need_weights=False)[0]
+
+        return self._residual(x, attend)
+
+    def extend(
+        self, x: Float[Array, "B T D"], cache: KVCache, lengths: Integer[Array, "B"] | None
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        longer = cache
+
+        def attend(normed: Array) -> Array:
+            nonlocal longer
+            output, longer = self.attention.extend(normed, cache, lengths=lengths)
+            return output
+
+        return self._residual(x, attend), longer
+
+    def _residual(self, x: Array, attend: Callable[[Array], Array]) -> Array:
+        attended = attend(_normed(self.attention_norm, x))
+        x = x + self.dropout(_normed(self.attention_post_norm, attended))
+        fed = self.feed_forward(_normed(self.feed_forward_norm, x))
+        return x + self.dropout(_normed(self.feed_forward_post_norm, fed))
+
+
+class FeedForward(nnx.Module):
+    """down(activation(gate(x)) * up(x)), or down(activation(up(x))); between the maps rounded once."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any, param_dtype: Any) -> None:
+        D, F, bias = config.hidden_size, config.feed_forward_size, config.feed_forward_bias
+        self.config = config
+        self.gate = linear((F, D), bias, rngs, dtype, param_dtype) if config.gated else None
+        self.up = linear((F, D), bias, rngs, dtype, param_dtype)
+        self.down = linear((D, F), bias, rngs, dtype, param_dtype)
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        up, dtype = project(self.up, x), compute_dtype(x.dtype)
+        if self.gate is None:
+            return project(self.down, activation(up.astype(dtype), self.config.activation).astype(x.dtype))
+        gate = activation(project(self.gate, x).astype(dtype), self.config.activation)
+        return project(self.down, (gate * up.astype(dtype)).astype(x.dtype))
+
+
+class Norm(nnx.Module):
+    """The model's norm: RMS norm times w or 1 + w, or LayerNorm with or without bias."""
+
+    def __init__(self, config: ModelConfig, param_dtype: Any) -> None:
+        self.config = config
+        self.weight = nnx.Param(jnp.full(config.hidden_size, 0 if config.norm == "rms_plus_one" else 1, param_dtype))
+        self.bias = nnx.Param(jnp.zeros(config.hidden_size, param_dtype)) if config.norm_bias else None
+
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        if self.config.norm == "layer":
+            bias = None if self.bias is None else self.bias[...]
+            return layer_norm(x, self.weight[...], bias, self.config.norm_eps)
+        return rms_norm(x, self.weight[...], self.config.norm_eps, plus_one=self.config.norm == "rms_plus_one")
+
+
+def activation(x: Array, kind: str) -> Array:
+    """In x's dtype: SiLU, or GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415), exact or by its tanh approximation."""
+    return jax.nn.silu(x) if kind == "silu" else jax.nn.gelu(x, approximate=kind == "gelu_tanh")
+
+
+def _normed(norm: Norm | None, x: Array) -> Array:
+    return x if norm is None else norm(x)

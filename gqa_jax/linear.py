@@ -1,0 +1,49 @@
+"""Linear maps of the last axis, as `nnx.Linear`, whose kernel is the transposed canonical weight."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flax import nnx
+from jax import Array
+from jaxtyping import Float
+
+from gqa_jax.precision import compute_dtype, matmul_precision
+
+
+def linear(shape: tuple[int, ...], use_bias: bool, rngs: nnx.Rngs, dtype: Any, param_dtype: Any) -> nnx.Linear:
+    """A map whose canonical weight has this shape; SPEC 17: uniform in +-fan_in ** -0.5, biases 0."""
+    return nnx.Linear(
+        shape[1],
+        shape[0],
+        use_bias=use_bias,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        precision=matmul_precision(dtype),
+        kernel_init=nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
+        promote_dtype=_promote,
+        preferred_element_type=compute_dtype(dtype),
+        rngs=rngs,
+    )
+
+
+def project(linear: nnx.Linear, x: Float[Array, "*axes I"]) -> Float[Array, "*axes O"]:
+    """x @ weight.T + bias, accumulated in the compute dtype and rounded once."""
+    return linear(x).astype(x.dtype)
+
+
+def parameter(module: nnx.Module, name: str) -> tuple[nnx.Param, bool]:
+    """The parameter under a canonical name, and whether it is stored transposed, as an `nnx.Linear` does."""
+    *path, field = name.split(".")
+    owner: Any = module
+    for part in path:
+        owner = owner[int(part)] if part.isdecimal() else getattr(owner, part)
+    kernel = isinstance(owner, nnx.Linear) and field == "weight"
+    return (owner.kernel if kernel else getattr(owner, field)), kernel
+
+
+def _promote(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
+    """Inputs and kernel in the layer's dtype; the bias in the one that their product is accumulated in."""
+    inputs, kernel, bias = arrays
+    bias = None if bias is None else bias.astype(compute_dtype(dtype))
+    return inputs.astype(dtype), kernel.astype(dtype), bias

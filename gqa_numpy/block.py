@@ -1,0 +1,115 @@
+"""One block of a model: norm, attention, residual, norm, feed-forward, residual. SPEC 18."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from gqa_numpy.cache import KVCache
+from gqa_numpy.layer import GroupedQueryAttention
+from gqa_numpy.linear import linear
+from gqa_numpy.norm import layer_norm, rms_norm
+from gqa_numpy.precision import compute_dtype
+from gqa_spec import ModelConfig
+from gqa_spec.weights.names import model_weight_shapes
+
+Array = np.ndarray
+
+
+class Block:
+    """Layer `number` of a model. Which norms there are, and what the feed-forward is, `ModelConfig` says.
+
+    `attention` is the attention layer, `parameters` maps the other names under `blocks.{number}.` to arrays.
+    """
+
+    def __init__(self, config: ModelConfig, number: int, rng: np.random.Generator, dtype: Any) -> None:
+        self.config, self.rng, self.training = config, rng, True
+        self.attention = GroupedQueryAttention.from_config(config.attention[number], rng=rng, dtype=dtype)
+        prefix = f"blocks.{number}."
+        names = {name.removeprefix(prefix): shape for name, shape in model_weight_shapes(config).items()}
+        self.parameters = {
+            name: initial(name, shape, config, rng).astype(dtype)
+            for name, shape in names.items()
+            if name.startswith(("attention_", "feed_forward"))
+        }
+
+    def __call__(self, x: Float[Array, "B T D"], mask: Array | None, rope_length: int | None) -> Float[Array, "B T D"]:
+        def attend(normed: Array) -> Array:
+            return self.attention(normed, mask=mask, rope_length=rope_length, need_weights=False)[0]
+
+        return self._residual(x, attend)
+
+    def extend(
+        self, x: Float[Array, "B T D"], cache: KVCache, lengths: Integer[Array, "B"] | None
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        longer = cache
+
+        def attend(normed: Array) -> Array:
+            nonlocal longer
+            output, longer = self.attention.extend(normed, cache, lengths=lengths)
+            return output
+
+        return self._residual(x, attend), longer
+
+    def _residual(self, x: Array, attend: Callable[[Array], Array]) -> Array:
+        attended = attend(self._norm("attention_norm", x))
+        x = x + dropped(self._norm("attention_post_norm", attended), self)
+        fed = self._feed_forward(self._norm("feed_forward_norm", x))
+        return x + dropped(self._norm("feed_forward_post_norm", fed), self)
+
+    def _norm(self, name: str, x: Array) -> Array:
+        """The norm of this name; nothing where the model has none in this place."""
+        return norm(name, x, self.parameters, self.config) if f"{name}.weight" in self.parameters else x
+
+    def _feed_forward(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """down(activation(gate(x)) * up(x)), or down(activation(up(x))); between the maps rounded once."""
+        up, dtype = self._linear("up", x), compute_dtype(x.dtype)
+        if self.config.gated:
+            gate = activation(self._linear("gate", x).astype(dtype), self.config.activation)
+            return self._linear("down", (gate * up.astype(dtype)).astype(x.dtype))
+        return self._linear("down", activation(up.astype(dtype), self.config.activation).astype(x.dtype))
+
+    def _linear(self, name: str, x: Array) -> Array:
+        name = f"feed_forward.{name}"
+        return linear(x, self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias"))
+
+
+def norm(name: str, x: Array, parameters: dict[str, Array], config: ModelConfig) -> Array:
+    weight = parameters[f"{name}.weight"]
+    if config.norm == "layer":
+        return layer_norm(x, weight, parameters.get(f"{name}.bias"), config.norm_eps)
+    return rms_norm(x, weight, config.norm_eps, plus_one=config.norm == "rms_plus_one")
+
+
+def activation(x: Array, kind: str) -> Array:
+    """In x's dtype: SiLU, or GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415), exact or by its tanh approximation."""
+    if kind == "silu":
+        with np.errstate(over="ignore"):
+            return x / (1 + np.exp(-x))
+    if kind == "gelu_tanh":
+        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    return x * (0.5 * (1 + _erf(x * math.sqrt(0.5)))).astype(x.dtype)
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])  # NumPy has none
+
+
+def dropped(x: Array, owner: Any) -> Array:
+    """x with dropout, by the owner's config, mode and generator."""
+    p = owner.config.dropout
+    if not owner.training or p == 0:
+        return x
+    return x * ((owner.rng.random(x.shape) >= p) / (1 - p)).astype(x.dtype)
+
+
+def initial(name: str, shape: tuple[int, ...], config: ModelConfig, rng: np.random.Generator) -> Array:
+    """SPEC 17: matrices uniform in +-fan_in ** -0.5, biases 0, norms at the identity."""
+    if name.endswith("norm.weight"):
+        return np.full(shape, 0.0 if config.norm == "rms_plus_one" else 1.0)
+    if name.endswith(".bias"):
+        return np.zeros(shape)
+    return rng.uniform(-1, 1, shape) * shape[1] ** -0.5

@@ -1,0 +1,239 @@
+"""A whole model from a `ModelConfig`: embedding, blocks, norm, and logits or the last hidden state. SPEC 18."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Float, Integer
+
+from gqa_numpy import masks
+from gqa_numpy.block import Block, dropped, initial, norm
+from gqa_numpy.cache import KVCache
+from gqa_numpy.linear import linear
+from gqa_numpy.precision import compute_dtype
+from gqa_spec import ModelConfig, checks
+from gqa_spec.generation import Callback, Request
+from gqa_spec.weights.names import model_symbolic_shapes, model_weight_shapes
+
+Array = np.ndarray
+Caches = tuple[KVCache, ...]
+
+
+class Transformer:
+    """A stack of blocks between an embedding and logits, or the last position's hidden state.
+
+    rng draws the initial values and dropout; dtype is that of weights, vectors and results. A new model is in training
+    mode, one from a checkpoint in eval mode.
+    """
+
+    def __init__(self, config: ModelConfig, *, rng: np.random.Generator | None = None, dtype: Any = np.float64) -> None:
+        checks.instance("config", config, ModelConfig)
+        self.config = config
+        self.rng = np.random.default_rng() if rng is None else rng
+        self.dtype = np.dtype(dtype)
+        self.training = True
+        self.blocks = [Block(config, i, self.rng, self.dtype) for i in range(config.num_layers)]
+        self.parameters = {
+            name: initial(name, shape, config, self.rng).astype(self.dtype)
+            for name, shape in model_weight_shapes(config).items()
+            if not name.startswith("blocks.")
+        }
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, dtype: Any = None) -> Self:
+        """A model in eval mode from a Hugging Face folder or a GGUF file; dtype is the checkpoint's when None.
+
+        Raises CheckpointError for a file that cannot be read, ValueError for an unknown family or setting.
+        """
+        from gqa_spec.weights.checkpoint import open_checkpoint
+        from gqa_spec.weights.families import read_model
+
+        read = read_model(open_checkpoint(path))
+        dtype = read.weights["embed.weight"].dtype if dtype is None else np.dtype(dtype)
+        model = cls(read.config, rng=_Undrawn(), dtype=dtype)  # type: ignore[arg-type]
+        for name in model_weight_shapes(read.config):
+            owner, key = model._place(name)
+            owner[key] = read.weights[name].astype(dtype, copy=False)
+        model._draw_from(np.random.default_rng())
+        return model.eval()
+
+    def train(self) -> Self:
+        return self._set("training", True)
+
+    def eval(self) -> Self:
+        return self._set("training", False)
+
+    def __call__(
+        self,
+        tokens: Integer[Array, "B T"] | Float[Array, "B T I"],
+        *,
+        lengths: Integer[Array, "B"] | None = None,
+        rope_length: int | None = None,
+        hidden_states: bool = False,
+    ) -> Any:
+        """Logits (B, T, V), or with output="last_hidden" the last position's normed state (B, D).
+
+        tokens: integers, or vectors of the model's dtype where the config has an input_dim. lengths: how many of each
+        row are real (right-padded), T by default; the others are not attended to, and what is returned for them means
+        nothing. rope_length as for `GroupedQueryAttention`. With hidden_states a pair: the result, and the states
+        (B, T, D) after the embedding and after each block. Raises ValueError for shapes and values, TypeError for
+        dtypes.
+        """
+        count = self._count(tokens, lengths)
+        mask = None if lengths is None else masks.padding(lengths, tokens.shape[1])
+        states = [self._embed(tokens)]
+        for block in self.blocks:
+            states.append(block(states[-1], mask, rope_length))
+        result = self._result(states[-1], count, last=False)
+        return (result, tuple(states)) if hidden_states else result
+
+    def init_cache(self, batch_size: int, max_length: int, *, dtype: Any = None) -> Caches:
+        """An empty cache for `extend`, one for each layer; rolling where a layer's window is shorter than max_length.
+
+        dtype is the model's when None. Raises ValueError for a model that is not causal.
+        """
+        return tuple(
+            block.attention.init_cache(batch_size, max_length, rolling=rolls, dtype=dtype)
+            for block, rolls in zip(self.blocks, self.config.rolling(max_length), strict=True)
+        )
+
+    def extend(
+        self,
+        tokens: Integer[Array, "B T"] | Float[Array, "B T I"],
+        cache: Caches,
+        *,
+        lengths: Integer[Array, "B"] | None = None,
+        last: bool = False,
+    ) -> tuple[Array, Caches]:
+        """Append tokens to the cache and return what one whole pass would for them, with the longer cache.
+
+        lengths: how many of each row are real, as in `GroupedQueryAttention.extend`. last: logits (B, V) of each row's
+        last real token alone, 0 where a row has none. Raises ValueError where a row has no room, before anything is
+        written.
+        """
+        count = self._count(tokens, lengths)
+        checks.model_cache(cache, self.config.num_layers, KVCache)
+        for held in cache:
+            checks.cache_unspent(held.spent)
+            if not held.rolling:
+                checks.cache_room(held.capacity, held.length.tolist(), count.tolist())
+        x, longer = self._embed(tokens), []
+        for block, held in zip(self.blocks, cache, strict=True):
+            x, extended = block.extend(x, held, lengths)
+            longer.append(extended)
+        return self._result(x, count, last), tuple(longer)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        stop_tokens: Collection[int] = (),
+        uniforms: Any = None,
+        callback: Callback | None = None,
+    ) -> list[list[int]]:
+        """New tokens for each prompt, up to max_new_tokens or the first stop token, which is included.
+
+        prompts: lists of token ids, of any lengths. temperature 0 takes the likeliest token; else temperature, top_k
+        and top_p narrow the choice in this order, and uniforms (B, max_new_tokens) in [0, 1), drawn where None, make
+        it: the same in all wings (SPEC 19). callback: told of each step's tokens, None for a row that has ended.
+        Raises ValueError and TypeError for bad prompts and settings.
+        """
+        request = Request.of(self.config, prompts, max_new_tokens, temperature, top_k, top_p, stop_tokens, uniforms)
+        cache = self.init_cache(request.batch_size, request.cache_length)
+
+        def step(tokens: Array, lengths: Array) -> Array:
+            nonlocal cache
+            logits, cache = self.extend(tokens, cache, lengths=lengths, last=True)
+            return logits
+
+        return request.run(step, callback)
+
+    def load_weights(self, mapping: Mapping[str, Any]) -> Self:
+        """Copy canonical weights into place, all or none.
+
+        Raises ValueError that names every missing, unexpected and misshapen one, TypeError for a narrowing cast.
+        """
+        arrays = {name: np.asarray(x) for name, x in mapping.items()}
+        checks.weights(arrays, model_weight_shapes(self.config), model_symbolic_shapes(self.config), str(self.dtype))
+        for name, x in arrays.items():
+            owner, key = self._place(name)
+            owner[key] = x.astype(self.dtype)
+        return self
+
+    def export_weights(self) -> dict[str, Array]:
+        """Canonical names -> NumPy arrays, copied."""
+        places = {name: self._place(name) for name in model_weight_shapes(self.config)}
+        return {name: owner[key].copy() for name, (owner, key) in places.items()}
+
+    def _place(self, name: str) -> tuple[dict[str, Array], str]:
+        """The dictionary that holds a canonical name, and its key there."""
+        if not name.startswith("blocks."):
+            return self.parameters, name
+        _, number, rest = name.split(".", 2)
+        block = self.blocks[int(number)]
+        if rest.startswith("attention."):
+            return block.attention.parameters, rest.removeprefix("attention.")
+        return block.parameters, rest
+
+    def _count(self, tokens: Array, lengths: Array | None) -> Integer[Array, "B"]:
+        """How many of each row's tokens are real, once everything has been checked."""
+        checks.model_input(self.config, str(self.dtype), tokens, Array)
+        B, T = tokens.shape[:2]
+        if self.config.vocab_size is not None and tokens.size:
+            checks.token_ids(int(tokens.min()), int(tokens.max()), self.config.vocab_size)
+        if lengths is None:
+            return np.full(B, T)
+        checks.cache_lengths(lengths, Array, B)
+        checks.cache_lengths_in_chunk(lengths.tolist(), T)
+        return lengths
+
+    def _embed(self, tokens: Array) -> Float[Array, "B T D"]:
+        weight = self.parameters["embed.weight"]
+        if self.config.vocab_size is None:
+            return dropped(linear(tokens, weight, self.parameters["embed.bias"]), self)
+        return dropped(weight[tokens] * self.dtype.type(self.config.embedding_scale), self)
+
+    def _result(self, x: Float[Array, "B T D"], count: Integer[Array, "B"], last: bool) -> Array:
+        """From the last block's states to logits, or to the last position's hidden state."""
+        if last or self.config.output == "last_hidden":
+            x = _last(x, count)
+        x = norm("norm", x, self.parameters, self.config)
+        if self.config.output == "last_hidden":
+            return _real(x, count)
+        logits = linear(x, self.parameters["embed.weight" if self.config.tied else "head.weight"], None)
+        if self.config.logit_softcap is not None:
+            dtype = compute_dtype(self.dtype)
+            cap = dtype.type(self.config.logit_softcap)
+            logits = (np.tanh(logits.astype(dtype) / cap) * cap).astype(self.dtype)
+        return _real(logits, count) if last else logits
+
+    def _set(self, attribute: str, value: Any) -> Self:
+        for owner in (self, *self.blocks, *(block.attention for block in self.blocks)):
+            setattr(owner, attribute, value)
+        return self
+
+    def _draw_from(self, rng: np.random.Generator) -> None:
+        self._set("rng", rng)
+
+
+def _last(x: Float[Array, "B T D"], count: Integer[Array, "B"]) -> Float[Array, "B D"]:
+    return x[np.arange(len(x)), np.maximum(count, 1) - 1]
+
+
+def _real(x: Float[Array, "B W"], count: Integer[Array, "B"]) -> Float[Array, "B W"]:
+    """0 for the rows that have no token."""
+    return np.where(count[:, None] > 0, x, x.dtype.type(0))
+
+
+class _Undrawn:
+    """In the place of a generator where a checkpoint follows: no time is spent on values that it replaces."""
+
+    def uniform(self, low: float, high: float, shape: tuple[int, ...]) -> Array:
+        return np.broadcast_to(np.float16(0), shape)

@@ -1,0 +1,99 @@
+"""One block of a model: norm, attention, residual, norm, feed-forward, residual. SPEC 18."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor as Array
+from torch import nn
+from torch.nn import functional
+
+from gqa_spec import ModelConfig
+from gqa_torch.cache import KVCache
+from gqa_torch.layer import GroupedQueryAttention
+from gqa_torch.norm import layer_norm, rms_norm
+from gqa_torch.precision import compute_dtype
+
+
+class Block(nn.Module):
+    """Layer `number` of a model. Which norms there are, and what the feed-forward is, `ModelConfig` says."""
+
+    def __init__(self, config: ModelConfig, number: int, **options: Any) -> None:
+        super().__init__()
+        before, after = config.norm_placement != "post", config.norm_placement != "pre"
+        self.attention_norm = Norm(config, **options) if before else nn.Identity()
+        self.attention = GroupedQueryAttention.from_config(config.attention[number], **options)
+        self.attention_post_norm = Norm(config, **options) if after else nn.Identity()
+        self.feed_forward_norm = Norm(config, **options) if before else nn.Identity()
+        self.feed_forward = FeedForward(config, **options)
+        self.feed_forward_post_norm = Norm(config, **options) if after else nn.Identity()
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Float[Array, "B T D"], mask: Array | None, rope_length: int | None) -> Float[Array, "B T D"]:
+        def attend(normed: Array) -> Array:
+            return self.attention(normed, mask=mask, rope_length=rope_length, need_weights=False)[0]
+
+        return self._residual(x, attend)
+
+    def extend(
+        self, x: Float[Array, "B T D"], cache: KVCache, lengths: Integer[Array, "B"] | None
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        longer = cache
+
+        def attend(normed: Array) -> Array:
+            nonlocal longer
+            output, longer = self.attention.extend(normed, cache, lengths=lengths)
+            return output
+
+        return self._residual(x, attend), longer
+
+    def _residual(self, x: Array, attend: Callable[[Array], Array]) -> Array:
+        attended = attend(self.attention_norm(x))
+        x = x + self.dropout(self.attention_post_norm(attended))
+        fed = self.feed_forward(self.feed_forward_norm(x))
+        return x + self.dropout(self.feed_forward_post_norm(fed))
+
+
+class FeedForward(nn.Module):
+    """down(activation(gate(x)) * up(x)), or down(activation(up(x))); between the maps rounded once."""
+
+    def __init__(self, config: ModelConfig, **options: Any) -> None:
+        super().__init__()
+        D, F, bias = config.hidden_size, config.feed_forward_size, config.feed_forward_bias
+        self.config = config
+        self.gate = nn.Linear(D, F, bias=bias, **options) if config.gated else None
+        self.up = nn.Linear(D, F, bias=bias, **options)
+        self.down = nn.Linear(F, D, bias=bias, **options)
+
+    def forward(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        up = self.up(x)
+        dtype = compute_dtype(up.dtype)
+        if self.gate is None:
+            return self.down(activation(up.to(dtype), self.config.activation).to(up.dtype))
+        gate = activation(self.gate(x).to(dtype), self.config.activation)
+        return self.down((gate * up.to(dtype)).to(up.dtype))
+
+
+class Norm(nn.Module):
+    """The model's norm: RMS norm times w or 1 + w, or LayerNorm with or without bias."""
+
+    def __init__(self, config: ModelConfig, **options: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(config.hidden_size, **options))
+        self.bias = nn.Parameter(torch.empty(config.hidden_size, **options)) if config.norm_bias else None
+
+    def forward(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        if self.config.norm == "layer":
+            return layer_norm(x, self.weight, self.bias, self.config.norm_eps)
+        return rms_norm(x, self.weight, self.config.norm_eps, plus_one=self.config.norm == "rms_plus_one")
+
+
+def activation(x: Array, kind: str) -> Array:
+    """In x's dtype: SiLU, or GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415), exact or by its tanh approximation."""
+    if kind == "silu":
+        return functional.silu(x)
+    return functional.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
