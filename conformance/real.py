@@ -28,7 +28,7 @@ from conformance.planted import TiledHeads
 from conformance.proof import QUANTITIES, Check, Reference, layer_reference, verdict
 from conformance.targets import Layer, Wing
 from gqa_spec import AttentionConfig, RopeConfig
-from gqa_spec.weights import LAYOUTS, to_canonical
+from gqa_spec.weights import LAYOUTS, foreign_shapes, to_canonical
 from gqa_spec.weights.checkpoint import Checkpoint, open_checkpoint
 
 Array = np.ndarray
@@ -168,7 +168,7 @@ def _checkpoint() -> Checkpoint:
 def _weights(number: int) -> dict[str, Array]:
     """One layer's canonical weights, rows in the half pairing."""
     layout, checkpoint = LAYOUTS["gguf.llama"], _checkpoint()
-    foreign = {rule.foreign: checkpoint[f"blk.{number}.{rule.foreign}"] for rule in layout.rules}
+    foreign = {name: checkpoint[f"blk.{number}.{name}"] for name in foreign_shapes(layout, CONFIG)}
     return to_canonical(layout, foreign, CONFIG)
 
 

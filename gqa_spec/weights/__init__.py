@@ -1,6 +1,30 @@
 """Weights as facts: canonical names and shapes, the layouts of other frameworks, checkpoint files."""
 
-from gqa_spec.weights.layouts import LAYOUTS, Layout, from_canonical, to_canonical
+from gqa_spec.weights.layouts import LAYOUTS
 from gqa_spec.weights.names import symbolic_shapes, weight_shapes
+from gqa_spec.weights.rules import (
+    Layout,
+    canonical_tensor,
+    conventions,
+    foreign_shapes,
+    foreign_tensor,
+    from_canonical,
+    rounded_weights,
+    sources,
+    to_canonical,
+)
 
-__all__ = ["LAYOUTS", "Layout", "from_canonical", "symbolic_shapes", "to_canonical", "weight_shapes"]
+__all__ = [
+    "LAYOUTS",
+    "Layout",
+    "canonical_tensor",
+    "conventions",
+    "foreign_shapes",
+    "foreign_tensor",
+    "from_canonical",
+    "rounded_weights",
+    "sources",
+    "symbolic_shapes",
+    "to_canonical",
+    "weight_shapes",
+]

@@ -1,42 +1,27 @@
-"""How other implementations store one layer's weights, as invertible einops patterns over the axis alphabet.
+"""How other implementations store one layer's weights: one table each, read by `rules.py`.
 
-A layout is a table of rules. A rule names one foreign tensor and the canonical tensors in it; each canonical tensor is
-rearranged by its pattern (read left to right: canonical -> foreign), then the pieces are joined along `axis`. Read from
-right to left the same table takes foreign weights apart, so both directions are exact by construction.
+Names are relative to the attention module. Axes are those of SPEC; a pattern is read from the canonical tensor to the
+foreign one. A layout has a rule for every weight that its implementation can have, and nothing else: what is left over
+on either side is refused by name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from einops import rearrange
+from gqa_spec.config import Pairing
+from gqa_spec.weights.rules import Layout, Rule, from_canonical, to_canonical
 
-from gqa_spec import checks
-from gqa_spec.config import AttentionConfig
-from gqa_spec.weights.names import symbolic_shapes, weight_shapes
+__all__ = ["LAYOUTS", "Layout", "Rule", "from_canonical", "to_canonical"]
 
-Weights = Mapping[str, np.ndarray[Any, Any]]
+SAME = "... -> ..."
+HALF: Pairing = "half"
+INTERLEAVED: Pairing = "interleaved"
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One foreign tensor: the canonical tensors it holds, each with its einops pattern, joined along `axis`."""
-
-    foreign: str
-    pieces: tuple[tuple[str, str], ...]
-    axis: int = 0
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A named storage convention. `pairing` says which RoPE pairing the rows have: "as is" keeps the config's."""
-
-    name: str
-    rules: tuple[Rule, ...]
-    pairing: str = "as is"
+def _renamed(names: Mapping[str, str]) -> tuple[Rule, ...]:
+    """Tensors stored as they are, under another name: canonical -> foreign."""
+    return _each({name: (foreign, SAME) for name, foreign in names.items()})
 
 
 def _each(patterns: Mapping[str, tuple[str, str]]) -> tuple[Rule, ...]:
@@ -44,128 +29,240 @@ def _each(patterns: Mapping[str, tuple[str, str]]) -> tuple[Rule, ...]:
     return tuple(Rule(foreign, ((name, pattern),)) for name, (foreign, pattern) in patterns.items())
 
 
-CANONICAL = Layout(
-    "canonical",
-    _each({
-        "q_proj.weight": ("q_proj.weight", "NH D -> NH D"),
-        "q_proj.bias": ("q_proj.bias", "NH -> NH"),
-        "k_proj.weight": ("k_proj.weight", "KH E -> KH E"),
-        "k_proj.bias": ("k_proj.bias", "KH -> KH"),
-        "v_proj.weight": ("v_proj.weight", "KV E -> KV E"),
-        "v_proj.bias": ("v_proj.bias", "KV -> KV"),
-        "o_proj.weight": ("o_proj.weight", "D NV -> D NV"),
-        "o_proj.bias": ("o_proj.bias", "D -> D"),
-        "q_norm.weight": ("q_norm.weight", "W -> W"),
-        "k_norm.weight": ("k_norm.weight", "W -> W"),
-        "sinks": ("sinks", "N -> N"),
+def _linears(q: str, k: str, v: str, o: str) -> tuple[Rule, ...]:
+    """Linear maps with biases, stored as they are."""
+    names = {"q_proj": q, "k_proj": k, "v_proj": v, "o_proj": o}
+    return _renamed({f"{ours}.{x}": f"{theirs}.{x}" for ours, theirs in names.items() for x in ("weight", "bias")})
+
+
+def _fused(foreign: str, kind: str, when: str | None = None) -> Rule:
+    """[q | k | v]: all rows of q, then those of k, then those of v."""
+    pieces = tuple((f"{name}.{kind}", SAME) for name in ("q_proj", "k_proj", "v_proj"))
+    return Rule(foreign, pieces, when=when)
+
+
+def _fused_by_group(foreign: str, kind: str) -> Rule:
+    """[G query heads, 1 key head, 1 value head] for each KV head in turn."""
+    rows = {"q_proj": "(K G H)", "k_proj": "(K H)", "v_proj": "(K Hv)"}
+    heads = {"q_proj": "(G H)", "k_proj": "H", "v_proj": "Hv"}
+    pieces = tuple((f"{name}.{kind}", f"{rows[name]} ... -> K {heads[name]} ...") for name in rows)
+    return Rule(foreign, pieces, axis=1, then="K rows ... -> (K rows) ...")
+
+
+def _dense(q: str, k: str, v: str, o: str) -> tuple[Rule, ...]:
+    """The kernels of Flax and Keras: input axes first, heads an axis of their own."""
+    return _each({
+        "q_proj.weight": (f"{q}kernel", "(N H) D -> D N H"),
+        "q_proj.bias": (f"{q}bias", "(N H) -> N H"),
+        "k_proj.weight": (f"{k}kernel", "(K H) E -> E K H"),
+        "k_proj.bias": (f"{k}bias", "(K H) -> K H"),
+        "v_proj.weight": (f"{v}kernel", "(K Hv) E -> E K Hv"),
+        "v_proj.bias": (f"{v}bias", "(K Hv) -> K Hv"),
+        "o_proj.weight": (f"{o}kernel", "D (N Hv) -> N Hv D"),
+        "o_proj.bias": (f"{o}bias", SAME),
+    })  # fmt: skip
+
+
+NORMS = _renamed({"q_norm.weight": "q_norm.weight", "k_norm.weight": "k_norm.weight"})
+SINKS = _renamed({"sinks": "sinks"})
+
+ONE_HEAD_SIZE = ("Hv == H",)
+ONE_BIAS_FLAG = ("qkv_bias == out_bias",)
+SELF_ATTENTION = ("E == D",)
+MULTI_HEAD = ("K == N",)
+HEADS_FILL_WIDTH = ("N * H == D",)
+
+LAYER_NORM = dict.fromkeys(
+    ("normalize_qk", "query_ln.scale", "key_ln.scale"), "normalize_qk is a LayerNorm, and canonical norms are RMS"
+)
+
+# --- one tensor each -------------------------------------------------------------------------------------------------
+
+CANONICAL = Layout("canonical", _linears("q_proj", "k_proj", "v_proj", "o_proj") + NORMS + SINKS)
+
+# llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, olmo2, starcoder2, smollm3, gpt_oss
+HUGGINGFACE = Layout("huggingface", CANONICAL.rules, pairing=HALF)
+
+META_LLAMA = Layout(
+    "meta.llama",
+    _renamed({
+        "q_proj.weight": "wq.weight",
+        "k_proj.weight": "wk.weight",
+        "v_proj.weight": "wv.weight",
+        "o_proj.weight": "wo.weight",
+    }),
+    pairing=INTERLEAVED,
+)  # fmt: skip
+
+GGUF = (
+    *_linears("attn_q", "attn_k", "attn_v", "attn_output"),
+    *_renamed({
+        "q_norm.weight": "attn_q_norm.weight",
+        "k_norm.weight": "attn_k_norm.weight",
+        "sinks": "attn_sinks.weight",
     }),
 )  # fmt: skip
+# llama.cpp multiplies by the stored norm weight, so its converter adds Gemma's 1 to it.
+GGUF_LLAMA = Layout("gguf.llama", GGUF, pairing=INTERLEAVED, norm_factor="w")
+GGUF_QWEN2 = Layout("gguf.qwen2", GGUF, pairing=HALF, norm_factor="w")
+GGUF_GEMMA3 = Layout("gguf.gemma3", GGUF, pairing=HALF, norm_factor="w")
+
+NORM_AFTER_ROPE = dict.fromkeys(
+    ("q_norm.scale", "k_norm.scale"), "torchtune norms after RoPE, and canonical norms come before"
+)
+TORCHTUNE_LINEARS = _linears("q_proj", "k_proj", "v_proj", "output_proj")
+TORCHTUNE = Layout("torchtune", TORCHTUNE_LINEARS, pairing=INTERLEAVED, requires=ONE_HEAD_SIZE, refuses=NORM_AFTER_ROPE)
+# Its Qwen2 and Phi-3 have a RoPE of their own, Qwen2RotaryPositionalEmbeddings and Phi3RotaryPositionalEmbeddings.
+TORCHTUNE_QWEN2 = Layout(
+    "torchtune.qwen2", TORCHTUNE_LINEARS, pairing=HALF, requires=ONE_HEAD_SIZE, refuses=NORM_AFTER_ROPE
+)
+
+X_TRANSFORMERS = Layout(
+    "x-transformers",
+    _each({
+        "q_proj.weight": ("to_q.weight", "(K G H) D -> (G K H) D"),
+        "k_proj.weight": ("to_k.weight", SAME),
+        "v_proj.weight": ("to_v.weight", SAME),
+        "o_proj.weight": ("to_out.weight", "D (K G Hv) -> D (G K Hv)"),
+        "sinks": ("attend.head_attn_sink", "(K G) -> (G K)"),
+    }),
+    pairing=INTERLEAVED,
+    head_order="strided",
+)  # fmt: skip
+
+# --- q, k and v in one tensor ----------------------------------------------------------------------------------------
+
+PHI3 = Layout(
+    "huggingface.phi3",
+    (_fused("qkv_proj.weight", "weight"), *_renamed({"o_proj.weight": "o_proj.weight"})),
+    pairing=HALF,
+    requires=SELF_ATTENTION + ONE_HEAD_SIZE,
+)
 
 TORCH_MHA = Layout(
     "torch.nn.MultiheadAttention",
     (
-        Rule(
-            "in_proj_weight",
-            (("q_proj.weight", "NH D -> NH D"), ("k_proj.weight", "KH D -> KH D"), ("v_proj.weight", "KV D -> KV D")),
-        ),
-        Rule("in_proj_bias", (("q_proj.bias", "NH -> NH"), ("k_proj.bias", "KH -> KH"), ("v_proj.bias", "KV -> KV"))),
-        Rule("out_proj.weight", (("o_proj.weight", "D NV -> D NV"),)),
-        Rule("out_proj.bias", (("o_proj.bias", "D -> D"),)),
+        _fused("in_proj_weight", "weight", when="E == D"),
+        *(Rule(f"{x}_proj_weight", ((f"{x}_proj.weight", SAME),), when="E != D") for x in "qkv"),
+        _fused("in_proj_bias", "bias"),
+        *_renamed({"o_proj.weight": "out_proj.weight", "o_proj.bias": "out_proj.bias"}),
     ),
+    requires=MULTI_HEAD + HEADS_FILL_WIDTH + ONE_HEAD_SIZE + ONE_BIAS_FLAG,
+    refuses={
+        **dict.fromkeys(
+            ("add_bias_kv", "bias_k", "bias_v"), "add_bias_kv appends a learned key and value to every sequence"
+        ),
+        "add_zero_attn": "it appends a key and value of zeros to every sequence",
+    },
 )
+
+LITGPT = Layout(
+    "litgpt",
+    (
+        _fused("qkv.weight", "weight"),
+        _fused("qkv.bias", "bias"),
+        *_renamed({
+            "o_proj.weight": "proj.weight",
+            "o_proj.bias": "proj.bias",
+            "q_norm.weight": "norm_q.weight",
+            "k_norm.weight": "norm_k.weight",
+        }),
+    ),
+    pairing=HALF,
+    requires=SELF_ATTENTION + ONE_HEAD_SIZE,
+    refuses={"rope_interleave": "this layout's rows are paired half; read them as canonical rows of interleaved pairs"},
+)  # fmt: skip
+
+# EleutherAI's files and Hugging Face's GPTNeoX, which has K = N.
+GPT_NEOX = Layout(
+    "gpt_neox",
+    (
+        _fused_by_group("query_key_value.weight", "weight"),
+        _fused_by_group("query_key_value.bias", "bias"),
+        *_renamed({"o_proj.weight": "dense.weight", "o_proj.bias": "dense.bias"}),
+    ),
+    pairing=HALF,
+    requires=SELF_ATTENTION + HEADS_FILL_WIDTH + ONE_HEAD_SIZE,
+)
+
+MEGATRON = Layout(
+    "megatron",
+    (
+        _fused_by_group("linear_qkv.weight", "weight"),
+        _fused_by_group("linear_qkv.bias", "bias"),
+        *_renamed({
+            "o_proj.weight": "linear_proj.weight",
+            "o_proj.bias": "linear_proj.bias",
+            "q_norm.weight": "q_layernorm.weight",
+            "k_norm.weight": "k_layernorm.weight",
+        }),
+    ),
+    pairing=HALF,
+    norm_factor="w",
+    requires=SELF_ATTENTION + ONE_HEAD_SIZE,
+    refuses=dict.fromkeys(
+        ("q_layernorm.bias", "k_layernorm.bias"), "a norm with a bias is a LayerNorm, and canonical norms are RMS"
+    ),
+)  # fmt: skip
+
+# --- heads an axis of their own --------------------------------------------------------------------------------------
 
 FLAX_NNX = Layout(
     "flax.nnx.MultiHeadAttention",
-    _each({
-        "q_proj.weight": ("query.kernel", "(N H) D -> D N H"),
-        "q_proj.bias": ("query.bias", "(N H) -> N H"),
-        "k_proj.weight": ("key.kernel", "(K H) E -> E K H"),
-        "k_proj.bias": ("key.bias", "(K H) -> K H"),
-        "v_proj.weight": ("value.kernel", "(K Hv) E -> E K Hv"),
-        "v_proj.bias": ("value.bias", "(K Hv) -> K Hv"),
-        "o_proj.weight": ("out.kernel", "D (N Hv) -> N Hv D"),
-        "o_proj.bias": ("out.bias", "D -> D"),
-    }),
+    _dense("query.", "key.", "value.", "out."),
+    requires=ONE_HEAD_SIZE + ONE_BIAS_FLAG,
+    refuses=LAYER_NORM,
+)
+
+FLAX_LINEN = Layout(
+    "flax.linen.MultiHeadDotProductAttention",
+    FLAX_NNX.rules,
+    requires=MULTI_HEAD + ONE_HEAD_SIZE + ONE_BIAS_FLAG,
+    refuses=LAYER_NORM,
+)
+
+KERAS = Layout(
+    "keras.layers.GroupQueryAttention",
+    _dense("query/", "key/", "value/", "attention_output/"),
+    requires=ONE_HEAD_SIZE + ONE_BIAS_FLAG,
+    refuses=dict.fromkeys(
+        ("use_gate", "gate/kernel", "gate/bias"), "use_gate multiplies the context by a learned function of the query"
+    ),
+)
+
+GEMMA = Layout(
+    "gemma",
+    (
+        Rule("q_einsum.w", (("q_proj.weight", "(N H) D -> N D H"),), when="K != N"),
+        Rule(
+            "kv_einsum.w",
+            (("k_proj.weight", "(K H) E -> 1 K E H"), ("v_proj.weight", "(K Hv) E -> 1 K E Hv")),
+            when="K != N",
+        ),
+        Rule(
+            "qkv_einsum.w",
+            (
+                ("q_proj.weight", "(N H) D -> 1 N D H"),
+                ("k_proj.weight", "(K H) E -> 1 K E H"),
+                ("v_proj.weight", "(K Hv) E -> 1 K E Hv"),
+            ),
+            when="K == N",
+        ),
+        *_each({
+            "o_proj.weight": ("attn_vec_einsum.w", "D (N Hv) -> N Hv D"),
+            "q_norm.weight": ("_query_norm.scale", SAME),
+            "k_norm.weight": ("_key_norm.scale", SAME),
+        }),
+    ),
+    pairing=HALF,
+    norm_factor="1 + w",
+    requires=SELF_ATTENTION + ONE_HEAD_SIZE,
 )  # fmt: skip
 
-GGUF_LLAMA = Layout(
-    "gguf.llama",
-    _each({
-        "q_proj.weight": ("attn_q.weight", "(N two half) D -> (N half two) D"),
-        "k_proj.weight": ("attn_k.weight", "(K two half) E -> (K half two) E"),
-        "v_proj.weight": ("attn_v.weight", "KV E -> KV E"),
-        "o_proj.weight": ("attn_output.weight", "D NV -> D NV"),
-    }),
-    pairing="interleaved",
-)  # fmt: skip
-
-LAYOUTS = {layout.name: layout for layout in (CANONICAL, TORCH_MHA, FLAX_NNX, GGUF_LLAMA)}
-
-
-def from_canonical(layout: Layout, weights: Weights, config: AttentionConfig) -> dict[str, np.ndarray[Any, Any]]:
-    """Canonical weights -> the layout's own names and shapes, bit for bit.
-
-    Raises ValueError where weights do not fit the config, or the layout has no place for one of them.
-    """
-    shapes = weight_shapes(config)
-    checks.weights(weights, shapes, symbolic_shapes(config), dtype="float64")
-    placed = {name for rule in layout.rules for name, _ in rule.pieces}
-    homeless = [name for name in shapes if name not in placed]
-    if homeless:
-        raise ValueError(f"{layout.name}: has no place for {', '.join(homeless)}")
-    sizes = _sizes(config)
-    return {
-        rule.foreign: np.concatenate(
-            [_rearranged(weights[name], pattern, sizes) for name, pattern in rule.pieces], axis=rule.axis
-        )
-        for rule in _rules_that_are_on(layout, shapes)
-    }
-
-
-def to_canonical(layout: Layout, foreign: Weights, config: AttentionConfig) -> dict[str, np.ndarray[Any, Any]]:
-    """The layout's own names and shapes -> canonical weights, bit for bit.
-
-    Raises ValueError that names every missing, unexpected and misshapen tensor.
-    """
-    shapes, sizes = weight_shapes(config), _sizes(config)
-    rules = _rules_that_are_on(layout, shapes)
-    pieces = {rule.foreign: _piece_shapes(rule, shapes, sizes) for rule in rules}
-    expected = {rule.foreign: _joined_shape(pieces[rule.foreign], rule.axis) for rule in rules}
-    symbols = {rule.foreign: ", ".join(name for name, _ in rule.pieces) for rule in rules}
-    checks.weights(foreign, expected, symbols, dtype="float64")
-    canonical = {}
-    for rule in rules:
-        ends = np.cumsum([shape[rule.axis] for shape in pieces[rule.foreign]])[:-1]
-        parts = np.split(np.asarray(foreign[rule.foreign]), ends, axis=rule.axis)
-        for (name, pattern), part in zip(rule.pieces, parts, strict=True):
-            canonical[name] = np.ascontiguousarray(_rearranged(part, _reversed(pattern), sizes))
-    return {name: canonical[name] for name in shapes}
-
-
-def _rules_that_are_on(layout: Layout, shapes: Mapping[str, Any]) -> list[Rule]:
-    return [rule for rule in layout.rules if all(name in shapes for name, _ in rule.pieces)]
-
-
-def _sizes(config: AttentionConfig) -> dict[str, int]:
-    return {**config.axes, "two": 2}
-
-
-def _piece_shapes(rule: Rule, shapes: Mapping[str, Any], sizes: Mapping[str, int]) -> list[tuple[int, ...]]:
-    """The foreign shape of each piece, read off a stand-in of that shape that takes no memory."""
-    stand_ins = [(np.broadcast_to(np.int8(0), shapes[name]), pattern) for name, pattern in rule.pieces]
-    return [_rearranged(stand_in, pattern, sizes).shape for stand_in, pattern in stand_ins]
-
-
-def _joined_shape(pieces: list[tuple[int, ...]], axis: int) -> tuple[int, ...]:
-    return (*pieces[0][:axis], sum(piece[axis] for piece in pieces), *pieces[0][axis + 1 :])
-
-
-def _reversed(pattern: str) -> str:
-    left, right = pattern.split("->")
-    return f"{right.strip()} -> {left.strip()}"
-
-
-def _rearranged(array: Any, pattern: str, sizes: Mapping[str, int]) -> Any:
-    """einops.rearrange, given the sizes of those named axes that the pattern splits or merges."""
-    names = pattern.replace("(", " ").replace(")", " ").replace("->", " ").split()
-    return rearrange(array, pattern, **{name: sizes[name] for name in set(names) if name in sizes})
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        CANONICAL, HUGGINGFACE, PHI3, META_LLAMA, GGUF_LLAMA, GGUF_QWEN2, GGUF_GEMMA3, TORCH_MHA, FLAX_NNX, FLAX_LINEN,
+        KERAS, GEMMA, GPT_NEOX, MEGATRON, LITGPT, TORCHTUNE, TORCHTUNE_QWEN2, X_TRANSFORMERS,
+    )
+}  # fmt: skip
