@@ -1,0 +1,95 @@
+"""The settings of a checkpoint, asked for one by one: each is understood, known not to matter, or an error by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+REQUIRED: Any = object()
+MOST_LAYERS = 10_000  # no model has more; a file that says so must not make us build as many
+
+
+class Settings:
+    """The key-value pairs of one file. `defaults`: what the family's own code takes where a key is missing.
+
+    A key that is there but null is None, which is not the default: Mistral without a window says so with null.
+    """
+
+    def __init__(self, values: Mapping[str, Any], source: str, family: str, defaults: Mapping[str, Any]) -> None:
+        self.values, self.source, self.family, self.defaults = values, source, family, defaults
+        self.asked: set[str] = set()
+
+    def understands(self, key: str) -> bool:
+        return key in self.defaults
+
+    def get(self, key: str) -> Any:
+        """The value, or the family's default, or an error where there is none."""
+        self.asked.add(key)
+        value = self.values[key] if key in self.values else self.defaults.get(key, REQUIRED)
+        if value is REQUIRED:
+            raise ValueError(f"{self.source}: {key} is missing, which family {self.family} needs")
+        return value
+
+    def integer(self, key: str, *, optional: bool = False, most: int | None = None) -> Any:
+        value = self.get(key)
+        if value is None and optional:
+            return None
+        good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        if not good or (most is not None and value > most):
+            raise self.wrong(key, f"an integer >= 1{'' if most is None else f' and <= {most}'}")
+        return value
+
+    def number(self, key: str, *, optional: bool = False) -> Any:
+        value = self.get(key)
+        if value is None and optional:
+            return None
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise self.wrong(key, "a finite number")
+        return value
+
+    def flag(self, key: str) -> bool:
+        value = self.get(key)
+        if not isinstance(value, bool):
+            raise self.wrong(key, "true or false")
+        return value
+
+    def choice(self, key: str, allowed: Mapping[str, Any]) -> Any:
+        """What the value stands for."""
+        value = self.get(key)
+        if not isinstance(value, str) or value not in allowed:
+            raise self.unsupported(key)
+        return allowed[value]
+
+    def list_of(self, key: str, allowed: Iterable[Any], length: int) -> list[Any]:
+        value, allowed = self.get(key), tuple(allowed)
+        if not isinstance(value, list | tuple) or len(value) != length:
+            raise self.wrong(key, f"a list with one entry for each of {length} layers")
+        for entry in value:
+            if isinstance(entry, list | dict) or entry not in allowed:
+                raise ValueError(
+                    f"{self.source}: {key} with {entry!r} of family {self.family} is not supported, "
+                    f"only {', '.join(map(str, allowed))}"
+                )
+        return list(value)
+
+    def only(self, key: str, *allowed: Any) -> None:
+        """A setting that changes the maths, of which one value is the maths that we have."""
+        self.asked.add(key)
+        if key in self.values and not any(self.values[key] is value for value in allowed):
+            raise self.unsupported(key)
+
+    def wrong(self, key: str, expected: str) -> ValueError:
+        return ValueError(f"{self.source}: {key} of family {self.family}: expected {expected}, got {self.get(key)!r}")
+
+    def unsupported(self, key: str, why: str = "") -> ValueError:
+        return ValueError(
+            f"{self.source}: {key} {self.values.get(key)!r} of family {self.family} is not supported{why}"
+        )
+
+    def finish(self, ignored: Iterable[str]) -> None:
+        """Everything was asked for, or is known not to matter: nothing is passed over in silence."""
+        unknown = [key for key in self.values if key not in self.asked and key not in ignored]
+        if unknown:
+            listed = ", ".join(f"{key} = {str(self.values[key])[:40]}" for key in unknown[:8])
+            raise ValueError(f"{self.source}: unknown settings of family {self.family}: {listed}")
