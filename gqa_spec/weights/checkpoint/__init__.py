@@ -1,11 +1,11 @@
 """Checkpoint files as mappings: a tensor's name -> its array, read when it is asked for; and files written back.
 
-tensors: what a checkpoint is. readers: one function for each format. folders: several files as one checkpoint.
-writers: one tensor in memory at a time, under temporary names until all is there.
+tensors: what a checkpoint is. opening: a file or a folder as one checkpoint. saving: one tensor in memory at a time,
+in place only when all is there (replacing). format_*: how one format is read and, where it is, written.
 """
 
-from gqa_spec.weights.checkpoint.folders import open_checkpoint
+from gqa_spec.weights.checkpoint.opening import open_checkpoint
+from gqa_spec.weights.checkpoint.saving import save_checkpoint
 from gqa_spec.weights.checkpoint.tensors import Checkpoint, CheckpointError, TensorInfo
-from gqa_spec.weights.checkpoint.writers import save_checkpoint
 
 __all__ = ["Checkpoint", "CheckpointError", "TensorInfo", "open_checkpoint", "save_checkpoint"]

@@ -9,16 +9,17 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes  # registers bfloat16 and the float8 dtypes with NumPy, by name
+import ml_dtypes  # noqa: F401  (np.dtype("bfloat16") knows it from here)
 import numpy as np
 
 Array = np.ndarray
 
-DTYPES = (
+DTYPES = {
     *(f"float{bits}" for bits in (16, 32, 64)),
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
-    *("bool", "complex64", "bfloat16", ml_dtypes.float8_e4m3fn.__name__, ml_dtypes.float8_e5m2.__name__),
-)
+    *("bool", "complex64", "bfloat16"),
+}
+BOMB = 2**28, 100  # more bytes than the first, from fewer than one in the second, are no weights
 
 
 class CheckpointError(ValueError):
@@ -57,8 +58,9 @@ class Contents:
 class Checkpoint(Mapping[str, Array]):
     """The tensors of a file or a folder, in its order. Nothing is kept: each access reads anew, an array of its own.
 
-    format: "safetensors", "gguf", "npz", "torch" or "orbax". settings: config.json of a folder, the key-value fields
-    of a GGUF, {} if there are none. manifest: what `save_checkpoint` was given, {} for files from elsewhere.
+    format: "safetensors", "gguf", "npz", "torch" or "orbax". settings: config.json of a folder (Meta's params.json),
+    the key-value fields of a GGUF, {} if there are none. manifest: what `save_checkpoint` was given, {} for files from
+    elsewhere.
 
     Access raises CheckpointError for a tensor that cannot be read, KeyError for a name that is not there.
     """
@@ -77,6 +79,8 @@ class Checkpoint(Mapping[str, Array]):
     def __getitem__(self, name: str) -> Array:
         path, info, read = self._entries[name]
         with reading(path, name):
+            if info.dtype not in DTYPES:
+                raise ValueError(f"expected a dtype that NumPy or ml_dtypes has, got {info.dtype}")
             array = read()
             if (array.shape, array.dtype.name) != (info.shape, info.dtype):
                 raise ValueError(f"expected {info.dtype} {info.shape}, got {array.dtype.name} {array.shape}")
@@ -109,6 +113,17 @@ def reading(path: Path, tensor: str | None = None) -> Iterator[None]:
 
 def refuse(path: Path, tensor: str | None, reason: str) -> CheckpointError:
     return CheckpointError(f"{_place(path, tensor)}: {reason}")
+
+
+def bounded(path: Path, tensor: str, claimed: int, stored: int) -> None:
+    """Refuse a few stored bytes that would unpack to fill the memory."""
+    most, ratio = BOMB
+    if claimed > max(most, ratio * stored):
+        raise refuse(path, tensor, f"{stored} bytes that claim to unpack to {claimed} are not read")
+
+
+def dtype_known(name: str) -> bool:
+    return name in DTYPES
 
 
 def _place(path: Path, tensor: str | None) -> str:

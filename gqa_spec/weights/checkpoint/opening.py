@@ -5,22 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from gqa_spec.weights.checkpoint import readers
+from gqa_spec.weights.checkpoint import (
+    format_gguf,
+    format_npz,
+    format_orbax,
+    format_safetensors,
+    format_torch,
+    settings,
+)
 from gqa_spec.weights.checkpoint.tensors import Checkpoint, Contents, Entry, reading, refuse
 
 Reader = Callable[[Path], Contents]
 
 FORMATS: dict[str, Reader] = {
-    ".safetensors": readers.safetensors,
-    ".gguf": readers.gguf,
+    ".safetensors": format_safetensors.read,
+    ".gguf": format_gguf.read,
+    ".npz": format_npz.read,
+    **dict.fromkeys((".pt", ".pth", ".bin"), format_torch.read),
 }
-JSON_LIMIT = 100_000_000  # as safetensors limits its headers
 
 
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """The tensors of a file or of a folder, under the names that it gives them; their data stays on the disk.
+
+    A folder holds model.safetensors, pytorch_model.bin, either one's index and shards, Meta's consolidated.00.pth, or
+    what orbax writes.
 
     Raises CheckpointError for a path that does not exist or holds no known format, and for a file that is truncated,
     corrupt or contradicts itself.
@@ -31,10 +41,10 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _file(path: Path) -> Contents:
+    if not path.is_file():
+        raise refuse(path, None, "no such file or folder")
     if path.suffix not in FORMATS:
         raise refuse(path, None, f"expected a folder or a file {', '.join(FORMATS)}, got suffix {path.suffix!r}")
-    if not path.is_file():
-        raise refuse(path, None, "no such file")
     with reading(path):
         return FORMATS[path.suffix](path)
 
@@ -43,23 +53,14 @@ def _folder(path: Path) -> Contents:
     for name, read in FOLDERS.items():
         if (path / name).exists():
             contents = read(path / name)
-            settings, manifest = (_json(path / f"{name}.json") for name in ("config", "gqa_manifest"))
-            return Contents(contents.format, contents.entries, settings, manifest)
+            config, manifest = settings.pair(lambda name: settings.read(path / f"{name}.json"))
+            return Contents(contents.format, contents.entries, config or settings.read(path / "params.json"), manifest)
     raise refuse(path, None, f"expected a folder that holds one of {', '.join(FOLDERS)}")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    with reading(path):
-        if not path.is_file():
-            return {}
-        if path.stat().st_size > JSON_LIMIT:
-            raise ValueError(f"expected at most {JSON_LIMIT} bytes, got {path.stat().st_size}")
-        return readers.parse_json(path.read_bytes())
 
 
 def _sharded(read: Reader, index: Path) -> Contents:
     """The tensors that an index lists, in its order, each from the file beside it that it names."""
-    places = _json(index).get("weight_map")
+    places = settings.read(index).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise refuse(index, None, "expected a weight_map from names of tensors to names of files")
     shards: dict[str, Contents] = {}
@@ -82,7 +83,18 @@ def _shard(read: Reader, path: Path, index: Path, tensor: str) -> Contents:
         return read(path)
 
 
+def _consolidated(path: Path) -> Contents:
+    if path.with_name("consolidated.01.pth").exists():
+        raise refuse(path.parent, None, "Meta's files for more than one rank cannot be read: consolidate them first")
+    return _file(path)
+
+
 FOLDERS: dict[str, Reader] = {
-    "model.safetensors.index.json": partial(_sharded, readers.safetensors),
+    "model.safetensors.index.json": partial(_sharded, format_safetensors.read),
     "model.safetensors": _file,
+    "pytorch_model.bin.index.json": partial(_sharded, format_torch.read),
+    "pytorch_model.bin": _file,
+    "consolidated.00.pth": _consolidated,
+    "_METADATA": format_orbax.read,
+    **dict.fromkeys(("default/_METADATA", "state/_METADATA", "pytree/_METADATA"), format_orbax.read),
 }

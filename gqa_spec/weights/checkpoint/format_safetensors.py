@@ -1,0 +1,88 @@
+"""safetensors: one file, or a folder as Hugging Face has them, with shards and their index."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from gqa_spec.weights.checkpoint import settings
+from gqa_spec.weights.checkpoint.job import Job, Tensor, synced, write_json, write_settings
+from gqa_spec.weights.checkpoint.tensors import Contents, Entry, TensorInfo
+
+NAMES = {
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+    **{"BF16": "bfloat16", "BOOL": "bool", "C64": "complex64"},
+}
+CODES = {name: code for code, name in NAMES.items()}
+
+
+def read(path: Path) -> Contents:
+    from safetensors import safe_open
+
+    file: Any = safe_open(path, framework="np")
+    entries = {}
+    for name in file.offset_keys():
+        piece = file.get_slice(name)
+        info = TensorInfo(tuple(piece.get_shape()), NAMES.get(piece.get_dtype(), piece.get_dtype()))
+        entries[name] = Entry(path, info, partial(file.get_tensor, name))
+    extra = file.metadata() or {}
+    return Contents("safetensors", entries, *settings.pair(lambda name: settings.parse(extra.get(name, "{}"))))
+
+
+def write(job: Job) -> None:
+    if job.final.suffix == ".safetensors":
+        extra = {name: json.dumps(content) for name, content in job.settings.items()}
+        _write_file(job, job.path, job.tensors, extra)
+        return
+    job.path.mkdir()
+    shards = _shards(job.tensors, job.shard_bytes)
+    places: dict[str, str] = {}
+    for number, tensors in enumerate(shards, 1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
+        _write_file(job, job.path / name, tensors, {})
+        places |= {tensor[0]: name for tensor in tensors}
+    write_settings(job)
+    if len(shards) > 1:
+        total = sum(info.nbytes for _, info, _ in job.tensors)
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        write_json(job.path / "model.safetensors.index.json", index)
+
+
+def _shards(tensors: list[Tensor], shard_bytes: int) -> list[list[Tensor]]:
+    shards: list[list[Tensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if shards[-1] and filled + tensor[1].nbytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor[1].nbytes
+    return shards
+
+
+def _write_file(job: Job, path: Path, tensors: list[Tensor], extra: dict[str, str]) -> None:
+    """Written here because the package wants all tensors in memory at once. The format: the length of a JSON header in
+    8 bytes, the header, the data without gaps. Wider items first, as the package has it, so that all are aligned.
+    """
+    tensors = sorted(tensors, key=lambda tensor: -np.dtype(tensor[1].dtype).itemsize)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **extra}}
+    start = 0
+    for name, info, _ in tensors:
+        end = start + info.nbytes
+        header[name] = {"dtype": CODES[info.dtype], "shape": list(info.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+
+    def fill(file: IO[bytes]) -> None:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors:
+            job.write(file, tensor)
+
+    synced(path, fill)
