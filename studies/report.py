@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.table import Table
 from studies.memory_peak import H, K, N
 
 Rows = list[dict[str, Any]]
+Columns = Mapping[str, Callable[[Mapping[str, Any]], str]]  # header -> a row's cell
 VERDICTS = {"reached": "[green]reached[/]", "reached instead": "[green]reached instead[/]", "missed": "[red]missed[/]"}
 
 
@@ -53,3 +55,72 @@ def write_csv(path: Path, rows: Rows) -> None:
 
 def write_json(path: Path, **found: Any) -> None:
     path.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+
+
+def table(title: str, rows: Rows, columns: Columns, caption: str | None = None) -> Table:
+    """One line for each row; the first column is its name."""
+    made = Table(title=title, caption=caption)
+    for number, header in enumerate(columns):
+        made.add_column(header, justify="right" if number else "left", no_wrap=True)
+    for row in rows:
+        made.add_row(*(cell(row) for cell in columns.values()))
+    return made
+
+
+def field(key: str, form: str = "", none: str = "") -> Callable[[Mapping[str, Any]], str]:
+    """A row's value, in Python's format; `none` where it is None."""
+    return lambda row: none if row[key] is None else format(row[key], form)
+
+
+def pair(key: str, deviation: str, form: str) -> Callable[[Mapping[str, Any]], str]:
+    """Mean and standard deviation of a single run."""
+    return lambda row: "" if row[key] is None else f"{row[key]:{form}} +- {abs(row[deviation]):{form.strip('+')}}"
+
+
+MEMORY: Columns = {
+    "LLaMA-7B with": field("variant"),
+    "tokens": field("seq_len", ",d"),
+    "MiB, 2 bytes": field("mebibytes_2_bytes", ",.0f"),
+    "MiB, 4 bytes": field("mebibytes_4_bytes", ",.0f"),
+    "saved": field("saved", ".1%"),
+}
+MEMORY_CAPTION = "the table often printed (1024, 256, 128, 32 MB at 2048 tokens) is the one of 2-byte numbers"
+MEMORY_MODELS: Columns = {
+    "model": field("model"),
+    "layers": lambda row: f"{row['layers']}" + (f" ({row['windowed_layers']})" if row["windowed_layers"] else ""),
+    "N/K/H": lambda row: f"{row['num_heads']}/{row['num_kv_heads']}/{row['head_dim']}",
+    "KiB per\ntoken": lambda row: (
+        f"{row['kibibytes_per_token']:g}"
+        + (f", {row['kibibytes_per_token_once_windows_are_full']:g}" if row["windowed_layers"] else "")
+    ),
+    "its\ncontext": field("max_length", ",d"),
+    "MiB\nthere": field("mebibytes_at_max_length", ",.0f"),
+    "tokens\nthat fit": field("longest", ",d", none="any"),
+}
+PERPLEXITY: Columns = {
+    "K": field("num_kv_heads"),
+    "seeds": field("seeds"),
+    "parameters": field("parameters", ",d"),
+    "perplexity per byte": pair("perplexity", "perplexity_deviation", ".4f"),
+    "against MHA": pair("worse_than_mha", "worse_than_mha_deviation", "+.2%"),
+}
+UPTRAINING: Columns = {
+    "model": field("model"),
+    "KV heads": field("num_kv_heads"),
+    "pooling": field("method"),
+    "further steps": field("steps"),
+    "of the original": field("share", ".0%"),
+    "perplexity": pair("perplexity", "perplexity_deviation", ".3f"),
+}
+VARIANTS: Columns = {
+    "layer": field("variant"),
+    "parameters": field("parameters", ",d"),
+    "cache MiB\n2, 4 bytes": lambda row: (
+        f"{row['cache_bytes_2_byte'] / 2**20:g}, {row['cache_bytes_4_byte'] / 2**20:g}"
+    ),
+    "ms for\na token": field("decode_milliseconds", ".3f"),
+    "times as fast\nquartiles": lambda row: (
+        f"{row['times_as_fast']:.2f}\n{row['times_as_fast_low']:.2f}-{row['times_as_fast_high']:.2f}"
+    ),
+    "perplexity\nper byte": pair("perplexity", "perplexity_deviation", ".4f"),
+}

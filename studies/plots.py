@@ -1,0 +1,159 @@
+"""The figures of the studies, each from the rows of its table. Needs matplotlib."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.figure import Figure
+
+if TYPE_CHECKING:
+    from studies.memory import Need, Saving
+    from studies.perplexity import Outcome
+    from studies.uptraining import Point
+    from studies.variants import Variant
+
+COLOURS = ("#1b3a5c", "#2f7ebc", "#45a98f", "#d98b2b", "#b5413a", "#7a6ba8", "#8c8c8c")
+QUIET = "#b8b8b8"
+
+
+def saved(figure: Figure, path: Path | None) -> Figure:
+    if path is not None:
+        figure.savefig(path)
+    return figure
+
+
+def memory_savings(rows: Sequence[Saving]) -> Figure:
+    figure, (sizes, shares) = _panels(2)
+    variants = list(dict.fromkeys(row.variant for row in rows))
+    for variant, colour in zip(variants, COLOURS, strict=False):
+        own = [row for row in rows if row.variant == variant]
+        lengths = [row.seq_len for row in own]
+        sizes.plot(lengths, [row.mebibytes_2_bytes for row in own], "o-", color=colour, label=variant, ms=4)
+        sizes.plot(lengths, [row.mebibytes_4_bytes for row in own], ":", color=colour, lw=1)
+    sizes.set(
+        xscale="log", yscale="log", xlabel="tokens", ylabel="KV cache, MiB",
+        title="Cache at LLaMA-7B's size\n(32 layers, head size 128; line 2 bytes, dotted 4)",
+    )  # fmt: skip
+    sizes.xaxis.set_major_locator(_at(sorted({row.seq_len for row in rows})))
+    sizes.xaxis.set_minor_locator(_at([]))
+    sizes.xaxis.set_major_formatter(_thousands)
+    sizes.yaxis.set_major_formatter(_plain)
+    sizes.legend(frameon=False)
+    saved_shares = [next(row.saved for row in rows if row.variant == variant) for variant in variants]
+    bars = shares.bar(variants, [100 * share for share in saved_shares], color=COLOURS[: len(variants)])
+    shares.bar_label(bars, [f"{share:.1%}" for share in saved_shares])
+    shares.set(ylabel="% of MHA's cache saved", ylim=(0, 108), title="Saved, at any length and dtype")
+    return figure
+
+
+def memory_models(needs: Sequence[Need]) -> Figure:
+    figure, (axes,) = _panels(1, height=0.8 + 0.3 * len(needs))
+    ordered = sorted(needs, key=lambda each: each.kibibytes_per_token)
+    names = [f"{each.model}  (N {each.num_heads}, K {each.num_kv_heads})" for each in ordered]
+    lasting = [each.kibibytes_per_token_once_windows_are_full for each in ordered]
+    passing = [each.kibibytes_per_token - stays for each, stays in zip(ordered, lasting, strict=True)]
+    axes.barh(names, lasting, color=COLOURS[1], label="for every token")
+    axes.barh(names, passing, left=lasting, color=QUIET, label="only until the windows are full")
+    for place, each in enumerate(ordered):
+        axes.text(each.kibibytes_per_token, place, f" {each.kibibytes_per_token:g}", va="center", fontsize=8)
+    axes.set(xlabel="KiB of cache per token", title="What one token costs")
+    axes.margins(x=0.08, y=0.01)
+    axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def perplexity(rows: Sequence[Outcome]) -> Figure:
+    figure, (left, right) = _panels(2)
+    heads = sorted({row.num_kv_heads for row in rows}, reverse=True)
+    _dots(left, heads, [[row.perplexity for row in rows if row.num_kv_heads == K] for K in heads])
+    left.set(ylabel="perplexity per byte", title="On the book held out")
+    worse = [[100 * (row.worse_than_mha or 0) for row in rows if row.num_kv_heads == K] for K in heads]
+    _dots(right, heads, worse)
+    right.axhline(0, color=QUIET, lw=1, zorder=0)
+    right.set(ylabel="% above the same seed's MHA", title="Against MHA, seed by seed")
+    return figure
+
+
+def _dots(axes: Any, heads: Sequence[int], values: Sequence[Sequence[float]]) -> None:
+    """Each seed a dot; means with the standard deviation of a single run."""
+    places = range(len(heads))
+    for place, own in zip(places, values, strict=True):
+        axes.plot([place + 0.12] * len(own), own, ".", color=QUIET)
+    means = [statistics.mean(own) for own in values]
+    deviations = [statistics.stdev(own) if len(own) > 1 else 0.0 for own in values]
+    axes.errorbar(places, means, deviations, fmt="o-", color=COLOURS[1], capsize=3)
+    axes.set_xticks(places, [f"K = {K}" for K in heads])
+
+
+def uptraining(rows: Sequence[Point]) -> Figure:
+    """A panel for each model and number of KV heads, with the curve of no pooling in each."""
+    pooled = [row for row in rows if row.method != "not pooled"]
+    kinds = list(dict.fromkeys((row.model, row.num_kv_heads) for row in pooled))
+    figure, panels = _panels(len(kinds))
+    for axes, (model, K) in zip(panels, kinds, strict=True):
+        unpooled = [row for row in rows if row.model == model and row.method == "not pooled"]
+        for colour, method in zip(COLOURS[1:], dict.fromkeys(row.method for row in pooled), strict=False):
+            _curve(axes, [r for r in pooled if (r.model, r.num_kv_heads, r.method) == (model, K, method)], colour)
+        _curve(axes, unpooled, COLOURS[0], "--")
+        before = unpooled[0].num_kv_heads
+        axes.set(xlabel="further steps", yscale="log", title=f"{model}: {before} KV heads to {K}")
+        axes.yaxis.set_major_formatter(_plain)
+        axes.yaxis.set_minor_formatter(_plain)
+        axes.legend(frameon=False)
+    panels[0].set_ylabel("perplexity")
+    return figure
+
+
+def _curve(axes: Any, rows: Sequence[Point], colour: str, style: str = "o-") -> None:
+    steps = sorted({row.steps for row in rows})
+    at = [[row.perplexity for row in rows if row.steps == count] for count in steps]
+    deviations = [statistics.stdev(own) if len(own) > 1 else 0.0 for own in at]
+    means = [statistics.mean(own) for own in at]
+    axes.errorbar(steps, means, deviations, fmt=style, color=colour, capsize=2, ms=4, label=rows[0].method)
+
+
+def variants(rows: Sequence[Variant]) -> Figure:
+    figure, panels = _panels(4, width=3.2)
+    names, colours = [row.variant for row in rows], COLOURS[: len(rows)]
+    measured: list[tuple[str, list[float], str]] = [
+        ("parameters, thousands", [row.parameters / 1e3 for row in rows], ".0f"),
+        ("KV cache, MiB (2 bytes)", [row.cache_bytes_2_byte / 2**20 for row in rows], ".2g"),
+        ("decoding: times as fast as MHA", [row.times_as_fast for row in rows], ".2f"),
+        ("perplexity (small models)", [row.perplexity or 0.0 for row in rows], ".2f"),
+    ]
+    for axes, (title, values, format_) in zip(panels, measured, strict=True):
+        bars = axes.bar(names, values, color=colours)
+        axes.bar_label(bars, [format(value, format_) for value in values])
+        axes.set_title(title)
+        axes.margins(y=0.12)
+    speeds, perplexities = panels[2], panels[3]
+    spread = [[row.times_as_fast - row.times_as_fast_low, row.times_as_fast_high - row.times_as_fast] for row in rows]
+    speeds.errorbar(names, measured[2][1], list(zip(*spread, strict=True)), fmt="none", ecolor="black", capsize=3)
+    deviations = [row.perplexity_deviation or 0.0 for row in rows]
+    perplexities.errorbar(names, measured[3][1], deviations, fmt="none", ecolor="black", capsize=3)
+    return figure
+
+
+def _panels(count: int, width: float = 4.6, height: float = 3.6) -> tuple[Figure, list[Any]]:
+    figure = Figure(figsize=(width * count if count > 1 else 7.5, height), dpi=130, layout="constrained")
+    panels = list(figure.subplots(1, count, squeeze=False)[0])
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, panels
+
+
+def _at(places: Sequence[float]) -> Any:
+    from matplotlib.ticker import FixedLocator
+
+    return FixedLocator(list(places))
+
+
+def _thousands(value: float, _: object) -> str:
+    return f"{value / 1024:g}k" if value >= 1024 else f"{value:g}"
+
+
+def _plain(value: float, _: object) -> str:
+    return f"{value:g}"
