@@ -16,7 +16,7 @@ from conformance import inputs
 from conformance.cases import Case
 from conformance.compare import EPSILON, Difference, bound, compare, error_of
 from conformance.inputs import Call
-from conformance.targets import ForeignClass, Kernel, LeftOut, Wing
+from conformance.targets import ForeignClass, Kernel, Unsupported, Wing
 
 Array = np.ndarray
 QUANTITIES = ("output", "weights")
@@ -31,7 +31,7 @@ class Check:
     column: str
     quantity: str
     error: float
-    verdict: str  # "pass", "fail" or "left out"
+    verdict: str  # "pass", "fail" or "unsupported"
     reason: str = ""
 
 
@@ -41,8 +41,8 @@ def verdict(case: Case, column: str, quantity: str, found: Difference) -> Check:
     )
 
 
-def left_out(case: Case, column: str, quantity: str, reason: str) -> Check:
-    return Check(case.grouping, case.name, column, quantity, 0.0, "left out", reason)
+def unsupported(case: Case, column: str, quantity: str, reason: str) -> Check:
+    return Check(case.grouping, case.name, column, quantity, 0.0, "unsupported", reason)
 
 
 @dataclass(frozen=True)
@@ -132,8 +132,8 @@ def foreign_checks(case: Case, dtype: str, target: ForeignClass) -> Iterator[Che
     column, call, weights = f"{target.name}, {dtype}", inputs.layer_call(case, dtype), inputs.weights(case, dtype)
     try:
         layer = target.layer(case.config, dtype)
-    except LeftOut as reason:
-        yield from (left_out(case, column, quantity, str(reason)) for quantity in QUANTITIES)
+    except Unsupported as reason:
+        yield from (unsupported(case, column, quantity, str(reason)) for quantity in QUANTITIES)
         return
     except Exception as error:
         yield verdict(case, column, "output", Difference(np.inf, f"raised {type(error).__name__}: {error}"))
@@ -149,14 +149,14 @@ def foreign_checks(case: Case, dtype: str, target: ForeignClass) -> Iterator[Che
 def _target_checks(case: Case, dtype: str, column: str, run: Any, reference: Reference, call: Call) -> Iterator[Check]:
     try:
         got = run(call)
-    except LeftOut as reason:
-        yield from (left_out(case, column, quantity, str(reason)) for quantity in QUANTITIES)
+    except Unsupported as reason:
+        yield from (unsupported(case, column, quantity, str(reason)) for quantity in QUANTITIES)
         return
     except Exception as error:  # whatever a target raises is a finding about the target
         yield verdict(case, column, "output", Difference(np.inf, f"raised {type(error).__name__}: {error}"))
         return
     for i, quantity in enumerate(QUANTITIES):
         if got[i] is None:
-            yield left_out(case, column, quantity, "returns none")
+            yield unsupported(case, column, quantity, "returns none")
         else:
             yield verdict(case, column, quantity, compare(got[i], reference.arrays[i], dtype, reference.allowed[i]))

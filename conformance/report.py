@@ -18,8 +18,8 @@ PACKAGES = ("numpy", "torch", "jax", "flax", "transformers")
 
 
 def counts(checks: Iterable[Check]) -> dict[str, int]:
-    """How many checks passed, failed and were left out; what is left out is not counted as passed."""
-    counted = {"pass": 0, "fail": 0, "left out": 0}
+    """How many checks passed, failed and were unsupported; what is unsupported is not counted as passed."""
+    counted = {"pass": 0, "fail": 0, "unsupported": 0}
     for check in checks:
         counted[check.verdict] += 1
     return counted
@@ -49,12 +49,12 @@ def matrix(checks: list[Check], title: str) -> Table:
 
 def _cell(checks: list[Check]) -> str:
     counted = counts(checks)
-    worst = max((check.error for check in checks if check.verdict != "left out"), default=0.0)
+    worst = max((check.error for check in checks if check.verdict != "unsupported"), default=0.0)
     if counted["fail"]:
         return f"[bold red]{worst:.3g} FAIL {counted['fail']}/{len(checks)}[/]"
-    if counted["left out"] == len(checks):
-        return "[yellow]left out[/]" if checks else ""
-    note = f" [yellow](-{counted['left out']})[/]" if counted["left out"] else ""
+    if counted["unsupported"] == len(checks):
+        return "[yellow]unsupported[/]" if checks else ""
+    note = f" [yellow](-{counted['unsupported']})[/]" if counted["unsupported"] else ""
     return f"[green]{worst:.2f} pass[/]{note}"
 
 

@@ -92,7 +92,7 @@ def _summary(console: Console, checks: list[Check], kills: list[Kill], not_run: 
     for part in not_run:
         console.print(f"[yellow]left out: {part}[/]")
     console.print(
-        f"{counted['pass']} passed, {counted['fail']} failed, {counted['left out']} left out", highlight=False
+        f"{counted['pass']} passed, {counted['fail']} failed, {counted['unsupported']} unsupported", highlight=False
     )
     if kills:
         console.print(f"{len(kills) - len(survived)} of {len(kills)} planted bugs caught", highlight=False)

@@ -1,0 +1,136 @@
+"""The public implementations that the suite knows by name, and what their signatures cannot say."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from conformance.frameworks import framework
+from conformance.targets.foreign import ForeignClass, Kernel
+from conformance.targets.protocol import Limits, NotATarget
+
+Target = Kernel | ForeignClass
+
+SINGLE = ("float32",)
+KERNEL = Limits(value_size=False)
+MHA = Limits(value_size=False, wide=False)
+MODULE = Limits(value_size=False)
+FAMILY = Limits(value_size=False, cross=False, wide=False)
+
+
+@dataclass(frozen=True)
+class Public:
+    """name: as `--target` takes it. path: module and name of the adapter. needs: packages. versions: whose to state."""
+
+    name: str
+    path: str
+    arrays: str
+    needs: tuple[str, ...]
+    limits: Limits = field(default_factory=Limits)
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def missing(self) -> str:
+        """The packages that are not installed; empty where none is."""
+        return ", ".join(package for package in self.needs if find_spec(package) is None)
+
+    @property
+    def versions(self) -> str:
+        return ", ".join(f"{package} {_version(package)}" for package in self.needs)
+
+
+def _always(**settings: Any) -> Limits:
+    return Limits(value_size=False, cross=False, wide=False, always=settings)
+
+
+def _rows() -> tuple[Public, ...]:
+    here = "conformance.targets"
+    return (
+        Public("torch.sdpa", f"{here}.torch:sdpa", "torch", ("torch",)),
+        Public("torch.sdpa.math", f"{here}.torch:sdpa_math", "torch", ("torch",)),
+        Public("torch.sdpa.flash", f"{here}.torch:sdpa_flash", "torch", ("torch",), KERNEL),
+        Public("torch.flex_attention", f"{here}.torch:flex", "torch", ("torch",)),
+        Public("torch.MultiheadAttention", f"{here}.torch:MultiheadAttention", "torch", ("torch",), MHA),
+        Public("jax.nn", f"{here}.jax:dot_product_attention", "jax", ("jax", "flax"), KERNEL),
+        Public("flax.nnx", f"{here}.jax:nnx_dot_product_attention", "jax", ("flax", "jax"), KERNEL),
+        Public("flax.nnx.MultiHeadAttention", f"{here}.jax:MultiHeadAttention", "jax", ("flax", "jax"), MODULE),
+        Public("flax.linen", f"{here}.jax:linen_dot_product_attention", "jax", ("flax", "jax")),
+        Public("keras.torch", f"{here}.keras:GroupQueryAttention", "numpy", ("keras", "torch"), MODULE,
+               {"KERAS_BACKEND": "torch"}),
+        Public("keras.jax", f"{here}.keras:GroupQueryAttention", "numpy", ("keras", "jax"),
+               Limits(value_size=False, dtypes=SINGLE), {"KERAS_BACKEND": "jax"}),
+        Public("transformers.eager", f"{here}.transformers:eager", "torch", ("transformers", "torch")),
+        Public("transformers.sdpa", f"{here}.transformers:sdpa", "torch", ("transformers", "torch")),
+        Public("transformers.llama", f"{here}.transformers:Llama", "torch", ("transformers", "torch"), FAMILY),
+        Public("transformers.mistral", f"{here}.transformers:Mistral", "torch", ("transformers", "torch"), FAMILY),
+        Public("transformers.qwen3", f"{here}.transformers:Qwen3", "torch", ("transformers", "torch"),
+               _always(qk_norm="rms")),
+        Public("transformers.gemma2", f"{here}.transformers:Gemma2", "torch", ("transformers", "torch"), FAMILY),
+        Public("transformers.gemma3", f"{here}.transformers:Gemma3", "torch", ("transformers", "torch"),
+               _always(qk_norm="rms_plus_one")),
+        Public("transformers.gpt_oss", f"{here}.transformers:GptOss", "torch", ("transformers", "torch"),
+               _always(sinks=True)),
+        Public("onnx.reference", f"{here}.onnx:reference", "numpy", ("onnx",)),
+        Public("onnxruntime.Attention", f"{here}.onnx:runtime", "numpy", ("onnxruntime", "onnx"),
+               Limits(dtypes=SINGLE)),
+        Public("onnxruntime.GroupQueryAttention", f"{here}.onnx:runtime_gqa", "numpy", ("onnxruntime", "onnx"),
+               Limits(value_size=False, head_multiple=8, always={"causal": True}, dtypes=SINGLE)),
+        Public("x_transformers", f"{here}.packages:x_transformers", "torch", ("x_transformers", "torch")),
+        Public("tinygrad", f"{here}.packages:tinygrad", "numpy", ("tinygrad",), Limits(dtypes=SINGLE)),
+        Public("mlx", f"{here}.packages:mlx", "numpy", ("mlx",), Limits(value_size=False, dtypes=SINGLE)),
+    )  # fmt: skip
+
+
+PUBLIC: Mapping[str, Public] = {row.name: row for row in _rows()}
+
+
+def find_target(path: str, arrays: str | None = None) -> Target:
+    """A name of `PUBLIC`, or MODULE:NAME, looked up in the working directory too. arrays names the framework where the
+    object cannot tell. Raises NotATarget with one sentence where there is no such thing.
+    """
+    row = PUBLIC.get(path)
+    if row is not None:
+        if row.missing:
+            raise NotATarget(f"target {path}: not installed: {row.missing}")
+        os.environ.update(row.environment)
+        return _target(path, _imported(path, row.path), framework(row.arrays), row.limits)
+    if ":" not in path.strip(":"):
+        raise NotATarget(f"target: expected MODULE:NAME or one of {', '.join(PUBLIC)}, got {path!r}")
+    found = _imported(path, path)
+    if not callable(found):
+        raise NotATarget(f"target {path}: expected a class or a function, got {type(found).__name__}")
+    return _target(path, found, framework(arrays or _framework_of(found)), getattr(found, "limits", Limits()))
+
+
+def _target(name: str, found: Any, kind: Any, limits: Limits) -> Target:
+    return (ForeignClass if isinstance(found, type) else Kernel)(name, kind, found, limits)
+
+
+def _imported(target: str, path: str) -> Any:
+    module, _, name = path.partition(":")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return getattr(import_module(module), name)
+    except (Exception, SystemExit) as error:
+        raise NotATarget(f"target {target}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.pop(0)
+
+
+def _framework_of(found: Any) -> str:
+    bases = {base.__module__.split(".")[0] for base in getattr(found, "__mro__", ())}
+    return "torch" if "torch" in bases else "jax" if "flax" in bases else "numpy"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package.replace("_", "-"))
+    except PackageNotFoundError:
+        return "?"
