@@ -10,7 +10,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gqa_spec import AttentionConfig, RopeConfig
+from gqa_spec import (
+    AttentionConfig,
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongropeScaling,
+    RopeConfig,
+    YarnScaling,
+)
 
 MaskKind = Literal[
     "bool (T, S)", "bool per row", "bool per head", "padding", "float per head", "float with -inf", "finfo.min",
@@ -82,14 +90,62 @@ FEATURES = (
         {"qk_norm": "rms_plus_one", "rope": RopeConfig()}, layer=True,
     ),
     Feature("QK-norm rms_full", 11, "a norm per head", {"qk_norm": "rms_full", "rope": RopeConfig()}, layer=True),
+    Feature("square RoPE", 10, "values turned too", {"rope": RopeConfig(), "causal": True}, square=True, layer=True),
     Feature("RoPE half", 10, "interleaved pairs", {"rope": RopeConfig(), "causal": True}, layer=True),
     Feature("RoPE interleaved", 10, "half-split pairs", {"rope": RopeConfig(pairing="interleaved")}, layer=True),
     Feature(
         "RoPE partial", 10, "all dimensions turned, or divided by head_dim",
         {"rope": RopeConfig(rotary_dim=6, theta=1e5)}, layer=True,
     ),
+    Feature(
+        "RoPE linear", 10, "positions multiplied by the factor",
+        {"rope": RopeConfig(scaling=LinearScaling(factor=3.0))}, layer=True,
+    ),
+    Feature(
+        "RoPE dynamic", 10, "a base that does not grow",
+        {"rope": RopeConfig(scaling=DynamicScaling(factor=3.0, original_max_position_embeddings=7))}, layer=True,
+    ),
+    Feature(
+        "RoPE yarn", 10, "an attention factor on one of cos and sin",
+        {"rope": RopeConfig(scaling=YarnScaling(factor=4.0, original_max_position_embeddings=40, beta_fast=5.0))},
+        positions=True, layer=True,
+    ),
+    Feature(
+        "RoPE yarn, own factor", 10, "a ramp rounded to whole pairs, a factor that is ignored",
+        {"rope": RopeConfig(scaling=YarnScaling(
+            factor=4.0, original_max_position_embeddings=40, beta_fast=5.0, truncate=False, attention_factor=1.7,
+        ))},
+        positions=True, layer=True,
+    ),
+    Feature(
+        "RoPE llama3", 10, "a scaling that short prompts do not show",
+        {"rope": RopeConfig(scaling=Llama3Scaling(
+            factor=8.0, original_max_position_embeddings=64, low_freq_factor=1.0, high_freq_factor=4.0,
+        ))},
+        positions=True, layer=True,
+    ),
+    Feature(
+        "RoPE longrope", 10, "short factors past the original context",
+        {"rope": RopeConfig(rotary_dim=8, scaling=LongropeScaling(
+            short_factor=(1.0, 1.3, 1.7, 2.9), long_factor=(1.1, 2.3, 5.3, 7.1), factor=4.0,
+            original_max_position_embeddings=7,
+        ))},
+        layer=True,
+    ),
+    Feature(
+        "RoPE longrope, short", 10, "long factors within the original context",
+        {"rope": RopeConfig(rotary_dim=8, scaling=LongropeScaling(
+            short_factor=(1.0, 1.3, 1.7, 2.9), long_factor=(1.1, 2.3, 5.3, 7.1), factor=4.0,
+            original_max_position_embeddings=70,
+        ))},
+        layer=True,
+    ),
     Feature("RoPE, offset per row", 10, "no offset in RoPE", {"rope": RopeConfig()}, offset="per row", layer=True),
     Feature("RoPE at given positions", 10, "angles in 16 bit", {"rope": RopeConfig()}, positions=True, layer=True),
+    Feature(
+        "RoPE and biases", 16, "a port that permutes weights and not their biases",
+        {"rope": RopeConfig(), "qkv_bias": True}, layer=True,
+    ),
     Feature(
         "whole layer", 10, "stages in the wrong order",
         {

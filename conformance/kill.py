@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import numpy as np
+
 import gqa_numpy
-from conformance import inputs
-from conformance.cases import KERNEL_ROWS, Case, kernel_cases, layer_cases
+from conformance import cache_cases, inputs
+from conformance.cases import KERNEL_ROWS, kernel_cases, layer_cases
 from conformance.compare import compare
-from conformance.planted import KERNELS, LAYERS
+from conformance.planted import BUGS
 from conformance.textbook import Textbook
+from conformance.textbook_cache import TextbookCache
+from conformance.textbook_gradients import TextbookGradients
 from conformance.textbook_layer import TextbookLayer
+from conformance.textbook_rope import TextbookRope
+
+Array = np.ndarray
+INNOCENT: dict[str, type] = {
+    "kernel": Textbook,
+    "layer": TextbookLayer,
+    "RoPE": TextbookRope,
+    "weights": TextbookLayer,
+    "cache": TextbookCache,
+    "gradients": TextbookGradients,
+}
 
 
 @dataclass(frozen=True)
@@ -23,61 +39,112 @@ class Kill:
     what: str
     shown: int
     caught_by: tuple[str, ...]
+    family: str = "kernel"
 
 
-def kill_table() -> list[Kill]:
-    """Every planted bug against the cases; float64, the NumPy wing as oracle."""
-    kernels, layers = kernel_references(), layer_references()
-    rows = [_kill(bug, _kernel_catches(bug(), kernels), len(kernels)) for bug in KERNELS]
-    return rows + [_kill(bug, _layer_catches(bug, layers), len(layers)) for bug in LAYERS]
+def kill_table(families: tuple[str, ...] = tuple(BUGS), *, whole: bool = True) -> list[Kill]:
+    """Every planted bug against the cases of its family; float64, the NumPy wing as oracle.
+
+    whole: show a bug every case, though one has caught it.
+    """
+    return [kill(family, bug, whole=whole) for family in families for bug in BUGS[family]]
 
 
 def innocents() -> list[Kill]:
     """The same cases against the textbook code without any bug: what they catch is a false alarm."""
-    kernels, layers = kernel_references(), layer_references()
-    return [
-        _kill(Textbook, _kernel_catches(Textbook(), kernels), len(kernels)),
-        _kill(TextbookLayer, _layer_catches(TextbookLayer, layers), len(layers)),
-    ]
+    return [kill(family, right) for family, right in INNOCENT.items()]
 
 
-Reference = tuple[Case, inputs.Call, Any]
+def catches(family: str, bug: type, case: str) -> bool:
+    """Whether one named case of a family catches an implementation."""
+    references, differs = _FAMILIES[family]
+    return differs(bug, references()[case])
 
 
-def kernel_references() -> list[Reference]:
-    called = [(case, inputs.kernel_call(case, "float64")) for case in kernel_cases()]
+def kill(family: str, bug: type, *, whole: bool = True) -> Kill:
+    """One implementation against the cases of a family."""
+    references, differs = _FAMILIES[family]
+    found = (name for name, reference in references().items() if differs(bug, reference))
+    caught = tuple(found) if whole else tuple(name for name in [next(found, None)] if name)
+    return Kill(bug.__name__, (bug.__doc__ or "").split("\n")[0], len(references()), caught, family)
+
+
+Reference = tuple[Any, inputs.Call, Any]
+
+
+@cache
+def kernel_references() -> dict[str, Reference]:
     attention = gqa_numpy.grouped_query_attention
-    return [(case, c, attention(*c.arguments, **c.keywords)) for case, c in called]
+    found: dict[str, Reference] = {}
+    for case in kernel_cases():
+        call = inputs.kernel_call(case, "float64")
+        found[case.name] = (case, call, attention(*call.arguments, **call.keywords))
+    return found
 
 
-def layer_references() -> list[Reference]:
-    """The cases that need a layer to show: RoPE, norms, biases."""
-    references = []
+@cache
+def layer_references() -> dict[str, Reference]:
+    """The cases that need a layer to show: RoPE, norms, biases, and plain layers."""
+    found: dict[str, Reference] = {}
     for case in layer_cases():
-        if case.feature.layer and case.grouping in KERNEL_ROWS:
+        if (case.feature.layer or case.feature.square) and case.grouping in KERNEL_ROWS:
             layer = gqa_numpy.GroupedQueryAttention.from_config(case.config).eval()
             layer.load_weights(inputs.weights(case, "float64"))
-            c = inputs.layer_call(case, "float64")
-            references.append((case, c, layer(*c.arguments, **c.keywords)))
-    return references
+            call = inputs.layer_call(case, "float64")
+            found[case.name] = (case, call, layer(*call.arguments, **call.keywords))
+    return found
 
 
-def _kernel_catches(kernel: Any, references: Iterable[Reference]) -> Iterable[str]:
-    for case, c, expected in references:
-        if _differs(kernel(*c.arguments, **c.keywords), expected):
-            yield case.name
+@cache
+def gradient_references() -> dict[str, tuple[inputs.Call, Array, dict[str, Array]]]:
+    """As the kernel's, but for those whose poison a textbook would differentiate."""
+    found: dict[str, Any] = {}
+    for case in kernel_cases():
+        if case.feature.mask != "poisoned padding":
+            call = inputs.kernel_call(case, "float64")
+            context, vjp = gqa_numpy.grouped_query_attention_vjp(*call.arguments, **call.keywords)
+            d_context = np.random.default_rng(len(found)).normal(size=context.shape)
+            found[case.name] = (call, d_context, vjp(d_context))
+    return found
 
 
-def _layer_catches(layer: Any, references: Iterable[Reference]) -> Iterable[str]:
-    for case, c, expected in references:
-        planted = layer(case.config).load_weights(inputs.weights(case, "float64"))
-        if _differs(planted(*c.arguments, **c.keywords), expected):
-            yield case.name
+def _kernel_differs(bug: type, reference: Reference) -> bool:
+    _, call, expected = reference
+    return _differ(bug()(*call.arguments, **call.keywords), expected)
 
 
-def _differs(got: Any, expected: Any) -> bool:
-    return any(compare(g, e, "float64", 1e-12).reason for g, e in zip(got, expected, strict=True))
+def _layer_differs(bug: Any, reference: Reference) -> bool:
+    case, call, expected = reference
+    planted = bug(case.config).load_weights(inputs.weights(case, "float64"))
+    return _differ(planted(*call.arguments, **call.keywords), expected)
 
 
-def _kill(bug: type, catches: Iterable[str], shown: int) -> Kill:
-    return Kill(bug.__name__, (bug.__doc__ or "").split("\n")[0], shown, tuple(catches))
+def _rope_differs(bug: type, reference: Reference) -> bool:
+    return _layer_differs(type(bug.__name__, (TextbookLayer,), {"rope": bug()}), reference)
+
+
+def _cache_differs(bug: Any, case: cache_cases.CacheCase) -> bool:
+    layer = TextbookLayer(case.config).load_weights(cache_cases.weights(case))
+    return cache_cases.error(case, bug(layer, cache_cases.BATCH, cache_cases.MAX_LENGTH, case.rolling).extend) > 1e-12
+
+
+def _gradients_differ(bug: type, reference: tuple[inputs.Call, Array, dict[str, Array]]) -> bool:
+    call, d_context, expected = reference
+    found = bug()(d_context, *call.arguments, **call.keywords)
+    return found.keys() != expected.keys() or _differ(
+        [found[name] for name in expected], list(expected.values()), allowed=1e-11
+    )
+
+
+def _differ(got: Any, expected: Any, allowed: float = 1e-12) -> bool:
+    return any(compare(g, e, "float64", allowed).reason for g, e in zip(got, expected, strict=True))
+
+
+_FAMILIES: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[Any, Any], bool]]] = {
+    "kernel": (kernel_references, _kernel_differs),
+    "layer": (layer_references, _layer_differs),
+    "RoPE": (layer_references, _rope_differs),
+    "weights": (layer_references, _layer_differs),
+    "cache": (cache_cases.by_name, _cache_differs),
+    "gradients": (gradient_references, _gradients_differ),
+}

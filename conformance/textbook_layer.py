@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 
 from conformance.textbook import Textbook
+from conformance.textbook_rope import TextbookRope
 from gqa_spec import AttentionConfig
 
 Array = np.ndarray
 
 
 class TextbookLayer:
-    """A layer in float64 from a config and canonical weights. Frequencies have no scaling here."""
+    """A layer in float64 from a config and canonical weights."""
 
     kernel: Any = Textbook()
+    rope: Any = TextbookRope()
 
     def __init__(self, config: AttentionConfig) -> None:
         self.config = config
@@ -33,8 +35,8 @@ class TextbookLayer:
     def norm_weight(self, weight: float, kind: str) -> float:
         return 1 + weight if kind == "rms_plus_one" else weight
 
-    def normed_then_turned(self, x: Array, name: str, positions: Array) -> Array:
-        return self.turned(self.normed(x, name), positions)
+    def normed_then_turned(self, x: Array, name: str, positions: Array, length: int) -> Array:
+        return self.turned(self.normed(x, name), positions, length)
 
     def normed(self, x: Array, name: str) -> Array:
         """x (B, heads, length, H) after QK-norm: per head, or over all heads of a token."""
@@ -51,19 +53,23 @@ class TextbookLayer:
         rms = math.sqrt(math.fsum(v * v for v in vector) / len(vector) + self.config.qk_norm_eps)
         return [v / rms * self.norm_weight(w, kind) for v, w in zip(vector, weight, strict=True)]
 
-    def turned(self, x: Array, positions: Array) -> Array:
+    def turned(self, x: Array, positions: Array, length: int) -> Array:
         """x (B, heads, length, H) turned at positions (B, length)."""
-        rope, out = self.config.rope, x.copy()
+        rope, out, R = self.config.rope, x.copy(), self.config.rotary_dim
         if rope is None:
             return x
-        R = self.config.rotary_dim
+        frequencies = [self.rope.frequency(rope, d, R, length) for d in range(R // 2)]
+        factor = self.rope.attention_factor(rope.scaling)
         for b, n, i, d in np.ndindex(*x.shape[:3], R // 2):
-            frequency = float(np.float32(rope.theta ** (-2 * d / R)))  # SPEC 10: rounded once to float32
-            cos, sin = math.cos(positions[b, i] * frequency), math.sin(positions[b, i] * frequency)
+            angle = self.angle(float(positions[b, i]), frequencies[d])
+            cos, sin = factor * math.cos(angle), factor * math.sin(angle)
             first, second = self.pair(d, R, rope.pairing)
             u, w = x[b, n, i, first], x[b, n, i, second]
             out[b, n, i, first], out[b, n, i, second] = u * cos - w * sin, w * cos + u * sin
         return out
+
+    def angle(self, position: float, frequency: float) -> float:
+        return position * frequency
 
     def projected(self, name: str, x: Array, heads: int) -> Array:
         """(B, length, width) -> (B, heads, length, size)."""
@@ -88,12 +94,26 @@ class TextbookLayer:
         starts = np.broadcast_to(S - T if offset is None else offset, (B,))
         q_places = np.broadcast_to(starts[:, None] + np.arange(T) if positions is None else positions, (B, T))
         k_places = np.broadcast_to(np.arange(S) if key_positions is None else key_positions, (B, S))
-        q = self.normed_then_turned(self.projected("q_proj", query, c.num_heads), "q", q_places)
-        k = self.normed_then_turned(self.projected("k_proj", key, c.num_kv_heads), "k", k_places)
-        v = self.projected("v_proj", value, c.num_kv_heads)
-        context, weights = self.kernel(
-            q, k, v, mask, causal=c.causal, window=c.window, chunk=c.chunk, offset=offset, scale=c.scale,
-            softcap=c.softcap, sinks=self.weights.get("sinks"),
+        q, k, v = self.heads(query, key, value, q_places, k_places, S)
+        context, weights = self.attended(q, k, v, mask, offset=offset, chunk=c.chunk)
+        return self.joined(context), weights
+
+    def heads(
+        self, query: Array, key: Array, value: Array, q_places: Array, k_places: Array, length: int
+    ) -> tuple[Array, Array, Array]:
+        """What the kernel is given: projected, normed, turned."""
+        c = self.config
+        q = self.normed_then_turned(self.projected("q_proj", query, c.num_heads), "q", q_places, length)
+        k = self.normed_then_turned(self.projected("k_proj", key, c.num_kv_heads), "k", k_places, length)
+        return q, k, self.projected("v_proj", value, c.num_kv_heads)
+
+    def attended(self, q: Array, k: Array, v: Array, mask: Any, *, offset: Any, chunk: Any) -> tuple[Array, Array]:
+        c, sinks = self.config, self.weights.get("sinks")
+        return self.kernel(
+            q, k, v, mask, causal=c.causal, window=c.window, chunk=chunk, offset=offset, scale=c.scale,
+            softcap=c.softcap, sinks=sinks,
         )  # fmt: skip
-        joined = np.concatenate(list(context.swapaxes(0, 1)), axis=-1)
-        return self.projected("o_proj", joined, 1)[:, 0], weights
+
+    def joined(self, context: Array) -> Array:
+        """(B, N, T, Hv) -> (B, T, D)."""
+        return self.projected("o_proj", np.concatenate(list(context.swapaxes(0, 1)), axis=-1), 1)[:, 0]
