@@ -2,6 +2,7 @@
 
 from gqa_spec.weights.families.families import (
     FAMILIES,
+    MANIFEST,
     AttentionModel,
     Family,
     Model,
@@ -19,6 +20,7 @@ from gqa_spec.weights.families.names import Group
 
 __all__ = [
     "FAMILIES",
+    "MANIFEST",
     "AttentionModel",
     "CanonicalWeights",
     "Family",

@@ -67,6 +67,16 @@ CANONICAL = Names(
     layout="canonical",
 )  # fmt: skip
 
+MANIFEST = "gqa_manifest.json"
+# Layouts of attention alone: the rest of a model has its canonical names, and its settings are in the manifest.
+# "gemma" is Hugging Face's family here.
+_OF_FAMILIES = {names.layout for names in (*huggingface.NAMES.values(), *gguf.NAMES.values(), *meta.NAMES.values())}
+BY_MANIFEST = {
+    "deepmind.gemma" if name == "gemma" else name: name
+    for name in LAYOUTS
+    if name == "canonical" or name not in _OF_FAMILIES | {"huggingface"}
+}
+
 FAMILIES: dict[str, Family] = {
     **{
         name: Family(
@@ -79,10 +89,13 @@ FAMILIES: dict[str, Family] = {
     **{
         name: Family(name, meta.FILE, names, meta.read_config, meta.write_config) for name, names in meta.NAMES.items()
     },
-    "canonical": Family(
-        "canonical", "gqa_manifest.json", CANONICAL, lambda _, settings, __: manifest.from_json(settings),
-        lambda _, config: manifest.to_json(config),
-    ),
+    **{
+        name: Family(
+            name, MANIFEST, replace(CANONICAL, layout=layout), lambda _, settings, __: manifest.from_json(settings),
+            lambda _, config: manifest.to_json(config),
+        )
+        for name, layout in BY_MANIFEST.items()
+    },
 }  # fmt: skip
 
 
@@ -169,13 +182,14 @@ def _named(checkpoint: Checkpoint) -> Any:
         return settings["model_type"]
     if {"dim", "n_layers", "n_heads"} <= set(settings):
         return meta.FAMILY
-    if "config" in checkpoint.manifest and "blocks.0.attention.q_proj.weight" in checkpoint:
-        return "canonical"
+    if "config" in checkpoint.manifest:
+        layout = checkpoint.manifest.get("layout", "canonical")
+        return next((name for name, mine in BY_MANIFEST.items() if mine == layout), None)
     return None
 
 
 def _settings(checkpoint: Checkpoint, family: Family) -> Settings:
-    return checkpoint.manifest["config"] if family.name == "canonical" else checkpoint.settings
+    return checkpoint.manifest["config"] if family.file == MANIFEST else checkpoint.settings
 
 
 def _weights(checkpoint: Checkpoint, family: Family, config: ModelConfig) -> CanonicalWeights:

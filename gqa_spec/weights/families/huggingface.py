@@ -91,7 +91,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "gpt_oss": {
         **_COMMON, "num_key_value_heads": 8, "head_dim": 64, "hidden_act": "silu", "max_position_embeddings": 131072,
         "rms_norm_eps": 1e-5, "tie_word_embeddings": False, "attention_bias": True, "sliding_window": 128,
-        "layer_types": None,
+        "layer_types": None, "rope_parameters": {
+            "rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096,
+        },
     },
 }  # fmt: skip
 THETA = {"gemma3_text": 1_000_000.0, "smollm3": 2_000_000.0, "gpt_oss": 150_000.0}
@@ -291,6 +293,8 @@ def _refuse(s: Settings) -> None:
     s.only("rope_interleaved", False)
     s.only("quantization_config", None)
     s.only("partial_rotary_factor", None, 1.0, 1) if not s.understands("partial_rotary_factor") else None
+    if s.family in ("mistral", "phi3"):
+        s.only("attention_bias", False)  # in files; the code has none
     if s.family == "gemma3_text":
         s.only("attn_logit_softcapping", None)  # in the settings, but not in the model's code
 

@@ -6,7 +6,7 @@ Source: transformers 5.23, `modeling_rope_utils.py`, and `convert_rope_params_to
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any
 
 from gqa_spec.config import (
@@ -125,7 +125,7 @@ class RopeSettings:
 def read_rope(settings: Settings, head_dim: int, max_length: int, theta: float) -> RopeConfig:
     """The one RopeConfig of all layers that rotate. rope_scaling, where there is one, goes before rope_parameters."""
     key, values = _dictionary(settings)
-    theta = settings.number("rope_theta") if "rope_theta" in settings.values else theta
+    theta = _base(settings, "rope_theta", theta)
     share = settings.number("partial_rotary_factor") if settings.understands("partial_rotary_factor") else 1.0
     return RopeSettings(settings, key, values, theta, max_length).config(head_dim, share)
 
@@ -145,7 +145,7 @@ def read_rope_by_layer_type(
         ("full_attention", "rope_theta", theta, scaling),
         ("sliding_attention", "rope_local_base_freq", local_theta, {}),
     ):
-        base = settings.number(key) if key in settings.values else default
+        base = _base(settings, key, default)
         values = nested.get(kind) or {}
         if not isinstance(values, Mapping):
             raise settings.wrong("rope_parameters", f"a dictionary for {kind}")
@@ -154,17 +154,23 @@ def read_rope_by_layer_type(
     return result
 
 
+def _base(settings: Settings, key: str, default: float) -> float:
+    value = settings.number(key, optional=True)
+    return default if value is None else value
+
+
 def _dictionary(settings: Settings) -> tuple[str, Any]:
     for key in ("rope_scaling", "rope_parameters"):
         if settings.values.get(key):
             return key, settings.get(key)
-    return "rope_parameters", {}
+    return "rope_parameters", settings.defaults["rope_parameters"] or {}
 
 
 def write_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
     """The `rope_scaling` dictionary, or None."""
     if scaling is None:
         return None
-    fields = {key: value for key, value in asdict(scaling).items() if value is not None}
-    lists = {key: list(value) if isinstance(value, tuple) else value for key, value in fields.items()}
+    values = ((field, getattr(scaling, field.name)) for field in fields(scaling))
+    given = {field.name: value for field, value in values if value != field.default}
+    lists = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
     return {"rope_type": NAMES[type(scaling)], **lists}
