@@ -20,6 +20,8 @@ from gqa_spec.config import (
     YarnScaling,
 )
 from gqa_spec.model_config import ModelConfig
+from gqa_spec.weights.layouts import Layout
+from gqa_spec.weights.rules import conventions
 
 Json = dict[str, Any]
 SCALINGS: dict[str, type] = {
@@ -30,75 +32,62 @@ SCALINGS: dict[str, type] = {
     "longrope": LongropeScaling,
 }
 MOST_LAYERS = 10_000  # a lying file must not fill the memory
-HEAD_ORDER = "query head n reads KV head n // G"
-NORM_FORMS = {
-    "rms": "RMS of each head, times w, stored as w",
-    "rms_plus_one": "RMS of each head, times 1 + w, stored as w",
-    "rms_full": "RMS over all heads, times w, stored as w",
-    None: None,
+HEAD_ORDERS = {
+    "contiguous": "query head n reads KV head n // G",
+    "strided": "query head n reads KV head n % K",
+}
+QK_NORMS = {"rms": "each head", "rms_plus_one": "each head", "rms_full": "all heads of a token"}
+NORMS = {
+    "layer": "LayerNorm",
+    "rms": "RMS norm, times the stored weight",
+    "rms_plus_one": "RMS norm, times 1 + the stored weight",
 }
 
 
 def manifest(
-    config: ModelConfig,
-    *,
-    layout: str,
-    prefix: str,
-    pairing: str | None,
-    fused: Iterable[str],
-    exceptions: Mapping[str, str],
-    dtypes: Iterable[str],
-    source: Mapping[str, str],
+    config: ModelConfig, layout: Layout, *, family: str, dtypes: Iterable[str], source: Mapping[str, str]
 ) -> Json:
-    """Every convention of a checkpoint, as JSON.
+    """Every convention of a checkpoint whose attention is stored in `layout`, as JSON.
 
-    layout: its name. prefix: what stands before an attention tensor's name in layer i. pairing: that of the stored
-    rows, None for the config's. fused: the tensors that hold several projections, each described. exceptions: what the
-    layout stores otherwise than the table below says. source: where the weights came from.
+    family: that of Hugging Face, which alone knows some settings by name. dtypes: those of the tensors. source: where
+    the weights came from, and what was done to them.
     """
-    layers = [_conventions(layer, pairing, tuple(fused)) for layer in config.attention]
-    numbered = [(i, layer) for i, layer in enumerate(layers)]
+    kinds: dict[AttentionConfig, list[int]] = {}
+    for number, layer in enumerate(config.attention):
+        kinds.setdefault(layer, []).append(number)
     return {
-        "layout": layout,
-        "attention_prefix": prefix,
+        "layout": layout.name,
+        "family": family,
         "dtype": ", ".join(sorted(set(dtypes))),
         "source": dict(source),
-        "exceptions": dict(exceptions),
-        "attention": [{"layers": [i for i, _ in same], **conventions} for conventions, same in _grouped(numbered)],
+        "norm": NORMS[config.norm],
+        "attention": [{"layers": layers, **_stated(layer, layout)} for layer, layers in kinds.items()],
         "config": to_json(config),
     }
 
 
-def _grouped(numbered: list[tuple[int, Json]]) -> list[tuple[Json, list[tuple[int, Json]]]]:
-    """Layers of the same conventions together, in the order of the first of each kind."""
-    kinds: list[Json] = []
-    for _, layer in numbered:
-        if layer not in kinds:
-            kinds.append(layer)
-    ordered = sorted(numbered, key=lambda pair: kinds.index(pair[1]))
-    return [(kinds[number], list(same)) for number, same in groupby(ordered, key=lambda pair: kinds.index(pair[1]))]
-
-
-def _conventions(layer: AttentionConfig, pairing: str | None, fused: tuple[str, ...]) -> Json:
+def _stated(layer: AttentionConfig, layout: Layout) -> Json:
     """What traps whoever reads weights without it (SPEC 1, 2, 4, 8, 10, 11)."""
+    stored = conventions(layout, layer)
     return {
         "num_heads": layer.num_heads,
         "num_kv_heads": layer.num_kv_heads,
         "head_dim": layer.head_dim,
         "v_head_dim": layer.v_head_dim,
-        "head_order": HEAD_ORDER,
-        "fused": list(fused) or "q, k, v and o apart",
-        "pairing": None if layer.rope is None else pairing or layer.rope.pairing,
+        "head_order": HEAD_ORDERS[stored["head_order"]],
+        "fused": stored["fused"] or None,
+        "pairing": stored["pairing"],
         "rope": _plain(layer.rope),
         "scale": layer.head_dim**-0.5 if layer.scale is None else layer.scale,
         "softcap": layer.softcap,
         "causal": layer.causal,
         "window": layer.window,
-        "window_counts": None if layer.window is None else "the query's own position too",
+        "window_counts": layer.window and "the query's own position too",
         "chunk": layer.chunk,
         "sinks": layer.sinks,
-        "norm": NORM_FORMS[layer.qk_norm],
-        "norm_eps": layer.qk_norm_eps if layer.qk_norm else None,
+        "qk_norm": layer.qk_norm and f"RMS over {QK_NORMS[layer.qk_norm]}, times {stored['norm_factor']}",
+        "qk_norm_eps": layer.qk_norm and layer.qk_norm_eps,
+        "rounded_to_1_ulp": stored["rounded"] or None,
     }
 
 
