@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import mmap
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import numpy as np
 
 from gqa_spec.weights.checkpoint import settings
 from gqa_spec.weights.checkpoint.job import Job, Tensor, synced, write_json, write_settings
-from gqa_spec.weights.checkpoint.tensors import Contents, Entry, TensorInfo
+from gqa_spec.weights.checkpoint.tensors import Array, Contents, Entry, TensorInfo
 
 NAMES = {
     **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
@@ -25,14 +26,26 @@ CODES = {name: code for code, name in NAMES.items()}
 def read(path: Path) -> Contents:
     from safetensors import safe_open
 
-    file: Any = safe_open(path, framework="np")
+    safe_open(path, framework="np")  # raises unless header, sizes and offsets are consistent with each other
+    file = path.open("rb")  # kept open: what is read later comes from this file, whatever has its name by then
+    length = int.from_bytes(file.read(8), "little")
+    header = settings.parse(file.read(length))
+    extra = header.pop("__metadata__", {})
     entries = {}
-    for name in file.offset_keys():
-        piece = file.get_slice(name)
-        info = TensorInfo(tuple(piece.get_shape()), NAMES.get(piece.get_dtype(), piece.get_dtype()))
-        entries[name] = Entry(path, info, partial(file.get_tensor, name))
-    extra = file.metadata() or {}
+    for name, tensor in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        info = TensorInfo(tuple(tensor["shape"]), NAMES.get(tensor["dtype"], tensor["dtype"]))
+        entries[name] = Entry(path, info, partial(_read, file, 8 + length + tensor["data_offsets"][0], info))
     return Contents("safetensors", entries, *settings.pair(lambda name: settings.parse(extra.get(name, "{}"))))
+
+
+def _read(file: BinaryIO, start: int, info: TensorInfo) -> Array:
+    """A private mapping of the file: writable, and no memory of its own until it is written to. The package copies."""
+    if not info.nbytes:
+        return np.empty(info.shape, info.dtype)
+    data = np.memmap(file, np.uint8, "c", start, info.nbytes)
+    data[:: mmap.PAGESIZE].max()  # in the order of the file, so that the disk reads ahead
+    aligned = start % np.dtype(info.dtype).itemsize == 0
+    return (np.asarray(data) if aligned else np.array(data)).view(info.dtype).reshape(info.shape)
 
 
 def write(job: Job) -> None:
