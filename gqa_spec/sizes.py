@@ -1,11 +1,13 @@
-"""What a layer costs, by arithmetic from its config: parameters, KV-cache bytes, floating-point operations."""
+"""What a layer or a model costs, by arithmetic from its config: parameters, KV-cache bytes, arithmetic operations."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import prod
 
 from gqa_spec import checks
 from gqa_spec.config import AttentionConfig
+from gqa_spec.model_config import ModelConfig
 from gqa_spec.weights.names import weight_shapes
 
 
@@ -42,3 +44,27 @@ def attention_flops(config: AttentionConfig, num_queries: int, num_keys: int, *,
     per_key = kv_heads * (config.head_dim + config.v_head_dim) * config.kv_dim
     per_pair = heads * (config.head_dim + config.v_head_dim)
     return 2 * batch_size * (num_queries * per_query + num_keys * per_key + num_queries * num_keys * per_pair)
+
+
+def model_parameter_count(config: ModelConfig) -> int:
+    """The number of parameters of a whole model: equal to the sum over its canonical weights, a tied head once."""
+    return config.param_count
+
+
+def model_kv_cache_bytes(
+    layers: ModelConfig | Sequence[AttentionConfig],
+    length: int,
+    *,
+    batch_size: int = 1,
+    bytes_per_element: int = 2,
+    rolling: bool = False,
+) -> int:
+    """As `kv_cache_bytes`, of all layers of a model: its config, or the settings of its attention layers.
+
+    rolling: layers that have a window hold no more than it; the others hold every position in any case.
+    """
+    attention = layers.attention if isinstance(layers, ModelConfig) else layers
+    sizes = {"batch_size": batch_size, "bytes_per_element": bytes_per_element}
+    return sum(
+        kv_cache_bytes(layer, length, rolling=rolling and layer.window is not None, **sizes) for layer in attention
+    )
