@@ -6,7 +6,8 @@ A hint explains a difference that has been found; it never decides whether there
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,13 +21,23 @@ ROWS = {"q_proj": "q_proj.weight", "k_proj": "k_proj.weight"}
 def hint(stage: str, a: Side, b: Side) -> list[str]:
     """Settings that differ, and the known convention that turns A's weights of this stage into B's."""
     (config, ours), (other, theirs) = a, b
-    differing = [f.name for f in fields(config) if getattr(config, f.name) != getattr(other, f.name)]
-    found = [f"{name} {getattr(config, name)!r} in A, {getattr(other, name)!r} in B" for name in differing]
+    found = list(_settings(config, other))
     if stage in ROWS:
         found += _rows(ROWS[stage], config, ours, theirs)
     if stage in ("q_norm", "k_norm"):
         found += _shifted(f"{stage}.weight", ours, theirs)
-    return found[:3]
+    return found
+
+
+def _settings(a: Any, b: Any, prefix: str = "") -> Iterator[str]:
+    for field in fields(a):
+        x, y = getattr(a, field.name), getattr(b, field.name)
+        if x == y:
+            continue
+        if is_dataclass(x) and type(x) is type(y):
+            yield from _settings(x, y, f"{field.name}.")
+        else:
+            yield f"{prefix}{field.name} {x!r} in A, {y!r} in B"
 
 
 def _rows(name: str, config: AttentionConfig, ours: Mapping[str, Array], theirs: Mapping[str, Array]) -> Iterator[str]:

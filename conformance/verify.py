@@ -36,10 +36,7 @@ NO_MATTER = ("attention", "dropout", "max_length", "tied")  # settings of a mode
 
 
 class Model(Protocol):
-    """What is compared: a config, and canonical names -> arrays."""
-
-    @property
-    def config(self) -> ModelConfig: ...
+    """Canonical names -> arrays, with a ModelConfig as `config`, or with `attention` alone, its layers' settings."""
 
     @property
     def weights(self) -> Weights: ...
@@ -64,7 +61,7 @@ class Verdict:
 
 def steps(a: Model, b: Model) -> int:
     """How often `verify` will say that it has done one more."""
-    return min(a.config.num_layers, b.config.num_layers) + 1
+    return min(len(_attention(a)), len(_attention(b))) + 1
 
 
 def verify(
@@ -75,17 +72,21 @@ def verify(
     dtype: str = "float64",
     done: Callable[[int], None] = lambda size: None,
 ) -> Iterator[Verdict]:
-    """One verdict for the settings, one for each attention layer, one for each other weight that differs.
+    """One verdict for the sizes, one for each attention layer, one for the settings around attention, and one for each
+    weight there that differs.
 
     a runs in the first wing, b in the second, both in `dtype`, float64 or float32. A weight that the two hold in
     different dtypes is rounded to the narrower first: so a port to bfloat16 equals what it was rounded from.
     """
-    yield _settings(a.config, b.config)
-    if a.config.hidden_size == b.config.hidden_size:  # else no input fits both
-        for number in range(min(a.config.num_layers, b.config.num_layers)):
+    yield _sizes(a, b)
+    if _attention(a)[0].embed_dim == _attention(b)[0].embed_dim:  # else no input fits both
+        for number in range(min(len(_attention(a)), len(_attention(b)))):
             yield compare_layers(number, _layer(a, number), _layer(b, number), wings, dtype)
             done(1)
-    yield from _around(a, b, dtype)
+    configs = [getattr(model, "config", None) for model in (a, b)]
+    if isinstance(configs[0], ModelConfig) and isinstance(configs[1], ModelConfig):
+        yield _settings(configs[0], configs[1])
+        yield from _around((a.weights, configs[0]), (b.weights, configs[1]), dtype)
     done(1)
 
 
@@ -202,8 +203,13 @@ def _precision(wing: str, dtype: str) -> AbstractContextManager[Any]:
 
 
 def _layer(model: Model, number: int) -> tuple[AttentionConfig, Weights]:
-    config = model.config.attention[number]
+    config = _attention(model)[number]
     return config, {name: model.weights[f"blocks.{number}.attention.{name}"] for name in weight_shapes(config)}
+
+
+def _attention(model: Any) -> tuple[AttentionConfig, ...]:
+    layers: tuple[AttentionConfig, ...] = getattr(model, "config", model).attention
+    return layers
 
 
 def _half(config: AttentionConfig, weights: Weights) -> tuple[AttentionConfig, Weights]:
@@ -230,26 +236,34 @@ def _same_dtype(a: Array, b: Array) -> tuple[Array, Array]:
 # --- around attention ------------------------------------------------------------------------------------------------
 
 
+def _sizes(a: Model, b: Model) -> Verdict:
+    sizes = [{"num_layers": len(layers), "embed_dim": layers[0].embed_dim} for layers in map(_attention, (a, b))]
+    return _differing("sizes", *sizes)
+
+
 def _settings(a: ModelConfig, b: ModelConfig) -> Verdict:
-    """Settings of the models that change what they compute; those of attention show in its stages."""
-    pairs = {f.name: (getattr(a, f.name), getattr(b, f.name)) for f in fields(a) if f.name not in NO_MATTER}
-    pairs |= {name: (getattr(a, name), getattr(b, name)) for name in ("num_layers", "hidden_size")}
-    differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-    reason = ", ".join(f"{name} {x!r} in A, {y!r} in B" for name, (x, y) in differing.items())
-    return Verdict("settings", next(iter(differing), ""), 0.0, reason)
+    """Settings around attention that change what a model computes; those of attention show in its stages."""
+    names = [field.name for field in fields(a) if field.name not in NO_MATTER]
+    return _differing("settings", *({name: getattr(config, name) for name in names} for config in (a, b)))
 
 
-def _around(a: Model, b: Model, dtype: str) -> Iterator[Verdict]:
+def _differing(place: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Verdict:
+    names = [name for name in a if a[name] != b[name]]
+    reason = ", ".join(f"{name} {a[name]!r} in A, {b[name]!r} in B" for name in names)
+    return Verdict(place, next(iter(names), ""), 0.0, reason)
+
+
+def _around(a: tuple[Weights, ModelConfig], b: tuple[Weights, ModelConfig], dtype: str) -> Iterator[Verdict]:
     """Every weight outside attention that is missing on one side or differs by more than the bound of SPEC 15."""
-    shapes = [model_weight_shapes(model.config) for model in (a, b)]
+    shapes = [model_weight_shapes(config) for _, config in (a, b)]
     for name in dict.fromkeys([*shapes[0], *shapes[1]]):
         if ".attention." in name:
             continue
-        source = [_stored_as(name, model.config, shape) for model, shape in zip((a, b), shapes, strict=True)]
-        if source[0] is None or source[1] is None:
-            yield Verdict(name, "missing", np.inf, f"only {'A' if source[1] is None else 'B'} has it")
+        stored = [_stored_as(name, config, shape) for (_, config), shape in zip((a, b), shapes, strict=True)]
+        if stored[0] is None or stored[1] is None:
+            yield Verdict(name, "weight", np.inf, f"only {'A' if stored[1] is None else 'B'} has it")
             continue
-        ours, theirs = _same_dtype(a.weights[source[0]], b.weights[source[1]])
+        ours, theirs = _same_dtype(a[0][stored[0]], b[0][stored[1]])
         if not np.array_equal(ours, theirs):
             reference, got = ours.astype(dtype), theirs.astype(dtype)
             found = compare(got, reference, dtype, bound(dtype, 0.0))

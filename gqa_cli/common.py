@@ -1,0 +1,41 @@
+"""What the commands on checkpoints share: one sentence for bad input, a progress bar, JSON instead of tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is at DEST.")]
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """Bad input, and a file system that refuses, end the command with one line and exit code 2."""
+    try:
+        yield
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+        typer.echo(" ".join(str(error).split()), err=True)
+        raise typer.Exit(2) from error
+
+
+def bytes_bar() -> Progress:
+    """On stderr, so that stdout holds nothing but the result."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+    )
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def print_json(found: dict[str, Any]) -> None:
+    typer.echo(json.dumps(found, indent=1, allow_nan=False))
