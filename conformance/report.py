@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -69,17 +69,56 @@ def failures(checks: list[Check]) -> Table:
 
 
 def kill_matrix(kills: list[Kill]) -> Table:
-    """Planted bugs and the cases that catch them."""
+    """Planted bugs, and the first case that catches each."""
     table = Table(title="Planted bugs")
-    table.add_column("bug")
-    table.add_column("what is wrong", overflow="fold")
-    table.add_column("caught by", justify="right")
-    table.add_column("first case", overflow="fold")
+    for name in ("family", "bug", "what is wrong", "caught by"):
+        table.add_column(name, overflow="fold")
     for kill in kills:
-        caught = f"{len(kill.caught_by)} of {kill.shown}"
         first = kill.caught_by[0] if kill.caught_by else "[bold red]SURVIVED[/]"
-        table.add_row(kill.bug, kill.what, caught, first)
+        table.add_row(kill.family, kill.bug, kill.what, first)
     return table
+
+
+def power(kills: list[Kill], elsewhere: Mapping[str, Mapping[str, tuple[str, ...]]]) -> Table:
+    """How many cases catch each bug, here and in other projects' tests; elsewhere: suite -> bug -> tests that do."""
+    table = Table(title="Planted bugs: how many cases catch each", caption="empty: not shown to that suite")
+    for name in ("family", "bug", "our cases", *elsewhere):
+        table.add_column(name, overflow="fold", justify="left" if name in ("family", "bug") else "right")
+    for kill in kills:
+        others = [_caught(found.get(kill.bug)) for found in elsewhere.values()]
+        table.add_row(kill.family, kill.bug, f"{_caught(kill.caught_by)} of {kill.shown}", *others)
+    for family in dict.fromkeys(kill.family for kill in kills):
+        rows = [kill for kill in kills if kill.family == family]
+        table.add_section()
+        table.add_row(
+            family, "bugs caught", _share([kill.caught_by for kill in rows]),
+            *(_share([found[kill.bug] for kill in rows if kill.bug in found]) for found in elsewhere.values()),
+        )  # fmt: skip
+    return table
+
+
+def matrix_of_kills(kills: list[Kill]) -> Table:
+    """Which families of cases (the part of a name after the grouping) catch a bug, those first that few others do."""
+    table = Table(title="Cases: what they catch, first what few others catch")
+    for name in ("cases", "bugs", "caught by them and by few other families of cases"):
+        table.add_column(name, overflow="fold")
+    caught = {kill.bug: {_family_of(case) for case in kill.caught_by} for kill in kills}
+    for family in dict.fromkeys(case for cases in caught.values() for case in sorted(cases)):
+        bugs = sorted((bug for bug in caught if family in caught[bug]), key=lambda bug: len(caught[bug]))
+        table.add_row(family, str(len(bugs)), ", ".join(f"{bug} ({len(caught[bug])})" for bug in bugs[:3]))
+    return table
+
+
+def _family_of(case: str) -> str:
+    return case.split(" / ")[-1]
+
+
+def _caught(tests: tuple[str, ...] | None) -> str:
+    return "" if tests is None else str(len(tests)) if tests else "[bold red]0[/]"
+
+
+def _share(rows: list[tuple[str, ...]]) -> str:
+    return f"{sum(map(bool, rows))} of {len(rows)}" if rows else ""
 
 
 def as_json(checks: list[Check], kills: list[Kill], not_run: list[str]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def target_tasks(path: str, arrays: str | None) -> list[Task]:
 def run(
     tasks: list[Task], done: Callable[[int], None], *, planted_bugs: bool = False
 ) -> tuple[list[Check], list[Kill]]:
-    """Every check of every task, and the kill table where it is asked for, on both cores.
+    """Every check of every task, and where they are asked for the planted bugs, each until a case catches it.
 
     `done` is told how many cases have just been finished.
     """
@@ -72,7 +72,7 @@ def run(
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
     checks: dict[Task, list[Check]] = {}
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"), initializer=_start_worker) as pool:
-        kills = pool.submit(kill_table) if planted_bugs else None  # first, because it is the longest
+        kills = pool.submit(kill_table, whole=False) if planted_bugs else None  # first, because it is the longest
         futures = {pool.submit(perform, task): task for task in tasks}
         for future in as_completed(futures):
             checks[futures[future]] = future.result()

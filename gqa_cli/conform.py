@@ -14,6 +14,7 @@ from conformance import real, report, run
 from conformance.kill import Kill
 from conformance.proof import Check
 from conformance.targets import WINGS, NotATarget
+from gqa_cli.mutants import mutants as measure_mutants
 
 
 def conform(
@@ -24,9 +25,16 @@ def conform(
     ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every check to this file.")] = None,
     synthetic: Annotated[bool, typer.Option("--synthetic", help="Leave out the real model's weights.")] = False,
+    mutants: Annotated[
+        bool, typer.Option("--mutants", help="Show every planted bug every case, and other projects' tests.")
+    ] = False,
 ) -> None:
     """Print what agrees and what does not. Exit code 1 on any mismatch, 2 where the target cannot be judged."""
     console = Console()
+    if mutants:
+        with _progress(console) as progress:
+            survived = measure_mutants(console, progress, json_file)
+        raise typer.Exit(1 if survived else 0)
     try:
         tasks = run.target_tasks(target, arrays) if target else run.wing_tasks()
     except NotATarget as error:
