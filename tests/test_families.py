@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from conformance.compare import error_of
 from conformance.inputs import Call
 from conformance.targets import Wing
+from gqa_numpy import Transformer
 from gqa_spec import AttentionConfig, Llama3Scaling, ModelConfig, RopeConfig
 from gqa_spec.weights.checkpoint import CheckpointError, TensorInfo, open_checkpoint
 from gqa_spec.weights.families import (
@@ -32,7 +35,9 @@ from gqa_spec.weights.families.rope import OPTIONS
 from gqa_spec.weights.names import model_weight_shapes
 
 pytestmark = pytest.mark.unhooked
-TOKENS = 13  # longer than every window below, and than longrope's original context
+# 13 tokens: more than every window below, and than longrope's original context.
+PROMPTS = np.random.default_rng(0).integers(3, 61, size=(2, 13))
+SINGLE = 16 * float(np.finfo(np.float32).eps)  # transformers' softmax and RoPE tables are float32 in float64 models
 
 SIZES: dict[str, Any] = {
     "vocab_size": 61, "hidden_size": 24, "intermediate_size": 37, "num_hidden_layers": 5, "num_attention_heads": 6,
@@ -130,11 +135,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
-@pytest.fixture(params=CASES)
-def any_model(request: pytest.FixtureRequest, folder: Path) -> tuple[Any, Path]:
-    return saved(request.param, folder)
-
-
 @pytest.fixture(params=WHOLE)
 def whole_model(request: pytest.FixtureRequest, folder: Path) -> tuple[Any, Path]:
     return saved(request.param, folder)
@@ -228,33 +228,50 @@ def test_parts_in_their_places(folder: Path) -> None:
 # --- attention, layer by layer ---------------------------------------------------------------------------------------
 
 
-def test_each_layer_gives_transformers_own_output(any_model: tuple[Any, Path]) -> None:
-    """In float64 in both, so that a wrong eps, scale or position shows; transformers' RoPE tables are float32."""
-    import copy
+@dataclass(frozen=True)
+class Recorded:
+    """What transformers computes in float64: each attention layer's input and output, and the logits."""
 
+    layers: list[tuple[np.ndarray, np.ndarray]]
+    logits: np.ndarray
+
+
+@cache
+def recorded(case: str, folder: Path) -> Recorded:
     import torch
 
-    model, path = any_model
-    double = copy.deepcopy(model).double()
-    records: list[tuple[np.ndarray, np.ndarray]] = []
+    double, layers = copy.deepcopy(saved(case, folder)[0]).double(), []
 
     def record(_: Any, __: Any, keywords: Any, result: Any) -> None:
-        records.append((keywords["hidden_states"].numpy(), result[0].numpy()))
+        layers.append((keywords["hidden_states"].numpy(), result[0].numpy()))
 
     for layer in double.model.layers:
         layer.self_attn.register_forward_hook(record, with_kwargs=True)
-    tokens = torch.randint(3, 61, (2, TOKENS), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        double(input_ids=tokens, use_cache=False)
-    read = read_attention(open_checkpoint(path))
-    assert len(records) == len(read.attention) == model.config.num_hidden_layers
-    for number, (config, (hidden, expected)) in enumerate(zip(read.attention, records, strict=True)):
+        logits = double(input_ids=torch.from_numpy(PROMPTS), use_cache=False).logits
+    return Recorded(layers, logits.numpy())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_layer_gives_transformers_own_output(case: str, folder: Path) -> None:
+    """In float64 in both, so that a wrong eps or scale shows; transformers' softmax and RoPE tables are float32."""
+    read = read_attention(open_checkpoint(saved(case, folder)[1]))
+    layers = recorded(case, folder).layers
+    assert len(layers) == len(read.attention) == CASES[case][1].get("num_hidden_layers", 5)
+    for number, (config, (hidden, expected)) in enumerate(zip(read.attention, layers, strict=True)):
         prefix = f"blocks.{number}.attention."
         weights = {name.removeprefix(prefix): read.weights[name] for name in read.weights if name.startswith(prefix)}
         layer = Wing("numpy").layer(config, "float64")
         layer.load(weights)
         output, _ = layer(Call(hidden, None, None, None, {}))
-        assert error_of(output, expected) <= 2e-6, number
+        assert error_of(output, expected) <= SINGLE, number
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_the_whole_model_gives_transformers_own_logits(case: str, folder: Path) -> None:
+    """What stands around the attention is understood too: norms, their places, activations, scales, softcaps."""
+    model = Transformer.from_checkpoint(saved(case, folder)[1], dtype=np.float64)
+    assert error_of(model(PROMPTS), recorded(case, folder).logits) <= SINGLE
 
 
 # --- settings --------------------------------------------------------------------------------------------------------
