@@ -34,7 +34,7 @@ def bytes_bar() -> Progress:
         TransferSpeedColumn(),
         TimeElapsedColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def print_json(found: dict[str, Any]) -> None:

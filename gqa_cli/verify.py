@@ -62,7 +62,7 @@ def _wings(given: str) -> tuple[str, str]:
 
 def _progress() -> Progress:
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    return Progress(*columns, console=Console(stderr=True))
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def _print(verdicts: list[room.Verdict], title: str) -> None:
