@@ -77,7 +77,8 @@ def from_canonical(layout: Layout, weights: Weights, config: AttentionConfig) ->
     """
     weights = dict(weights)  # a checkpoint reads anew at each access
     checks.weights(weights, weight_shapes(config), symbolic_shapes(config), dtype="float64")
-    return {name: foreign_tensor(layout, name, weights, config) for name in foreign_shapes(layout, config)}
+    names = foreign_shapes(layout, config)
+    return {name: np.ascontiguousarray(foreign_tensor(layout, name, weights, config)) for name in names}
 
 
 def to_canonical(
@@ -93,7 +94,8 @@ def to_canonical(
     checks.not_refused(layout.name, asked, layout.refuses)
     symbols = {name: ", ".join(inside) for name, inside in sources(layout, config).items()}
     checks.weights(foreign, foreign_shapes(layout, config), symbols, dtype="float64")
-    return {name: canonical_tensor(layout, name, foreign, config) for name in weight_shapes(config)}
+    names = weight_shapes(config)
+    return {name: np.ascontiguousarray(canonical_tensor(layout, name, foreign, config)) for name in names}
 
 
 def foreign_shapes(layout: Layout, config: AttentionConfig) -> dict[str, Shape]:
@@ -110,24 +112,27 @@ def sources(layout: Layout, config: AttentionConfig) -> dict[str, tuple[str, ...
 
 
 def foreign_tensor(layout: Layout, name: str, weights: Weights, config: AttentionConfig) -> Array:
-    """One foreign tensor; of `weights` only the canonical tensors in it are read."""
+    """One foreign tensor; of `weights` only the canonical tensors in it are read.
+
+    It may be a view, transposed: a writer that copies it in blocks is several times as fast as one copy of the whole.
+    """
     rule = next(rule for rule in _rules(layout, config) if rule.foreign == name)
     inside = {ours: np.asarray(weights[ours]) for ours in rule.names}
     checks.one_dtype(name, {ours: x.dtype.name for ours, x in inside.items()})
     pieces = [_rearranged(_as_stored(layout, ours, inside[ours], config), p, config) for ours, p in rule.pieces]
     joined = pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=rule.axis)
-    return np.ascontiguousarray(_rearranged(joined, rule.then, config))
+    return _rearranged(joined, rule.then, config)
 
 
 def canonical_tensor(layout: Layout, name: str, foreign: Weights, config: AttentionConfig) -> Array:
-    """One canonical tensor; of `foreign` only the tensor that holds it is read."""
+    """One canonical tensor; of `foreign` only the tensor that holds it is read. It may be a view, as a foreign one."""
     rule = next(rule for rule in _rules(layout, config) if name in rule.names)
     joined = _rearranged(np.asarray(foreign[rule.foreign]), _reversed(rule.then), config)
     place = rule.names.index(name)
     sizes = [shape[rule.axis] for shape in _piece_shapes(rule, config)]
     piece = np.split(joined, np.cumsum(sizes)[:-1], axis=rule.axis)[place]
     stored = _rearranged(piece, _reversed(rule.pieces[place][1]), config)
-    return np.ascontiguousarray(_as_canonical(layout, name, stored, config))
+    return _as_canonical(layout, name, stored, config)
 
 
 def rounded_weights(layout: Layout, config: AttentionConfig) -> tuple[str, ...]:
