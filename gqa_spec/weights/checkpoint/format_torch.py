@@ -23,13 +23,14 @@ NESTED = ("state_dict", "model_state_dict", "model")
 def read(path: Path) -> Contents:
     import torch
 
-    _check_archive(path)
+    sizes = _check_archive(path)
     loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     tensors = _tensors(path, loaded, torch.Tensor)
-    return Contents("torch", {name: _entry(path, name, tensor) for name, tensor in tensors.items()})
+    return Contents("torch", {name: _entry(path, name, tensor, sizes) for name, tensor in tensors.items()})
 
 
-def _check_archive(path: Path) -> None:
+def _check_archive(path: Path) -> set[int]:
+    """The sizes of what the archive holds."""
     if not zipfile.is_zipfile(path):
         raise refuse(path, None, "not the archive that torch.save writes since PyTorch 1.6: load and save it again")
     with zipfile.ZipFile(path) as archive:
@@ -40,6 +41,7 @@ def _check_archive(path: Path) -> None:
             if member.filename.endswith("data.pkl"):
                 for name in _globals(archive.read(member)):
                     _check_global(path, name)
+        return {member.file_size for member in archive.infolist()}
 
 
 def _globals(pickled: bytes) -> Iterator[str]:
@@ -66,13 +68,12 @@ def _tensors(path: Path, loaded: Any, kind: type) -> Mapping[str, Any]:
     raise refuse(path, None, f"expected a dictionary of tensors, alone or under one of {', '.join(NESTED)}")
 
 
-def _entry(path: Path, name: str, tensor: Any) -> Entry:
+def _entry(path: Path, name: str, tensor: Any, sizes: set[int]) -> Entry:
     if tensor.is_sparse or tensor.is_quantized or tensor.device.type != "cpu":
         raise refuse(path, name, f"expected a dense tensor, got {tensor.layout} on {tensor.device}")
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise refuse(
-            path, name, f"{tuple(tensor.shape)} is more than the {tensor.untyped_storage().nbytes()} bytes stored"
-        )
+    stored = tensor.untyped_storage().nbytes()
+    if tensor.numel() * tensor.element_size() > stored or stored not in sizes:
+        raise refuse(path, name, f"{tensor.dtype} {tuple(tensor.shape)} does not fit the bytes that the archive holds")
     info = TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
     return Entry(path, info, partial(_read, tensor.detach(), info))
 
