@@ -369,6 +369,33 @@ def differs(family: str, settings: dict[str, Any], change: dict[str, Any]) -> bo
         return next(iter(change)) in str(error)
 
 
+# Files of transformers 4 have no lists of layers: the layers follow from these.
+RULES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 3}),
+    "qwen2 switched off": ("qwen2", {"use_sliding_window": False, "sliding_window": 5, "max_window_layers": 3}),
+    "qwen3": ("qwen3", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0}),
+    "gemma2": ("gemma2", {"sliding_window": 5}),
+    "gemma3": ("gemma3_text", {"sliding_window": 5, "sliding_window_pattern": 2}),
+    "gemma3 by default": ("gemma3_text", {"sliding_window": 5, "num_hidden_layers": 13}),
+    "smollm3": ("smollm3", {"no_rope_layer_interval": 3, "use_sliding_window": True, "sliding_window": 5}),
+    "smollm3 by default": ("smollm3", {"num_hidden_layers": 9}),
+    "gpt_oss": ("gpt_oss", {"sliding_window": 5}),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_layers_follow_from_the_old_settings(rule: str) -> None:
+    family, settings = RULES[rule]
+    theirs = transformers_config(family, **SIZES | settings)
+    layers = huggingface.read_attention(family, SIZES | settings)
+    window = settings.get("sliding_window")
+    assert [layer.window for layer in layers] == [
+        window if kind == "sliding_attention" else None for kind in theirs.layer_types
+    ]
+    rotates = getattr(theirs, "no_rope_layers", [1] * len(layers))
+    assert [layer.rope is not None for layer in layers] == list(map(bool, rotates))
+
+
 PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "Llama 3.2 1B": (
         "llama",
