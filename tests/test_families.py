@@ -13,6 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from conformance.compare import error_of
 from conformance.inputs import Call
@@ -556,6 +558,22 @@ def test_hostile_rope_settings_give_one_clear_error(key: str, value: Any) -> Non
     settings = SIZES | {"model_type": "llama", "rope_scaling": YARN | {key: value}}
     with pytest.raises(CheckpointError, match="here: "):  # the tensors, at the latest, are missing
         read_model(stand_in(settings))
+
+
+ODD = [
+    None, True, 0, -1, 3, 10**400, 0.5, 1e-320, float("nan"), float("inf"), "x", "full_attention", [], [1], [[]] * 5,
+    ["sliding_attention"] * 5, {}, {"rope_type": []}, {"rope_type": "yarn"}, {"rope_type": "dynamic", "factor": 2},
+    {"rope_type": "longrope", "short_factor": ["a"], "long_factor": [1]}, {"full_attention": {"rope_theta": "x"}},
+]  # fmt: skip
+
+
+@given(family=st.sampled_from(list(huggingface.DEFAULTS)), data=st.data())
+@settings(max_examples=300, deadline=None)
+def test_odd_settings_give_one_clear_error_or_a_config(family: str, data: st.DataObject) -> None:
+    keys = [*huggingface.DEFAULTS[family], *huggingface.SIZES, "model_type"]
+    odd = data.draw(st.dictionaries(st.sampled_from(keys), st.sampled_from(ODD), min_size=1, max_size=3))
+    with pytest.raises(CheckpointError, match="here: "):  # the tensors, at the latest, are missing
+        read_model(stand_in(SIZES | {"model_type": family} | odd))
 
 
 def test_tensors_that_do_not_fit_are_all_named(folder: Path) -> None:
