@@ -15,6 +15,7 @@ import pytest
 
 from gqa_numpy import GroupedQueryAttention, masks
 from gqa_spec import AttentionConfig, RopeConfig
+from gqa_spec.config import QKNorm
 from gqa_spec.weights import LAYOUTS, from_canonical, to_canonical
 
 pytestmark = pytest.mark.unhooked
@@ -303,7 +304,7 @@ def test_keras_gate_is_refused(keras: Any) -> None:
 
 @pytest.mark.parametrize("rotary_dim", [14, 6])
 @pytest.mark.parametrize("qk_norm", [None, "rms", "rms_full"])
-def test_litgpt(rotary_dim: int, qk_norm: str | None) -> None:
+def test_litgpt(rotary_dim: int, qk_norm: QKNorm | None) -> None:
     torch = pytest.importorskip("torch")
     litgpt = pytest.importorskip("litgpt.model", exc_type=ImportError)
     norm = {"norm_qk_type": "olmo2" if qk_norm == "rms_full" else "default", "norm_eps": 1e-6}
@@ -319,7 +320,7 @@ def test_litgpt(rotary_dim: int, qk_norm: str | None) -> None:
     config = AttentionConfig(
         embed_dim=D, num_heads=N, num_kv_heads=K, head_dim=H, qkv_bias=True, out_bias=True, causal=True,
         qk_norm=qk_norm, rope=RopeConfig(rotary_dim=rotary_dim),
-    )  # type: ignore[arg-type]  # fmt: skip
+    )  # fmt: skip
     got, _ = ours("litgpt", {name: p.numpy() for name, p in module.named_parameters()}, config, x)
     close(got, output, FLOAT32)
 

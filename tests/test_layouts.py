@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gqa_spec import AttentionConfig, RopeConfig
+from gqa_spec.config import QKNorm
 from gqa_spec.weights import (
     LAYOUTS,
     canonical_tensor,
@@ -28,9 +30,16 @@ from gqa_spec.weights import (
 pytestmark = pytest.mark.unhooked
 
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
-EVERYTHING = {"v_head_dim": 5, "kv_dim": 13, "qkv_bias": True, "out_bias": True, "sinks": True, "qk_norm": "rms"}
+EVERYTHING: dict[str, Any] = {
+    "v_head_dim": 5,
+    "kv_dim": 13,
+    "qkv_bias": True,
+    "out_bias": True,
+    "sinks": True,
+    "qk_norm": "rms",
+}
 # What the implementations have, as their documentation says; sizes left out are derived from the others.
-CAN = {
+CAN: dict[str, dict[str, Any]] = {
     "canonical": EVERYTHING,
     "huggingface": EVERYTHING,
     "huggingface.phi3": {},
@@ -54,7 +63,7 @@ MULTI_HEAD = ("torch.nn.MultiheadAttention", "flax.linen.MultiHeadDotProductAtte
 HEADS_FILL_WIDTH = ("torch.nn.MultiheadAttention", "gpt_neox")
 
 
-def config_for(layout: str, N: int, K: int, H: int, **further) -> AttentionConfig:
+def config_for(layout: str, N: int, K: int, H: int, **further: Any) -> AttentionConfig:
     """A config with all that the layout can express; the width is 11 where it is free."""
     K = N if layout in MULTI_HEAD else K
     width = N * H if layout in HEADS_FILL_WIDTH else 11
@@ -62,7 +71,7 @@ def config_for(layout: str, N: int, K: int, H: int, **further) -> AttentionConfi
     return AttentionConfig(**{**given, **CAN[layout], **further})
 
 
-def drawn(shapes: Mapping[str, tuple[int, ...]], dtype=np.float64) -> dict[str, np.ndarray]:
+def drawn(shapes: Mapping[str, tuple[int, ...]], dtype: Any = np.float64) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     return {name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
 
@@ -90,8 +99,10 @@ def same_bits(got: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray])
     ]),
     full_norm=st.booleans(),
 )  # fmt: skip
-def test_there_and_back_is_bit_exact(layout, groups, H, dtype, rope, full_norm):
-    config = config_for(layout, *groups, H, rope=rope)
+def test_there_and_back_is_bit_exact(
+    layout: str, groups: tuple[int, int], H: int, dtype: Any, rope: RopeConfig | None, full_norm: bool
+) -> None:
+    config = config_for(layout, groups[0], groups[1], H, rope=rope)
     if full_norm and config.qk_norm == "rms":
         config = replace(config, qk_norm="rms_full")
     table = LAYOUTS[layout]
@@ -103,7 +114,7 @@ def test_there_and_back_is_bit_exact(layout, groups, H, dtype, rope, full_norm):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_bit_pattern_survives(layout):
+def test_every_bit_pattern_survives(layout: str) -> None:
     """NaN payloads, negative zeros and subnormals too."""
     config, rng = config_for(layout, 8, 2, 6, rope=RopeConfig()), np.random.default_rng(1)
     for dtype in (np.float16, ml_dtypes.bfloat16):
@@ -115,7 +126,7 @@ def test_every_bit_pattern_survives(layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_one_tensor_at_a_time_is_the_same(layout):
+def test_one_tensor_at_a_time_is_the_same(layout: str) -> None:
     """And reads no more than that tensor is made of."""
     config = config_for(layout, 6, 2, 4, rope=RopeConfig())
     table, weights = LAYOUTS[layout], drawn(weight_shapes(config))
@@ -130,7 +141,7 @@ def test_one_tensor_at_a_time_is_the_same(layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_nothing_given_is_modified(layout):
+def test_nothing_given_is_modified(layout: str) -> None:
     config = config_for(layout, 6, 2, 4, rope=RopeConfig())
     weights = drawn(weight_shapes(config))
     for x in weights.values():
@@ -162,7 +173,7 @@ def to_interleaved_as_llama_cpp(weights: np.ndarray, n_head: int) -> np.ndarray:
 
 @pytest.mark.parametrize("layout", STORED_INTERLEAVED)
 @pytest.mark.parametrize(("N", "K"), [(8, 2), (64, 8), (6, 3), (5, 1)])
-def test_interleaved_rows_are_those_of_the_public_converters(layout, N, K):
+def test_interleaved_rows_are_those_of_the_public_converters(layout: str, N: int, K: int) -> None:
     config = AttentionConfig(embed_dim=11, num_heads=N, num_kv_heads=K, head_dim=6, rope=HALF)
     weights = drawn(weight_shapes(config))
     stored = from_canonical(LAYOUTS[layout], weights, config)
@@ -174,7 +185,7 @@ def test_interleaved_rows_are_those_of_the_public_converters(layout, N, K):
 
 @pytest.mark.parametrize("qk_norm", ["rms", "rms_full"])
 @pytest.mark.parametrize("rotary_dim", [None, 4])
-def test_biases_and_norms_are_paired_like_their_rows(qk_norm, rotary_dim):
+def test_biases_and_norms_are_paired_like_their_rows(qk_norm: QKNorm, rotary_dim: int | None) -> None:
     """Element by element: dimension d < R of a head goes to 2 d, d + R / 2 to 2 d + 1, all past R stay."""
     N, K, H = 8, 2, 10
     R = rotary_dim or H
@@ -205,7 +216,7 @@ def test_biases_and_norms_are_paired_like_their_rows(qk_norm, rotary_dim):
     ("gguf.gemma3", HALF, False), ("huggingface", HALF, False), ("huggingface", INTERLEAVED, True),
     ("canonical", HALF, False), ("canonical", INTERLEAVED, False), ("torchtune.qwen2", HALF, False),
 ])  # fmt: skip
-def test_rows_move_only_where_the_pairings_differ(layout, rope, moved):
+def test_rows_move_only_where_the_pairings_differ(layout: str, rope: RopeConfig | None, moved: bool) -> None:
     config = AttentionConfig(embed_dim=11, num_heads=6, num_kv_heads=2, head_dim=4, rope=rope)
     weights = drawn(weight_shapes(config))
     stored = from_canonical(LAYOUTS[layout], weights, config)
@@ -218,7 +229,7 @@ def test_rows_move_only_where_the_pairings_differ(layout, rope, moved):
     assert same == expected
 
 
-def test_interleaved_config_is_stored_half_by_hugging_face():
+def test_interleaved_config_is_stored_half_by_hugging_face() -> None:
     config = AttentionConfig(embed_dim=11, num_heads=8, num_kv_heads=2, head_dim=6, rope=INTERLEAVED)
     weights = drawn(weight_shapes(config))
     stored = from_canonical(LAYOUTS["huggingface"], weights, config)
@@ -232,8 +243,8 @@ N, K, H, D = 6, 2, 4, 11
 G = N // K
 
 
-def placed_in(layout: str, **further) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    config = config_for(layout, N, K, H, rope=HALF if LAYOUTS[layout].pairing == "half" else None, **further)
+def placed_in(layout: str, rope: RopeConfig | None = HALF) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    config = config_for(layout, N, K, H, rope=rope)
     weights = drawn(weight_shapes(config))
     return weights, from_canonical(LAYOUTS[layout], weights, config)
 
@@ -246,7 +257,7 @@ def head(x: np.ndarray, n: int, size: int = H) -> np.ndarray:
     ("huggingface.phi3", "qkv_proj", "o_proj"),
     ("litgpt", "qkv", "proj"),
 ])  # fmt: skip
-def test_fused_rows_are_q_then_k_then_v(layout, fused, out):
+def test_fused_rows_are_q_then_k_then_v(layout: str, fused: str, out: str) -> None:
     weights, stored = placed_in(layout)
     for kind in ("weight", "bias") if "q_proj.bias" in weights else ("weight",):
         expected = np.concatenate([weights[f"{name}.{kind}"] for name in ("q_proj", "k_proj", "v_proj")])
@@ -261,7 +272,7 @@ def test_fused_rows_are_q_then_k_then_v(layout, fused, out):
     ("gpt_neox", "query_key_value", "dense"),
     ("megatron", "linear_qkv", "linear_proj"),
 ])  # fmt: skip
-def test_fused_rows_are_a_group_after_the_other(layout, fused, out):
+def test_fused_rows_are_a_group_after_the_other(layout: str, fused: str, out: str) -> None:
     weights, stored = placed_in(layout)
     for kind in ("weight", "bias"):
         q, k, v = (weights[f"{name}.{kind}"] for name in ("q_proj", "k_proj", "v_proj"))
@@ -272,7 +283,7 @@ def test_fused_rows_are_a_group_after_the_other(layout, fused, out):
         np.testing.assert_array_equal(stored[f"{out}.{kind}"], weights[f"o_proj.{kind}"])
 
 
-def test_groups_are_taken_apart_as_litgpt_does():
+def test_groups_are_taken_apart_as_litgpt_does() -> None:
     """`qkv_reassemble` of litgpt's convert_hf_checkpoint.py, which reads per-group files into its own [q | k | v]."""
     config = config_for("litgpt", N, K, H, qk_norm=None, rope=HALF)
     weights = drawn(weight_shapes(config))
@@ -292,7 +303,7 @@ def test_groups_are_taken_apart_as_litgpt_does():
     ("flax.linen.MultiHeadDotProductAttention", ("query.", "key.", "value.", "out.")),
     ("keras.layers.GroupQueryAttention", ("query/", "key/", "value/", "attention_output/")),
 ])  # fmt: skip
-def test_dense_kernels_are_inputs_first(layout, names):
+def test_dense_kernels_are_inputs_first(layout: str, names: tuple[str, ...]) -> None:
     weights, stored = placed_in(layout)
     heads = {"q_proj": N, "k_proj": N if "linen" in layout else K, "v_proj": N if "linen" in layout else K}
     for ours, theirs in zip(heads, names[:3], strict=True):
@@ -306,7 +317,7 @@ def test_dense_kernels_are_inputs_first(layout, names):
     np.testing.assert_array_equal(stored[f"{names[3]}bias"], weights["o_proj.bias"])
 
 
-def test_gemma_stacks_keys_and_values():
+def test_gemma_stacks_keys_and_values() -> None:
     weights, stored = placed_in("gemma")
     q, k, v, o = (weights[f"{name}.weight"] for name in ("q_proj", "k_proj", "v_proj", "o_proj"))
     assert set(stored) == {"q_einsum.w", "kv_einsum.w", "attn_vec_einsum.w", "_query_norm.scale", "_key_norm.scale"}
@@ -321,7 +332,7 @@ def test_gemma_stacks_keys_and_values():
     np.testing.assert_array_equal(stored["_key_norm.scale"], weights["k_norm.weight"])
 
 
-def test_gemma_stacks_all_three_where_no_head_is_shared():
+def test_gemma_stacks_all_three_where_no_head_is_shared() -> None:
     config = config_for("gemma", N, N, H, qk_norm=None)
     weights = drawn(weight_shapes(config))
     stored = from_canonical(LAYOUTS["gemma"], weights, config)
@@ -331,21 +342,26 @@ def test_gemma_stacks_all_three_where_no_head_is_shared():
             np.testing.assert_array_equal(stored["qkv_einsum.w"][i, n], head(weights[f"{name}.weight"], n).T)
 
 
-def test_x_transformers_reads_kv_head_m_modulo_k():
-    """`repeat(t, 'b kvh n d -> b (r kvh) n d')` in its attend.py: its query head m reads KV head m % K."""
-    weights, stored = placed_in("x-transformers")
-    q, o, sinks = weights["q_proj.weight"], weights["o_proj.weight"].T, weights["sinks"]
+@pytest.mark.parametrize("rope", [None, HALF, INTERLEAVED])
+def test_x_transformers_reads_kv_head_m_modulo_k(rope: RopeConfig | None) -> None:
+    """`repeat(t, 'b kvh n d -> b (r kvh) n d')` in its attend.py: its query head m reads KV head m % K. Its rotate_half
+    pairs 2 d with 2 d + 1.
+    """
+    weights, stored = placed_in("x-transformers", rope)
+    q, keys, o, sinks = weights["q_proj.weight"], weights["k_proj.weight"], weights["o_proj.weight"].T, weights["sinks"]
+    if rope is HALF:
+        q, keys = to_interleaved_as_llama_cpp(q, N), to_interleaved_as_llama_cpp(keys, K)
     readers = {k: iter(range(k * G, (k + 1) * G)) for k in range(K)}
     for m in range(N):
         ours = next(readers[m % K])
         np.testing.assert_array_equal(head(stored["to_q.weight"], m), head(q, ours))
         np.testing.assert_array_equal(head(stored["to_out.weight"].T, m, 5), head(o, ours, 5))
         assert stored["attend.head_attn_sink"][m] == sinks[ours]
-    np.testing.assert_array_equal(stored["to_k.weight"], weights["k_proj.weight"])
+    np.testing.assert_array_equal(stored["to_k.weight"], keys)
     np.testing.assert_array_equal(stored["to_v.weight"], weights["v_proj.weight"])
 
 
-def test_torch_keeps_three_tensors_where_keys_have_a_width_of_their_own():
+def test_torch_keeps_three_tensors_where_keys_have_a_width_of_their_own() -> None:
     config = config_for("torch.nn.MultiheadAttention", 3, 3, 5, kv_dim=13)
     weights = drawn(weight_shapes(config))
     stored = from_canonical(LAYOUTS["torch.nn.MultiheadAttention"], weights, config)
@@ -362,7 +378,7 @@ def test_torch_keeps_three_tensors_where_keys_have_a_width_of_their_own():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gguf_stores_gemma_norms_as_one_plus_w(dtype):
+def test_gguf_stores_gemma_norms_as_one_plus_w(dtype: Any) -> None:
     """llama.cpp's converter: `data_torch + 1`. There and back within 1 ulp of the larger of w and 1 + w."""
     table, config = LAYOUTS["gguf.gemma3"], config_for("gguf.gemma3", 4, 1, 250, qk_norm="rms_plus_one", rope=HALF)
     weights = drawn(weight_shapes(config), dtype)
@@ -387,7 +403,7 @@ def test_gguf_stores_gemma_norms_as_one_plus_w(dtype):
         np.testing.assert_array_equal(again[f"attn_{x}_norm.weight"][large], s[large])
 
 
-def test_gemma_stores_other_norms_less_one():
+def test_gemma_stores_other_norms_less_one() -> None:
     """google-deepmind/gemma multiplies by 1 + scale, so a weight that multiplies as it is loses 1."""
     table, config = LAYOUTS["gemma"], config_for("gemma", N, K, H, qk_norm="rms")
     weights = drawn(weight_shapes(config))
@@ -397,7 +413,7 @@ def test_gemma_stores_other_norms_less_one():
 
 
 @pytest.mark.parametrize("layout", ["canonical", "huggingface", "litgpt"])
-def test_norm_weights_stay_raw_elsewhere(layout):
+def test_norm_weights_stay_raw_elsewhere(layout: str) -> None:
     config = config_for(layout, N, K, H, qk_norm="rms_plus_one")
     weights = drawn(weight_shapes(config))
     same_bits(to_canonical(LAYOUTS[layout], from_canonical(LAYOUTS[layout], weights, config), config), weights)
@@ -433,7 +449,9 @@ def refused(layout: str, config: AttentionConfig, sentence: str) -> None:
     ("x-transformers", {"out_bias": True}, "has no place for o_proj.bias"),
     ("megatron", {"sinks": True}, "has no place for sinks"),
 ])  # fmt: skip
-def test_a_config_that_a_layout_cannot_hold_is_refused_by_name(layout, further, sentence):
+def test_a_config_that_a_layout_cannot_hold_is_refused_by_name(
+    layout: str, further: dict[str, Any], sentence: str
+) -> None:
     refused(layout, AttentionConfig(**{"embed_dim": 24, "num_heads": 6, **further}), sentence)
 
 
@@ -449,7 +467,9 @@ def test_a_config_that_a_layout_cannot_hold_is_refused_by_name(layout, further, 
     ("litgpt", (), {"rope_interleave": True}, "rope_interleave: this layout's rows are paired half"),
     ("megatron", ("q_layernorm.bias",), {}, "q_layernorm.bias: a norm with a bias is a LayerNorm"),
 ])  # fmt: skip
-def test_what_the_canonical_weights_cannot_express_is_refused_by_name(layout, weights, arguments, sentence):
+def test_what_the_canonical_weights_cannot_express_is_refused_by_name(
+    layout: str, weights: tuple[str, ...], arguments: dict[str, Any], sentence: str
+) -> None:
     config = AttentionConfig(embed_dim=24, num_heads=6)
     foreign = drawn(foreign_shapes(LAYOUTS[layout], config))
     off = dict.fromkeys(arguments, False)
@@ -459,7 +479,7 @@ def test_what_the_canonical_weights_cannot_express_is_refused_by_name(layout, we
         to_canonical(LAYOUTS[layout], foreign, config, arguments)
 
 
-def test_foreign_weights_are_all_named_when_they_do_not_fit():
+def test_foreign_weights_are_all_named_when_they_do_not_fit() -> None:
     config = AttentionConfig(embed_dim=24, num_heads=6, qkv_bias=True, out_bias=True)
     given = {"in_proj_weight": np.zeros((71, 24)), "spare": np.zeros(24), "out_proj.weight": np.zeros((24, 24))}
     problems = (
@@ -470,7 +490,7 @@ def test_foreign_weights_are_all_named_when_they_do_not_fit():
         to_canonical(LAYOUTS["torch.nn.MultiheadAttention"], given, config)
 
 
-def test_tensors_of_different_dtypes_are_not_joined():
+def test_tensors_of_different_dtypes_are_not_joined() -> None:
     config = AttentionConfig(embed_dim=24, num_heads=6)
     weights = drawn(weight_shapes(config)) | {"k_proj.weight": np.zeros((24, 24), np.float32)}
     sentence = (
@@ -483,7 +503,7 @@ def test_tensors_of_different_dtypes_are_not_joined():
 # --- what is said about the result -----------------------------------------------------------------------------------
 
 
-def test_conventions_are_stated():
+def test_conventions_are_stated() -> None:
     gemma = config_for("gguf.gemma3", 4, 1, 6, rope=HALF, qk_norm="rms_plus_one")
     assert conventions(LAYOUTS["gguf.gemma3"], gemma) == {
         "layout": "gguf.gemma3", "pairing": "half", "head_order": "contiguous", "fused": {}, "norm_factor": "w",
