@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -89,9 +92,23 @@ def write(job: Job) -> None:
     handlers = type_handlers.create_type_handler_registry((Leaf, Handler(deepcopy_host_arrays=False)))
     _check(job)
     tree = _nested([(tensor[0].split("."), Leaf(tensor)) for tensor in job.tensors])
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)) as checkpointer:
+    with (
+        _system_errors(),
+        ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)) as checkpointer,
+    ):
         checkpointer.save(job.path, args=ocp.args.PyTreeSave(tree))
     write_settings(job)
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """tensorstore tells what the operating system said, a full disk for one, within the text of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        if found := re.search(r"os_error_code=.(\d+)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        raise
 
 
 def _check(job: Job) -> None:

@@ -70,9 +70,24 @@ def _pieces(array: Array) -> Iterator[memoryview]:
 def _contiguous(source: Array, dtype: np.dtype) -> Array:
     target = source
     if not source.flags.c_contiguous or source.dtype != dtype:
+        source = _merged(source)
         target = np.empty(source.shape, dtype)
         _copy(source, target)
     return target.reshape(-1).view(np.uint8)
+
+
+def _merged(array: Array) -> Array:
+    """The same numbers in the same order with as few axes as their strides allow: the blocks of a copy are then squares,
+    also where a matrix has heads as an axis of their own.
+    """
+    shape, strides = [1], [0]
+    for count, stride in zip(array.shape, array.strides, strict=True):
+        if shape[-1] == 1 or strides[-1] == count * stride:
+            shape[-1], strides[-1] = shape[-1] * count, stride
+        elif count > 1:
+            shape.append(count)
+            strides.append(stride)
+    return np.lib.stride_tricks.as_strided(array, shape, strides, writeable=False)
 
 
 def _copy(source: Array, target: Array) -> None:
