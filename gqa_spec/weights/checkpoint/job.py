@@ -77,14 +77,14 @@ def _contiguous(source: Array, dtype: np.dtype) -> Array:
 
 
 def _merged(array: Array) -> Array:
-    """The same numbers in the same order with as few axes as their strides allow: the blocks of a copy are then squares,
-    also where a matrix has heads as an axis of their own.
+    """The same numbers in the same order with as few axes as the strides allow: then the blocks of a copy are squares,
+    also where heads are an axis of their own.
     """
     shape, strides = [1], [0]
     for count, stride in zip(array.shape, array.strides, strict=True):
         if shape[-1] == 1 or strides[-1] == count * stride:
             shape[-1], strides[-1] = shape[-1] * count, stride
-        elif count > 1:
+        elif count != 1:
             shape.append(count)
             strides.append(stride)
     return np.lib.stride_tricks.as_strided(array, shape, strides, writeable=False)
