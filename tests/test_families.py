@@ -444,7 +444,8 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
          "eos_token_id": 0, "hidden_act": "silu", "hidden_size": 576, "initializer_range": 0.041666666666666664,
          "intermediate_size": 1536, "is_llama_config": True, "max_position_embeddings": 8192, "mlp_bias": False,
          "model_type": "llama", "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3,
-         "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_interleaved": False, "rope_scaling": None,
+         "partial_rotary_factor": 1.0, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_interleaved": False,
+         "rope_scaling": None,
          "rope_theta": 100000, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
          "transformers_version": "4.40.1", "use_cache": True, "vocab_size": 49152},
         {"param_count": 134_515_008},
@@ -491,6 +492,7 @@ REFUSED = {
         "rope_scaling mscale with type 'linear' of family llama is not supported",
     ),
     "rope list": ({"rope_parameters": [1]}, "rope_parameters of family llama: expected a dictionary"),
+    "not a flag": ({"rope_interleaved": 0}, "rope_interleaved 0 of family llama is not supported"),
     "partial": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 of family llama is not supported"),
     "dynamic": (
         {"rope_scaling": {"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 7}},
@@ -590,8 +592,10 @@ def test_tensors_that_do_not_fit_are_all_named(folder: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=sentence):
         read_model(stand_in(settings, left | extra | bent))
-    with pytest.raises(CheckpointError, match=r"; and [0-9]+ more$"):
-        read_model(stand_in(settings))
+    with pytest.raises(CheckpointError, match=r"^here: tensors: missing .*; and [0-9]+ more$"):
+        read_model(stand_in(settings, dict(list(tensors.items())[:9])))
+    with pytest.raises(CheckpointError, match=r"^here: tensors: expected 5 layers, got 2 tensors in all$"):
+        read_model(stand_in(settings, extra))
     assert len(
         read_model(stand_in(settings, tensors | {"model.layers.1.self_attn.rotary_emb.inv_freq": np.zeros(5)})).weights
     )

@@ -193,6 +193,8 @@ def _settings(checkpoint: Checkpoint, family: Family) -> Settings:
 
 
 def _weights(checkpoint: Checkpoint, family: Family, config: ModelConfig) -> CanonicalWeights:
+    if config.num_layers > len(checkpoint):
+        raise ValueError(f"tensors: expected {config.num_layers} layers, got {len(checkpoint)} tensors in all")
     every = tuple(groups(family.names, config))
     _fit(checkpoint, every, lambda name: family.names.ignores(name, config))
     return CanonicalWeights(checkpoint, every)

@@ -292,7 +292,8 @@ def _refuse(s: Settings) -> None:
         s.only(key, False, None)
     s.only("rope_interleaved", False)
     s.only("quantization_config", None)
-    s.only("partial_rotary_factor", None, 1.0, 1) if not s.understands("partial_rotary_factor") else None
+    if not s.understands("partial_rotary_factor"):
+        s.only("partial_rotary_factor", None, 1, 1.0)
     if s.family in ("mistral", "phi3"):
         s.only("attention_bias", False)  # in files; the code has none
     if s.family == "gemma3_text":

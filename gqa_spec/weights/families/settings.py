@@ -76,7 +76,9 @@ class Settings:
     def only(self, key: str, *allowed: Any) -> None:
         """A setting that changes the maths, of which one value is the maths that we have."""
         self.asked.add(key)
-        if key in self.values and not any(self.values[key] is value for value in allowed):
+        value = self.values.get(key)
+        same = (type(value) is type(good) and value == good for good in allowed)  # 0 is not false
+        if key in self.values and not any(same):
             raise self.unsupported(key)
 
     def wrong(self, key: str, expected: str) -> ValueError:
