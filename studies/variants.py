@@ -42,7 +42,7 @@ def compare_attention_variants(
     *,
     cached: int = CACHED,
     budget: float = 10.0,
-    perplexities: Mapping[int, tuple[float, float]] | None = None,
+    perplexities: Mapping[int, tuple[float, float | None]] | None = None,
     done: Callable[[], None] = lambda: None,
 ) -> list[Variant]:
     """Each number of KV heads in a layer of width d_model. Caches are of `cached` tokens; decoding appends one token to
