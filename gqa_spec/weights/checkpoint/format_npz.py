@@ -10,13 +10,13 @@ from functools import partial
 from io import BytesIO
 from math import prod
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy
 
 from gqa_spec.weights.checkpoint import settings
-from gqa_spec.weights.checkpoint.job import Job, synced
+from gqa_spec.weights.checkpoint.job import Job
+from gqa_spec.weights.checkpoint.replacing import sync
 from gqa_spec.weights.checkpoint.tensors import Array, Contents, Entry, TensorInfo, bounded, dtype_known, refuse
 
 HEADER = 2**16  # of a .npy file; only that of a structured dtype could be longer
@@ -59,11 +59,7 @@ def _read(archive: zipfile.ZipFile, member: zipfile.ZipInfo, kind: str) -> Array
 
 
 def write(job: Job) -> None:
-    synced(job.path, partial(_write_archive, job))
-
-
-def _write_archive(job: Job, file: IO[bytes]) -> None:
-    with zipfile.ZipFile(file, "w") as archive:
+    with zipfile.ZipFile(job.path, "w") as archive:
         for tensor in job.tensors:
             name, info, _ = tensor
             descr = "|V2" if info.dtype == "bfloat16" else np.dtype(info.dtype).newbyteorder("<").str
@@ -72,3 +68,4 @@ def _write_archive(job: Job, file: IO[bytes]) -> None:
                 job.write(member, tensor)
         for name, content in job.settings.items():
             archive.writestr(f"{name}.json", json.dumps(content, indent=2))
+    sync(job.path)

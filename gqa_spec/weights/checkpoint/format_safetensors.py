@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import mmap
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from gqa_spec.weights.checkpoint import settings
-from gqa_spec.weights.checkpoint.job import Job, Tensor, synced, write_json, write_settings
+from gqa_spec.weights.checkpoint.job import Job, Tensor, write_json, write_settings
+from gqa_spec.weights.checkpoint.replacing import sync
 from gqa_spec.weights.checkpoint.tensors import Array, Contents, Entry, TensorInfo
 
 NAMES = {
@@ -52,14 +54,20 @@ def write(job: Job) -> None:
     if job.final.suffix == ".safetensors":
         extra = {name: json.dumps(content) for name, content in job.settings.items()}
         _write_file(job, job.path, job.tensors, extra)
+        sync(job.path)
         return
     job.path.mkdir()
     shards = _shards(job.tensors, job.shard_bytes)
     places: dict[str, str] = {}
-    for number, tensors in enumerate(shards, 1):
-        name = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
-        _write_file(job, job.path / name, tensors, {})
-        places |= {tensor[0]: name for tensor in tensors}
+    with ThreadPoolExecutor(1) as disk:
+        synced = []
+        for number, tensors in enumerate(shards, 1):
+            name = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
+            _write_file(job, job.path / name, tensors, {})
+            synced.append(disk.submit(sync, job.path / name))  # while the next shard is computed
+            places |= {tensor[0]: name for tensor in tensors}
+        for shard in synced:
+            shard.result()
     write_settings(job)
     if len(shards) > 1:
         total = sum(info.nbytes for _, info, _ in job.tensors)
@@ -93,9 +101,7 @@ def _write_file(job: Job, path: Path, tensors: list[Tensor], extra: dict[str, st
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
 
-    def fill(file: IO[bytes]) -> None:
+    with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
             job.write(file, tensor)
-
-    synced(path, fill)

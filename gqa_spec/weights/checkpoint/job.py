@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
+from gqa_spec.weights.checkpoint.replacing import sync
 from gqa_spec.weights.checkpoint.settings import Settings
 from gqa_spec.weights.checkpoint.tensors import Array, TensorInfo, refuse
 
@@ -102,17 +102,11 @@ def _copy(source: Array, target: Array) -> None:
         _copy(source[part], target[part])
 
 
-def synced(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    with path.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def write_settings(job: Job) -> None:
     for name, content in job.settings.items():
         write_json(job.path / f"{name}.json", content)
 
 
 def write_json(path: Path, content: Settings) -> None:
-    synced(path, lambda file: file.write(json.dumps(content, indent=2).encode()))
+    path.write_text(json.dumps(content, indent=2))
+    sync(path)

@@ -53,13 +53,13 @@ def _put(new: Path, path: Path) -> None:
     if path.is_dir() and any(path.iterdir()):
         ignore = shutil.ignore_patterns(*WEIGHTS)
         shutil.copytree(path, new, copy_function=os.link, ignore=ignore, symlinks=True, dirs_exist_ok=True)
-        _sync(new)
+        sync(new)
         _exchange(new, path)
     else:
         if new.is_dir():
-            _sync(new)
+            sync(new)
         os.replace(new, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def _exchange(new: Path, old: Path) -> None:
@@ -77,8 +77,9 @@ def _exchange(new: Path, old: Path) -> None:
     os.rename(new, old)
 
 
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file, or the list of names in a folder, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
