@@ -174,7 +174,8 @@ def to_interleaved_as_llama_cpp(weights: np.ndarray, n_head: int) -> np.ndarray:
 @pytest.mark.parametrize("layout", STORED_INTERLEAVED)
 @pytest.mark.parametrize(("N", "K"), [(8, 2), (64, 8), (6, 3), (5, 1)])
 def test_interleaved_rows_are_those_of_the_public_converters(layout: str, N: int, K: int) -> None:
-    config = AttentionConfig(embed_dim=11, num_heads=N, num_kv_heads=K, head_dim=6, rope=HALF)
+    # 8 rows a head: a permutation of K with N or N / K heads, as llama.cpp once had, then fits the shape.
+    config = AttentionConfig(embed_dim=11, num_heads=N, num_kv_heads=K, head_dim=8, rope=HALF)
     weights = drawn(weight_shapes(config))
     stored = from_canonical(LAYOUTS[layout], weights, config)
     for ours, theirs, heads in zip(("q_proj", "k_proj"), STORED_INTERLEAVED[layout], (N, K), strict=True):
