@@ -63,7 +63,12 @@ class Transformer(nnx.Module):
 
         read = read_model(open_checkpoint(path))
         dtype = available(read.weights.info("embed.weight").dtype if dtype is None else dtype)
-        model = nnx.eval_shape(lambda: cls(read.config, rngs=nnx.Rngs(0), param_dtype=dtype))
+
+        def new() -> Self:
+            return cls(read.config, rngs=nnx.Rngs(0), param_dtype=dtype)
+
+        model = nnx.eval_shape(new)
+        nnx.update(model, jax.jit(lambda: nnx.state(new(), nnx.RngState))())  # of dropout: all that no file holds
         for name in model_weight_shapes(read.config):
             _set(model, name, read.weights[name], dtype)
         return model.eval()
