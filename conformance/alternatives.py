@@ -48,7 +48,9 @@ class Kernel:
 
         with np.errstate(all="ignore"):
             product = np.matmul(q, k.swapaxes(2, 3))
-            scores, visible = self._scores(product, bias, visible, self._scale(scale, H, Hv), softcap, query.dtype)
+            scores, visible = self._scores(
+                product, bias, visible, self._scale(scale, H, Hv), softcap, query.dtype, need_weights
+            )
             weights = self._softmax(scores, visible, self._sink(sinks, N, K, self._scale(scale, H, Hv), dtype))
             weights = self._empty(weights, seen, mask, sinks, need_weights)
             factor = 1 if dropout_multiplier is None else dropout_multiplier.astype(dtype)
@@ -125,6 +127,8 @@ class Kernel:
                 return (behind >= 0) & (behind < window)
             case "the future open":
                 return behind < window
+            case "W + 1 keys, the future open":
+                return behind <= window
             case "2 W + 1 keys":
                 return np.abs(behind) <= window
             case "2 W - 3 keys":
@@ -138,13 +142,21 @@ class Kernel:
         return given * own if self.does("given scale") == "on top of H ** -0.5" else given
 
     def _scores(
-        self, product: Array, bias: Array, visible: Array, scale: float, softcap: float | None, given: np.dtype[Any]
+        self,
+        product: Array,
+        bias: Array,
+        visible: Array,
+        scale: float,
+        softcap: float | None,
+        given: np.dtype[Any],
+        need_weights: bool,
     ) -> tuple[Array, Array]:
         """Scores with all but the hidden keys' -inf, and who is visible in the end."""
         dtype, order = product.dtype, self.does("softcap order")
         bias = np.clip(bias, np.finfo(dtype).min, np.finfo(dtype).max).astype(dtype)
         scores = product * dtype.type(scale)
-        if self.does("16-bit scores") == "rounded to 16 bit":
+        rounds = self.does("16-bit scores") == "rounded to 16 bit"
+        if rounds != (need_weights and self.does("asking for weights") == "changes 16-bit scores"):
             scores = scores.astype(given).astype(dtype)
         if softcap is None or order == "ignored":
             return np.maximum(scores + bias, np.finfo(dtype).min), visible
@@ -188,8 +200,8 @@ class Kernel:
         """What stands in rows that see no key. A sink leaves them 0 in every dialect."""
         floating = mask is not None and mask.dtype != bool
         choice = self.does("empty row, -inf" if floating else "empty row, boolean")
-        if not need_weights and self.does("asking for weights") == "changes empty rows":
-            choice = "mean of all values"
+        if need_weights and self.does("asking for weights") == "changes empty rows":
+            choice = "mean of all values" if choice == "0" else "0"
         fill = {"mean of all values": 1 / weights.shape[-1], "NaN": np.nan}.get(choice, 0.0) if sinks is None else 0.0
         return np.where(seen, weights, weights.dtype.type(fill))
 

@@ -49,6 +49,8 @@ def compare(got: Array, reference: Array, dtype: str, allowed: float) -> Differe
         return Difference(np.inf, f"shape {got.shape}, expected {reference.shape}")
     if str(got.dtype) != dtype:
         return Difference(np.inf, f"dtype {got.dtype}, expected {dtype}")
+    if np.any(np.isnan(got) & ~np.isnan(reference)):
+        return Difference(np.inf, "NaN where a number is expected")
     error = error_of(got, reference)
     units = error / EPSILON[dtype]
     if np.any((reference == 0) & (got != 0)):

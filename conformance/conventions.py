@@ -73,7 +73,8 @@ CONVENTIONS = (
         Choice("2 W + 1 keys", "jax local_window_size=W, flash-attention (W, W)", "pass W - 1"),
         Choice("2 W - 3 keys", "the causal off-by-one on both sides", "pass W + 1"),
         Choice("W keys, the past only", "a window that implies causal (Mistral's)", "pass the band as a mask"),
-        Choice("the future open", "left_window_size alone (ONNX 25)", "bound both sides"),
+        Choice("the future open", "a window that only looks back", "bound both sides"),
+        Choice("W + 1 keys, the future open", "ONNX 25: left_window_size alone", "bound both sides, and pass W - 1"),
     )),
     Convention("chunk", 4, "floor division", (
         Choice("truncated", "C's and Rust's / on negative positions", "use floor division"),
@@ -106,8 +107,10 @@ CONVENTIONS = (
         Choice("NaN", "jax bias, transformers eager (unsloth#9848)", _FILL),
     )),
     Convention("asking for weights", 5, "changes nothing", (
-        Choice("changes empty rows", "two code paths: keras returns mean(V) without scores, 0 with them",
+        Choice("changes empty rows", "keras returns mean(V) without scores and 0 with them",
                "ask for the weights, or leave empty rows out"),
+        Choice("changes 16-bit scores", "flax.nnx sow_weights: the path with weights rounds scores to 16 bit",
+               "compare with and without weights apart"),
     )),
     Convention("poison", 6, "hidden NaN has no influence", (
         Choice("hidden NaN leaks", "0 * NaN in weights @ value: almost everybody (onnx#8068)",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -34,6 +37,43 @@ def available(name: str) -> bool:
     """Whether what a wing needs is installed."""
     needs = {"numpy": ("numpy",), "torch": ("torch",), "jax": ("jax", "flax")}
     return all(find_spec(package) is not None for package in needs[name])
+
+
+def quick_to_compile() -> None:
+    """For this process and those that it starts: one thread each, because several share the cores. Programs this small
+    run no faster for LLVM's optimizer, which is a third of the time they take to compile.
+    """
+    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+
+
+def one_thread() -> None:
+    """Once in every process that computes with our wings."""
+    if available("torch"):
+        import torch
+
+        torch.set_num_threads(1)
+    if available("jax"):
+        import jax  # noqa: F401
+
+        keep_compiled()
+
+
+def keep_compiled() -> None:
+    """JAX's programs are kept between runs: compiling them is most of a first run. Nothing where JAX is not in use."""
+    jax: Any = sys.modules.get("jax")
+    if jax is not None:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gqa" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def set_x64(on: bool) -> None:
+    """Whether JAX has float64. Nothing where JAX is not in use."""
+    jax: Any = sys.modules.get("jax")
+    if jax is not None:
+        jax.config.update("jax_enable_x64", on)
 
 
 @cache

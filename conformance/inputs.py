@@ -35,7 +35,7 @@ class Call:
     keywords: dict[str, Any]
 
     @property
-    def arguments(self) -> tuple[Any, ...]:
+    def arguments(self) -> tuple[Any, Any, Any, Any]:
         return self.query, self.key, self.value, self.mask
 
 

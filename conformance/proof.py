@@ -6,17 +6,20 @@ and attention weights of both must agree with each other and with the float64 or
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from conformance import inputs
+from conformance import alternatives, inputs
 from conformance.cases import Case
 from conformance.compare import EPSILON, Difference, bound, compare, error_of
+from conformance.conventions import Dialect
+from conformance.diagnosis import explain
 from conformance.inputs import Call
-from conformance.targets import ForeignClass, Kernel, Unsupported, Wing
+from conformance.targets import ForeignClass, Target, Unsupported, Wing, fit
+from conformance.targets.foreign import ChangedInputs, WrongType
 
 Array = np.ndarray
 QUANTITIES = ("output", "weights")
@@ -24,7 +27,9 @@ QUANTITIES = ("output", "weights")
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison. column: who against whom, in which dtype. error: in units of the dtype's epsilon."""
+    """One comparison. column: who against whom, in which dtype. error: in units of the dtype's epsilon.
+    explanation: the dialect that reproduces what failed, if one does.
+    """
 
     row: str
     case: str
@@ -33,6 +38,7 @@ class Check:
     error: float
     verdict: str  # "pass", "fail" or "unsupported"
     reason: str = ""
+    explanation: str = ""
 
 
 def verdict(case: Case, column: str, quantity: str, found: Difference) -> Check:
@@ -59,13 +65,13 @@ def layer_reference(case: Case, dtype: str, weights: dict[str, Array], call: Cal
     def run(kind: str) -> Any:
         layer = Wing("numpy").layer(case.config, kind)
         layer.load({name: x.astype(inputs.DTYPES[kind]) for name, x in weights.items()})
-        return layer(_in_dtype(call, kind))
+        return layer(in_dtype(call, kind))
 
     return _reference(run, dtype)
 
 
 def kernel_reference(dtype: str, call: Call) -> Reference:
-    return _reference(lambda kind: Wing("numpy").attention(_in_dtype(call, kind)), dtype)
+    return _reference(lambda kind: Wing("numpy").attention(in_dtype(call, kind)), dtype)
 
 
 def _reference(run: Any, dtype: str) -> Reference:
@@ -75,7 +81,7 @@ def _reference(run: Any, dtype: str) -> Reference:
     return Reference(oracle, allowed)  # type: ignore[arg-type]
 
 
-def _in_dtype(call: Call, dtype: str) -> Call:
+def in_dtype(call: Call, dtype: str) -> Call:
     query, key, value = (None if x is None else x.astype(inputs.DTYPES[dtype]) for x in call.arguments[:3])
     keywords = {
         name: x.astype(inputs.DTYPES[dtype]) if name in ("sinks", "dropout_multiplier") else x
@@ -120,43 +126,80 @@ def _agreement(case: Case, column: str, dtype: str, got: Any, expected: Any, ref
         yield verdict(case, column, quantity, Difference(between / EPSILON[dtype], reason))
 
 
-def kernel_checks(case: Case, dtype: str, target: Wing | Kernel) -> Iterator[Check]:
-    """A kernel against the oracle."""
+def kernel_checks(case: Case, dtype: str, wing: Wing) -> Iterator[Check]:
+    """A wing's kernel against the oracle."""
     call = inputs.kernel_call(case, dtype)
-    run = target.attention if isinstance(target, Wing) else target
-    yield from _target_checks(case, dtype, f"{target.name} kernel, {dtype}", run, kernel_reference(dtype, call), call)
+    reference, got = kernel_reference(dtype, call), wing.attention(call)
+    for i, quantity in enumerate(QUANTITIES):
+        found = compare(got[i], reference.arrays[i], dtype, reference.allowed[i])  # type: ignore[arg-type]
+        yield verdict(case, f"{wing.name} kernel, {dtype}", quantity, found)
 
 
-def foreign_checks(case: Case, dtype: str, target: ForeignClass) -> Iterator[Check]:
-    """Anybody's layer against the oracle, both with the same weights."""
-    column, call, weights = f"{target.name}, {dtype}", inputs.layer_call(case, dtype), inputs.weights(case, dtype)
+def target_checks(case: Case, dtype: str, target: Target) -> Iterator[Check | None]:
+    """Anybody's function or class against the oracle. Whatever it does wrong is a finding about it, never an end of the
+    run. Yields None once the target has answered, so that a time limit can tell its time from ours.
+    """
+    column = f"{target.name}, {dtype}"
     try:
-        layer = target.layer(case.config, dtype)
+        if dtype not in target.limits.dtypes:
+            raise Unsupported(f"takes no {dtype}")
+        case = fit(case, target.limits, layer=isinstance(target, ForeignClass))
+        asked = _asked(case, dtype, target)
+        got, again = asked.run(), asked.run()
     except Unsupported as reason:
         yield from (unsupported(case, column, quantity, str(reason)) for quantity in QUANTITIES)
+        return
+    except (ChangedInputs, WrongType) as fault:
+        yield verdict(case, column, "output", Difference(np.inf, str(fault)))
         return
     except Exception as error:
         yield verdict(case, column, "output", Difference(np.inf, f"raised {type(error).__name__}: {error}"))
         return
-
-    def run(call: Call) -> Any:
-        layer.load(weights)
-        return layer(call)
-
-    yield from _target_checks(case, dtype, column, run, layer_reference(case, dtype, weights, call), call)
-
-
-def _target_checks(case: Case, dtype: str, column: str, run: Any, reference: Reference, call: Call) -> Iterator[Check]:
-    try:
-        got = run(call)
-    except Unsupported as reason:
-        yield from (unsupported(case, column, quantity, str(reason)) for quantity in QUANTITIES)
-        return
-    except Exception as error:  # whatever a target raises is a finding about the target
-        yield verdict(case, column, "output", Difference(np.inf, f"raised {type(error).__name__}: {error}"))
-        return
+    yield None
+    explanation = ""
     for i, quantity in enumerate(QUANTITIES):
-        if got[i] is None:
+        answer, second = got[i], again[i]
+        if answer is None:
             yield unsupported(case, column, quantity, "returns none")
-        else:
-            yield verdict(case, column, quantity, compare(got[i], reference.arrays[i], dtype, reference.allowed[i]))
+            continue
+        found = compare(answer, asked.reference.arrays[i], dtype, asked.reference.allowed[i])
+        if second is None or not error_of(second, answer) <= asked.reference.allowed[i]:
+            found = Difference(np.inf, "not deterministic: a second call gives something else")
+        elif found.reason:
+            explanation = explanation or explain(asked.in_dialect, got, dtype, case.feature.clause)
+        check = verdict(case, column, quantity, found)
+        yield replace(check, explanation=explanation) if found.reason else check
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A case put to a target: how to run it, what the oracle gives, what a dialect would give."""
+
+    run: Callable[[], tuple[Array, Array | None]]
+    reference: Reference
+    in_dialect: Callable[[Dialect], tuple[Array, Array | None]]
+
+
+def _asked(case: Case, dtype: str, target: Target) -> _Asked:
+    if isinstance(target, ForeignClass):
+        return _asked_layer(case, dtype, target)
+    call = inputs.kernel_call(case, dtype)
+    wide = in_dtype(call, "float64")
+    return _Asked(
+        lambda: target(call),
+        kernel_reference(dtype, call),
+        lambda dialect: alternatives.Kernel(dialect)(*wide.arguments, **wide.keywords),
+    )
+
+
+def _asked_layer(case: Case, dtype: str, target: ForeignClass) -> _Asked:
+    call, weights = inputs.layer_call(case, dtype), inputs.weights(case, dtype)
+    layer = target.layer(case.config, dtype)
+    layer.load(weights)
+    wide, wide_weights = in_dtype(call, "float64"), {name: x.astype(np.float64) for name, x in weights.items()}
+
+    def in_dialect(dialect: Dialect) -> tuple[Array, Array | None]:
+        spoken = alternatives.Layer(case.config, dialect).load_weights(wide_weights)
+        return spoken(*wide.arguments, **wide.keywords)
+
+    return _Asked(lambda: layer(call), layer_reference(case, dtype, weights, call), in_dialect)

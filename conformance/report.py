@@ -58,13 +58,25 @@ def _cell(checks: list[Check]) -> str:
     return f"[green]{worst:.2f} pass[/]{note}"
 
 
+def targets(checks: dict[str, list[Check]]) -> Table:
+    """One row per target: what it passed, and the names of what reproduces the rest."""
+    table = Table(title="Targets")
+    for name in ("target", "pass", "fail", "unsupported", "its failures are reproduced by"):
+        table.add_column(name, overflow="fold")
+    for name, found in checks.items():
+        counted = counts(found)
+        named = sorted({check.explanation or "nothing named" for check in found if check.verdict == "fail"})
+        table.add_row(name, *(str(counted[v]) for v in ("pass", "fail", "unsupported")), "\n".join(named))
+    return table
+
+
 def failures(checks: list[Check]) -> Table:
     table = Table(title="What failed", show_lines=False)
-    for name in ("case", "between", "quantity", "found"):
+    for name in ("case", "between", "quantity", "found", "reproduced by"):
         table.add_column(name, overflow="fold")
     for check in checks:
         if check.verdict == "fail":
-            table.add_row(check.case, check.column, check.quantity, check.reason)
+            table.add_row(check.case, check.column, check.quantity, check.reason, check.explanation)
     return table
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from gqa_cli.conform import conform
+from gqa_cli.dialect import dialect
+from gqa_cli.generate import generate
 from gqa_cli.inspect import inspect
 from gqa_cli.pool import expand, pool
 from gqa_cli.port import port
@@ -13,7 +15,7 @@ from gqa_cli.study_porting import porting_study
 from gqa_cli.verify import verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (conform, inspect, port, pool, expand, verify):
+for command in (conform, dialect, inspect, port, pool, expand, verify, generate):
     app.command()(command)
 study.command("porting")(porting_study)
 app.add_typer(study, name="study")

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from conformance import real, report, run
+from conformance import judge, real, report, run
 from conformance.kill import Kill
 from conformance.proof import Check
-from conformance.targets import WINGS, NotATarget
+from conformance.targets import PUBLIC, WINGS, NotATarget
 from gqa_cli.mutants import mutants as measure_mutants
+
+Arrays = Annotated[
+    Literal["numpy", "torch", "jax"] | None,
+    typer.Option(help="The arrays that the target takes, where it is not a torch or flax module."),
+]
 
 
 def conform(
-    target: Annotated[str | None, typer.Option(help="MODULE:NAME of a class or a function to judge instead.")] = None,
-    arrays: Annotated[
-        Literal["numpy", "torch", "jax"] | None,
-        typer.Option(help="The arrays that --target takes, where it is not a torch or flax module."),
+    target: Annotated[
+        str | None, typer.Option(help="Judge MODULE:NAME, a class or a function, or a public implementation by name.")
     ] = None,
+    everyone: Annotated[bool, typer.Option("--all", help="Judge every public implementation installed.")] = False,
+    arrays: Arrays = None,
+    time_limit: Annotated[float, typer.Option(help="Seconds that a target may take for one case.")] = judge.TIME_LIMIT,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every check to this file.")] = None,
     synthetic: Annotated[bool, typer.Option("--synthetic", help="Leave out the real model's weights.")] = False,
     mutants: Annotated[
@@ -35,21 +42,18 @@ def conform(
         with _progress(console) as progress:
             survived = measure_mutants(console, progress, json_file)
         raise typer.Exit(1 if survived else 0)
-    try:
-        tasks = run.target_tasks(target, arrays) if target else run.wing_tasks()
-    except NotATarget as error:
-        typer.echo(error, err=True)
-        raise typer.Exit(2) from error
+    if target or everyone:
+        raise typer.Exit(_targets(console, [target] if target else list(PUBLIC), arrays, time_limit, json_file))
 
-    not_run = [] if target else _not_installed() + _real_left_out(synthetic)
+    not_run = _not_installed() + _real_left_out(synthetic)
     with _progress(console) as progress:
-        checks, kills = _run(progress, tasks, planted_bugs=not target)
+        checks, kills = _run(progress, run.wing_tasks(), planted_bugs=True)
         real_checks: list[Check] = []
-        if not (target or _real_left_out(synthetic)):
+        if not _real_left_out(synthetic):
             real_checks = _run_real(progress)
             kills.append(real.tiled_heads_kill())
 
-    _print(console, checks, target or "Our wings, each against the others")
+    _print(console, checks, "Our wings, each against the others")
     if real_checks:
         _print(console, real_checks, "SmolLM2-135M, real weights and real text")
     if kills:
@@ -59,6 +63,36 @@ def conform(
         found = report.as_json(checks + real_checks, kills, not_run)
         json_file.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
     raise typer.Exit(1 if failed else 0)
+
+
+def _targets(console: Console, names: list[str], arrays: str | None, time_limit: float, json_file: Path | None) -> int:
+    """The exit code: 1 where anything failed or nothing was judged, 2 where the only target is none."""
+    checks: dict[str, list[Check]] = {}
+    not_run = []
+    for name in names:
+        try:
+            with _progress(console) as progress:
+                bar = progress.add_task(name, total=None)
+                checks[name] = judge.judge(name, arrays, partial(_tell, progress, bar), time_limit)
+        except NotATarget as error:
+            if len(names) == 1:
+                typer.echo(error, err=True)
+                return 2
+            not_run.append(str(error))
+    for name, found in checks.items():
+        _print(console, found, name)
+    if len(names) > 1:
+        console.print(report.targets(checks))
+    everything = [check for found in checks.values() for check in found]
+    failed = _summary(console, everything, [], not_run)
+    if json_file is not None:
+        written = report.as_json(everything, [], not_run)
+        json_file.write_text(json.dumps(written, indent=1, allow_nan=False) + "\n")
+    return 1 if failed else 0
+
+
+def _tell(progress: Progress, bar: TaskID, done: int, total: int) -> None:
+    progress.update(bar, completed=done, total=total)
 
 
 def _not_installed() -> list[str]:

@@ -49,8 +49,6 @@ def nnx_dot_product_attention(
 
 
 def linen_dot_product_attention(query: Array, key: Array, value: Array, mask: Array | None = None) -> Array:
-    if query.shape[1] != key.shape[1]:
-        raise Unsupported("MHA only")
     q, k, v = _tokens_first(query, key, value)
     result = linen.dot_product_attention(q, k, v, mask=_four_axes(mask, bool), bias=_four_axes(mask, float))
     return result.swapaxes(1, 2)
@@ -61,15 +59,32 @@ class MultiHeadAttention(nnx.Module):
 
     def __init__(
         self, embed_dim: int, num_heads: int, num_kv_heads: int, head_dim: int | None = None, kv_dim: int | None = None,
-        qkv_bias: bool = False, out_bias: bool = False, causal: bool = False, *, rngs: nnx.Rngs, param_dtype: Any,
+        qkv_bias: bool = False, out_bias: bool = False, causal: bool = False, dropout: float = 0.0, *, rngs: nnx.Rngs,
+        param_dtype: Any,
     ) -> None:  # fmt: skip
         if qkv_bias != out_bias:
             raise Unsupported("one switch for all biases")
         width = num_heads * (head_dim or embed_dim // num_heads)
-        self.inner = nnx.MultiHeadAttention(
-            num_heads, embed_dim, width, embed_dim, num_kv_heads, kv_dim, use_bias=qkv_bias, deterministic=True,
-            decode=False, param_dtype=param_dtype, rngs=rngs, keep_rngs=False,
-        )  # fmt: skip
+        drops = dropout > 0
+
+        def make(rngs: nnx.Rngs) -> nnx.MultiHeadAttention:
+            return nnx.MultiHeadAttention(
+                num_heads,
+                embed_dim,
+                width,
+                embed_dim,
+                num_kv_heads,
+                kv_dim,
+                use_bias=qkv_bias,
+                decode=False,
+                dropout_rate=dropout,
+                param_dtype=param_dtype,
+                rngs=rngs,
+                keep_rngs=drops,
+            )
+
+        # Without dropout nothing is drawn that is not replaced by weights: abstract, as nothing need be compiled.
+        self.inner = make(rngs) if drops else nnx.eval_shape(lambda: make(nnx.Rngs(0)))
         self.config = AttentionConfig(
             embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads, qkv_bias=qkv_bias, out_bias=out_bias,
             head_dim=head_dim or embed_dim // num_heads, kv_dim=kv_dim or embed_dim,

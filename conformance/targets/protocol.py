@@ -25,11 +25,12 @@ class NotATarget(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a signature cannot say. value_size: takes Hv different from H. cross: takes another key than the query.
-    wide: takes D different from N * H. head_multiple: what H must be a multiple of. always: settings that cannot be
-    switched off. dtypes: those it takes.
+    """What a signature cannot say. grouped: takes K < N. value_size: takes Hv different from H. cross: takes a key of
+    its own. wide: takes D different from N * H. head_multiple: what H must be a multiple of. always: settings
+    that cannot be switched off. dtypes: those it takes.
     """
 
+    grouped: bool = True
     value_size: bool = True
     cross: bool = True
     wide: bool = True
@@ -58,6 +59,9 @@ def fit(case: Case, limits: Limits, *, layer: bool) -> Case:
             raise Unsupported(f"always has {name} = {setting!r}")
     head_dim = -(-config.head_dim // limits.head_multiple) * limits.head_multiple
     sizes: dict[str, Any] = {"head_dim": head_dim}
+    if not limits.grouped and config.num_kv_heads < config.num_heads:
+        sizes["num_kv_heads"], grouping = config.num_heads, f"MHA {config.num_heads}"
+        case = replace(case, name=f"{grouping} / {feature.name}", grouping=grouping)
     if not limits.value_size:
         sizes["v_head_dim"] = head_dim
     if not limits.wide or (feature.square and head_dim != config.head_dim):

@@ -20,7 +20,7 @@ Target = Kernel | ForeignClass
 
 SINGLE = ("float32",)
 KERNEL = Limits(value_size=False)
-MHA = Limits(value_size=False, wide=False)
+MHA = Limits(grouped=False, value_size=False, wide=False)
 MODULE = Limits(value_size=False)
 FAMILY = Limits(value_size=False, cross=False, wide=False)
 
@@ -61,7 +61,8 @@ def _rows() -> tuple[Public, ...]:
         Public("jax.nn", f"{here}.jax:dot_product_attention", "jax", ("jax", "flax"), KERNEL),
         Public("flax.nnx", f"{here}.jax:nnx_dot_product_attention", "jax", ("flax", "jax"), KERNEL),
         Public("flax.nnx.MultiHeadAttention", f"{here}.jax:MultiHeadAttention", "jax", ("flax", "jax"), MODULE),
-        Public("flax.linen", f"{here}.jax:linen_dot_product_attention", "jax", ("flax", "jax")),
+        Public("flax.linen", f"{here}.jax:linen_dot_product_attention", "jax", ("flax", "jax"),
+               Limits(grouped=False)),
         Public("keras.torch", f"{here}.keras:GroupQueryAttention", "numpy", ("keras", "torch"), MODULE,
                {"KERAS_BACKEND": "torch"}),
         Public("keras.jax", f"{here}.keras:GroupQueryAttention", "numpy", ("keras", "jax"),

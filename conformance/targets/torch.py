@@ -79,8 +79,6 @@ class MultiheadAttention(nn.Module):
         out_bias: bool = False, causal: bool = False, dropout: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        if num_kv_heads != num_heads:
-            raise Unsupported("MHA only")
         if qkv_bias != out_bias:
             raise Unsupported("one switch for all biases")
         self.inner = nn.MultiheadAttention(
