@@ -27,6 +27,7 @@ from gqa_spec.weights.names import model_weight_shapes, weight_shapes
 Array = np.ndarray
 Weights = Mapping[str, Array]
 Stages = Mapping[str, Array]
+LayerWeights = tuple[AttentionConfig, Weights]
 STAGES = (
     "q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "q_rope", "k_rope",
     "scores", "capped", "masked", "weights", "context", "output",
@@ -61,7 +62,7 @@ class Verdict:
 
 def steps(a: Model, b: Model) -> int:
     """How often `verify` will say that it has done one more."""
-    return min(len(_attention(a)), len(_attention(b))) + 1
+    return min(len(attention_of(a)), len(attention_of(b))) + 1
 
 
 def verify(
@@ -79,9 +80,9 @@ def verify(
     different dtypes is rounded to the narrower first: so a port to bfloat16 equals what it was rounded from.
     """
     yield _sizes(a, b)
-    if _attention(a)[0].embed_dim == _attention(b)[0].embed_dim:  # else no input fits both
-        for number in range(min(len(_attention(a)), len(_attention(b)))):
-            yield compare_layers(number, _layer(a, number), _layer(b, number), wings, dtype)
+    if attention_of(a)[0].embed_dim == attention_of(b)[0].embed_dim:  # else no input fits both
+        for number in range(min(len(attention_of(a)), len(attention_of(b)))):
+            yield compare_layers(number, layer_of(a, number), layer_of(b, number), wings, dtype)
             done(1)
     configs = [getattr(model, "config", None) for model in (a, b)]
     if isinstance(configs[0], ModelConfig) and isinstance(configs[1], ModelConfig):
@@ -95,34 +96,49 @@ def verify(
 
 def compare_layers(
     number: int,
-    a: tuple[AttentionConfig, Weights],
-    b: tuple[AttentionConfig, Weights],
+    a: LayerWeights,
+    b: LayerWeights,
     wings: tuple[str, str],
     dtype: str,
 ) -> Verdict:
     """The first stage of two layers that differs from the float64 oracle of `a`, in the order of STAGES."""
     place = f"layer {number} attention"
-    (config, ours), (other, theirs) = (_half(*side) for side in (a, b))
-    ours, theirs = _same_dtypes(ours, theirs)
-    probes = [list(_probes(config, other))] * 2
-    oracle = _traces("numpy", config, ours, "float64", probes[0])
-    plain = oracle if dtype == "float64" else _traces("numpy", config, ours, dtype, probes[0])
-    sides = {
-        f"A in gqa_{wings[0]}": plain if wings[0] == "numpy" else _traces(wings[0], config, ours, dtype, probes[0]),
-        f"B in gqa_{wings[1]}": _traces(wings[1], other, theirs, dtype, probes[1]),
-    }
+    a, b = comparable(a, b)
+    oracle, plain, sides = layer_traces(a, b, wings, dtype)
     worst = 0.0
     for stage in STAGES:
         for name, traces in sides.items():
-            error, reason = _stage(stage, oracle, plain, traces, dtype)
+            error, reason = compare_stage(stage, oracle, plain, traces, dtype)
             worst = max(worst, error)
             if reason:
-                known = hint(stage, (config, ours), (other, theirs))
+                known = hint(stage, a, b)
                 return Verdict(place, stage, error, "; ".join([f"{name}: {reason}", *known]))
     return Verdict(place, error=worst)
 
 
-def _stage(
+def comparable(a: LayerWeights, b: LayerWeights) -> tuple[LayerWeights, LayerWeights]:
+    """Two layers in one RoPE pairing, weight by weight in one dtype."""
+    (config, ours), (other, theirs) = (_half(*side) for side in (a, b))
+    ours, theirs = _same_dtypes(ours, theirs)
+    return (config, ours), (other, theirs)
+
+
+def layer_traces(
+    a: LayerWeights, b: LayerWeights, wings: tuple[str, str], dtype: str
+) -> tuple[list[Stages], list[Stages], dict[str, list[Stages]]]:
+    """All stages of two comparable layers, probe by probe: of A in float64, of A in gqa_numpy in `dtype`, and by name
+    of A in its wing and of B in its own.
+    """
+    (config, ours), (other, theirs) = a, b
+    probes = list(_probes(config, other))
+    oracle = _traces("numpy", config, ours, "float64", probes)
+    plain = oracle if dtype == "float64" else _traces("numpy", config, ours, dtype, probes)
+    first = plain if wings[0] == "numpy" else _traces(wings[0], config, ours, dtype, probes)
+    second = _traces(wings[1], other, theirs, dtype, probes)
+    return oracle, plain, {f"A in gqa_{wings[0]}": first, f"B in gqa_{wings[1]}": second}
+
+
+def compare_stage(
     stage: str, oracle: list[Stages], plain: list[Stages], traces: list[Stages], dtype: str
 ) -> tuple[float, str]:
     """The largest error of a stage over the probes, and why it is too large, if it is."""
@@ -202,12 +218,12 @@ def _precision(wing: str, dtype: str) -> AbstractContextManager[Any]:
     return jax.enable_x64(dtype == "float64")
 
 
-def _layer(model: Model, number: int) -> tuple[AttentionConfig, Weights]:
-    config = _attention(model)[number]
+def layer_of(model: Model, number: int) -> tuple[AttentionConfig, Weights]:
+    config = attention_of(model)[number]
     return config, {name: model.weights[f"blocks.{number}.attention.{name}"] for name in weight_shapes(config)}
 
 
-def _attention(model: Any) -> tuple[AttentionConfig, ...]:
+def attention_of(model: Any) -> tuple[AttentionConfig, ...]:
     layers: tuple[AttentionConfig, ...] = getattr(model, "config", model).attention
     return layers
 
@@ -237,7 +253,7 @@ def _same_dtype(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def _sizes(a: Model, b: Model) -> Verdict:
-    sizes = [{"num_layers": len(layers), "embed_dim": layers[0].embed_dim} for layers in map(_attention, (a, b))]
+    sizes = [{"num_layers": len(layers), "embed_dim": layers[0].embed_dim} for layers in map(attention_of, (a, b))]
     return _differing("sizes", *sizes)
 
 
