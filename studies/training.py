@@ -59,7 +59,7 @@ class Recipe:
 
 
 SHORT = Recipe(steps=60)
-QUICK = Recipe(width=32, layers=2, feed_forward=64, context=64, batch=4, steps=20, test_bytes=2**11)
+QUICK = Recipe(width=32, layers=2, feed_forward=64, context=64, batch=4, steps=12, test_bytes=2**10)
 
 
 class Training:
