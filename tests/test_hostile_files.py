@@ -13,10 +13,11 @@ import pickle
 import random
 import re
 import resource
+import shutil
 import struct
 import zipfile
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from gqa_spec.weights.checkpoint import CheckpointError, open_checkpoint
+from gqa_spec.weights.checkpoint import CheckpointError, TensorInfo, open_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.unhooked
 
@@ -473,6 +474,35 @@ def fuzz(form: str, count: int, seed: int, folder: Path) -> tuple[int, int]:
         except BaseException as error:  # a panic of a Rust package is no Exception
             raise AssertionError(f"file {number} of {form}, seed {seed}: {error!r}") from error
     return refused, count - refused
+
+
+def fuzz_folder(whole: Path, count: int, seed: int, folder: Path) -> tuple[int, int]:
+    """As `fuzz`, with one file of a folder damaged at a time."""
+    rng, refused = random.Random(f"{whole.name} {seed}"), 0
+    files = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    for number in range(count):
+        path, victim = folder / f"{whole.name}.{number}", rng.choice(files)
+        shutil.copytree(whole, path)
+        (path / victim).write_bytes(damaged((whole / victim).read_bytes(), rng))
+        try:
+            read_all(path)
+        except CheckpointError as error:
+            if path.name not in str(error) or "\n" in str(error):
+                raise AssertionError(f"folder {number}, {victim} damaged, seed {seed}: {error}") from error
+            refused += 1
+        except BaseException as error:
+            raise AssertionError(f"folder {number}, {victim} damaged, seed {seed}: {error!r}") from error
+        shutil.rmtree(path)
+    return refused, count - refused
+
+
+@pytest.mark.parametrize(("form", "count"), [("safetensors", 1000), ("orbax", 150)])
+def test_damaged_folders_are_read_or_refused_and_nothing_else(form: str, count: int, tmp_path: Path) -> None:
+    given = [(name, TensorInfo(x.shape, x.dtype.name), partial(np.array, x)) for name, x in arrays().items()]
+    save_checkpoint(tmp_path / form, given, format=form, settings={"heads": 5}, shard_bytes=100)
+    refused, read = fuzz_folder(tmp_path / form, count, 0, tmp_path)
+    assert refused > count // 10
+    assert read > 0
 
 
 @pytest.mark.parametrize(
