@@ -111,6 +111,7 @@ def test_llama_to_meta_and_back(llama, tmp_path):
         assert np.array_equal(rows[half_rows(len(rows), heads)], half)
         assert not np.array_equal(rows, half)
     assert "equal" in fine("verify", llama, meta).output
+    assert json.loads(fine("inspect", meta, "--json").stdout)["rope"] == "theta 10,000, rows paired interleaved"
     fine("port", meta, back, "--to", "huggingface")
     assert_same_bits(llama, back)
     model = transformers.LlamaForCausalLM.from_pretrained(back)
@@ -319,6 +320,7 @@ def test_inspect_counts_what_transformers_counts(llama, gemma3):
     assert (found["family"], found["layers"], found["embed_dim"], found["head_size"]) == ("llama", 2, 72, 12)
     assert (found["query_heads"], found["kv_heads"], found["query_heads_per_kv_head"]) == (6, 2, 3)
     assert found["dtype"] == f"float32 ({found['tensors']})"
+    assert found["rope"] == "theta 10,000, rows paired half"
     table = fine("inspect", gemma3).stdout
     for text in ("gemma3_text", "5 on 2 layers; none on 1", "theta 10,000", "theta 1,000,000", "rms_plus_one"):
         assert text in table

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gqa_spec.config import AttentionConfig
+from gqa_spec.config import AttentionConfig, Pairing
 from gqa_spec.sizes import kv_cache_bytes
 from gqa_spec.weights.checkpoint import Checkpoint, open_checkpoint
-from gqa_spec.weights.families import read_attention
+from gqa_spec.weights.families import FAMILIES, read_attention
+from gqa_spec.weights.layouts import LAYOUTS
 
 HALF_PRECISION = 2  # bytes of an element of a cache, where a checkpoint's own dtype is none to compute in
 
@@ -39,7 +41,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "query_heads_per_kv_head": _over(layers, lambda layer: layer.group_size),
         "head_size": _over(layers, lambda layer: layer.head_dim),
         "biases": _over(layers, _biases),
-        "rope": _over(layers, _rope),
+        "rope": _over(layers, partial(_rope, LAYOUTS[FAMILIES[model.family].names.layout].pairing)),
         "qk_norm": _over(layers, lambda layer: layer.qk_norm or "none"),
         "window": _over(layers, lambda layer: layer.window or "none"),
         "softcap": _over(layers, lambda layer: layer.softcap or "none"),
@@ -60,11 +62,12 @@ def _over(layers: Iterable[AttentionConfig], value: Callable[[AttentionConfig], 
     return "; ".join(f"{value} on {count} layers" for value, count in found.most_common())
 
 
-def _rope(layer: AttentionConfig) -> str:
+def _rope(stored: Pairing | None, layer: AttentionConfig) -> str:
+    """stored: how the file's rows are paired, None for as the config says."""
     if layer.rope is None:
         return "none"
     scaling = layer.rope.scaling
-    parts = [f"theta {layer.rope.theta:,.10g}", layer.rope.pairing]
+    parts = [f"theta {layer.rope.theta:,.10g}", f"rows paired {stored or layer.rope.pairing}"]
     parts += [f"{layer.rotary_dim} of {layer.head_dim} dimensions"] * (layer.rotary_dim != layer.head_dim)
     if scaling is not None:
         numbers = {name: x for name, x in asdict(scaling).items() if x is not None and not isinstance(x, tuple)}
