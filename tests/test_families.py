@@ -20,7 +20,7 @@ from conformance.compare import error_of
 from conformance.inputs import Call
 from conformance.targets import Wing
 from gqa_numpy import Transformer
-from gqa_spec import AttentionConfig, Llama3Scaling, ModelConfig, RopeConfig
+from gqa_spec import AttentionConfig, LinearScaling, Llama3Scaling, ModelConfig, RopeConfig, YarnScaling
 from gqa_spec.weights.checkpoint import CheckpointError, TensorInfo, open_checkpoint
 from gqa_spec.weights.families import (
     ReadOnlyFamilyError,
@@ -755,6 +755,56 @@ def check_against_transformers(model: Any, path: Path) -> None:
         tensors = load_gguf_checkpoint(str(path), return_tensors=True, model_to_load=names_only)["tensors"]
     for name, p in model.named_parameters():
         np.testing.assert_allclose(np.asarray(tensors[name]), p.detach().numpy(), rtol=0, atol=2.4e-7, err_msg=name)
+
+
+def small_gguf(arch: str, **fields: Any) -> Any:
+    """A file's fields, and the one tensor that its settings need."""
+    values = {
+        "block_count": 2, "context_length": 96, "embedding_length": 24, "feed_forward_length": 7,
+        "attention.head_count": 6, "attention.head_count_kv": 2, "attention.layer_norm_rms_epsilon": 1e-5,
+    }  # fmt: skip
+    inside = {f"{arch}.{key.replace('__', '.')}": value for key, value in (values | fields).items()}
+    checkpoint = stand_in({"general.architecture": arch} | inside, {"token_embd.weight": np.zeros((5, 24))})
+    checkpoint.format = "gguf"
+    return checkpoint
+
+
+def test_gguf_settings_of_rope_and_scale() -> None:
+    """Fields by llama.cpp's names: linear and YaRN scaling; the 27B of Gemma 3, known by its 62 layers."""
+    linear = {"rope__scaling__type": "linear", "rope__scaling__factor": 8.0}
+    gemma = {"attention__sliding_window": 5, "attention__key_length": 10, "attention__value_length": 10}
+    layers = read_config(small_gguf("gemma3", **gemma, **linear, block_count=62)).attention
+    assert {layer.scale for layer in layers} == {4**-0.5}
+    assert [layer.window for layer in layers[:7]] == [5, 5, 5, 5, 5, None, 5]
+    assert [layer.rope for layer in layers[4:6]] == [
+        RopeConfig(theta=1e4), RopeConfig(theta=1e6, scaling=LinearScaling(factor=8.0))
+    ]  # fmt: skip
+    assert {layer.scale for layer in read_config(small_gguf("gemma3", **gemma, block_count=61)).attention} == {None}
+    yarn = {"rope__scaling__type": "yarn", "rope__scaling__factor": 4.0, "rope__scaling__original_context_length": 24}
+    rope = read_config(small_gguf("qwen2", **yarn)).attention[0].rope
+    assert rope == RopeConfig(scaling=YarnScaling(factor=4.0, original_max_position_embeddings=24))
+
+
+@pytest.mark.parametrize(
+    ("arch", "field", "sentence"),
+    [
+        ("llama", {"expert_count": 8}, "GGUF: unknown settings of family gguf.llama: expert_count = 8"),
+        (
+            "llama",
+            {"rope__dimension_count": 2},
+            r"rope.dimension_count 2 of family .* is not supported beside heads of 4",
+        ),
+        ("llama", {"attention__value_length": 8}, r"attention.value_length 8 of family gguf.llama is not supported"),
+        ("llama", {"rope__scaling__type": "longrope"}, r"rope.scaling.type 'longrope' of family gguf.llama"),
+        ("qwen2", {"rope__scaling__attn_factor": 2.0}, r"rope.scaling.attn_factor = 2.0"),
+        ("gemma3", {}, r"GGUF: attention.sliding_window is missing, which family gguf.gemma3 needs"),
+        ("llama", {"attention__sliding_window": 5}, r"attention.sliding_window = 5"),
+        ("qwen3", {}, "unknown family 'gguf.qwen3'"),
+    ],
+)
+def test_gguf_settings_that_are_refused(arch: str, field: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(CheckpointError, match=sentence):
+        read_model(small_gguf(arch, **field))
 
 
 def test_gguf_divisors_are_llama3s_scaling() -> None:

@@ -72,8 +72,7 @@ def _settings(family: str, arch: str, values: Mapping[str, Any]) -> Settings:
         raise ValueError(f"{FILE}: split.count {values['split.count']!r} of family {family} is not supported")
     optional = dict.fromkeys(
         ("attention.key_length", "attention.value_length", "rope.dimension_count", "final_logit_softcapping",
-         "attention.sliding_window", "rope.scaling.factor", "rope.scaling.original_context_length",
-         "rope.scaling.attn_factor")
+         "rope.scaling.factor", "rope.scaling.original_context_length")
     )  # fmt: skip
     defaults = {**optional, "rope.freq_base": DEFAULTS[arch]["theta"], "rope.scaling.type": "none"}
     if "attention.head_count" in inside:
@@ -90,9 +89,8 @@ def _head_dim(s: Settings, width: int) -> int:
 
 
 def _uniform(s: Settings, shared: dict[str, Any], layers: int, tensors: Source) -> tuple[AttentionConfig, ...]:
-    window = s.integer("attention.sliding_window", optional=True)
     rope = RopeConfig(theta=_decimal(s.number("rope.freq_base")), scaling=_scaling(s, tensors))
-    return (AttentionConfig(**shared, window=window, rope=rope),) * layers
+    return (AttentionConfig(**shared, rope=rope),) * layers
 
 
 def _gemma3(s: Settings, shared: dict[str, Any], eps: float, layers: int) -> tuple[AttentionConfig, ...]:
@@ -100,7 +98,7 @@ def _gemma3(s: Settings, shared: dict[str, Any], eps: float, layers: int) -> tup
     whole = RopeConfig(theta=_decimal(s.number("rope.freq_base")), scaling=_scaling(s, {}))
     local = RopeConfig(theta=GEMMA3_LOCAL_THETA)
     per_head = shared["embed_dim"] // shared["num_heads"]
-    scale = per_head**-0.5 if layers == GEMMA3_27B_LAYERS and per_head != shared["head_dim"] else None
+    scale = per_head**-0.5 if layers == GEMMA3_27B_LAYERS else None
     return tuple(
         AttentionConfig(
             **shared, qk_norm="rms_plus_one", qk_norm_eps=eps, scale=scale,
@@ -112,17 +110,14 @@ def _gemma3(s: Settings, shared: dict[str, Any], eps: float, layers: int) -> tup
 
 def _scaling(s: Settings, tensors: Any) -> RopeScaling | None:
     kind = s.get("rope.scaling.type")
-    factor, original = (
-        s.number("rope.scaling.factor", optional=True),
-        s.integer("rope.scaling.original_context_length", optional=True),
-    )
-    given = s.number("rope.scaling.attn_factor", optional=True)
+    factor = s.number("rope.scaling.factor", optional=True)
+    original = s.integer("rope.scaling.original_context_length", optional=True)
     if FREQUENCIES in tensors:
         return _divisors(s, tensors, kind)
-    if kind == "linear":
-        return LinearScaling(factor=s.number("rope.scaling.factor"))
-    if kind == "yarn" and factor and original:
-        return YarnScaling(factor=factor, original_max_position_embeddings=original, attention_factor=given)
+    if kind == "linear" and factor is not None:
+        return LinearScaling(factor=factor)
+    if kind == "yarn" and factor is not None and original is not None:
+        return YarnScaling(factor=factor, original_max_position_embeddings=original)
     if kind != "none":
         raise s.unsupported("rope.scaling.type")
     return None
