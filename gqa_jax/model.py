@@ -22,6 +22,8 @@ from gqa_jax.linear import linear, parameter, project
 from gqa_jax.precision import compute_dtype, matmul_precision
 from gqa_spec import ModelConfig, checks
 from gqa_spec.generation import Callback, Request
+from gqa_spec.weights.checkpoint import Checkpoint, open_checkpoint
+from gqa_spec.weights.families import read_model
 from gqa_spec.weights.names import model_symbolic_shapes, model_weight_shapes
 
 Caches = tuple[KVCache, ...]
@@ -53,18 +55,16 @@ class Transformer(nnx.Module):
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs if config.dropout > 0 else None)
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, dtype: Any = None) -> Self:
-        """A model in eval mode from a Hugging Face folder or a GGUF file; dtype is the checkpoint's when None.
+    def from_checkpoint(cls, path: str | Path | Checkpoint, dtype: Any = None) -> Self:
+        """A model in eval mode from a Hugging Face folder or a GGUF file (or what
+        `open_checkpoint` made of one); dtype is the checkpoint's when None.
 
         Raises CheckpointError for a file that cannot be read, ValueError for an unknown family or setting.
         """
-        from gqa_spec.weights.checkpoint import open_checkpoint
-        from gqa_spec.weights.families import read_model
-
-        read = read_model(open_checkpoint(path))
+        read = read_model(path if isinstance(path, Checkpoint) else open_checkpoint(path))
         dtype = available(read.weights.info("embed.weight").dtype if dtype is None else dtype)
 
-        def new() -> Self:
+        def new() -> Any:
             return cls(read.config, rngs=nnx.Rngs(0), param_dtype=dtype)
 
         model = nnx.eval_shape(new)

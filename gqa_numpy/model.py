@@ -16,6 +16,8 @@ from gqa_numpy.linear import linear
 from gqa_numpy.precision import compute_dtype
 from gqa_spec import ModelConfig, checks
 from gqa_spec.generation import Callback, Request
+from gqa_spec.weights.checkpoint import Checkpoint, open_checkpoint
+from gqa_spec.weights.families import read_model
 from gqa_spec.weights.names import model_symbolic_shapes, model_weight_shapes
 
 Array = np.ndarray
@@ -43,15 +45,13 @@ class Transformer:
         }
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path, dtype: Any = None) -> Self:
-        """A model in eval mode from a Hugging Face folder or a GGUF file; dtype is the checkpoint's when None.
+    def from_checkpoint(cls, path: str | Path | Checkpoint, dtype: Any = None) -> Self:
+        """A model in eval mode from a Hugging Face folder or a GGUF file (or what
+        `open_checkpoint` made of one); dtype is the checkpoint's when None.
 
         Raises CheckpointError for a file that cannot be read, ValueError for an unknown family or setting.
         """
-        from gqa_spec.weights.checkpoint import open_checkpoint
-        from gqa_spec.weights.families import read_model
-
-        read = read_model(open_checkpoint(path))
+        read = read_model(path if isinstance(path, Checkpoint) else open_checkpoint(path))
         dtype = read.weights["embed.weight"].dtype if dtype is None else np.dtype(dtype)
         model = cls(read.config, rng=_Undrawn(), dtype=dtype)  # type: ignore[arg-type]
         for name in model_weight_shapes(read.config):

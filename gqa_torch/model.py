@@ -15,6 +15,8 @@ from torch.nn import functional
 
 from gqa_spec import ModelConfig, checks
 from gqa_spec.generation import Callback, Request
+from gqa_spec.weights.checkpoint import Checkpoint, open_checkpoint
+from gqa_spec.weights.families import read_model
 from gqa_spec.weights.names import model_symbolic_shapes, model_weight_shapes
 from gqa_torch import cache as cache_
 from gqa_torch import masks
@@ -53,16 +55,18 @@ class Transformer(nn.Module):
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, dtype: torch.dtype | None = None, *, device: torch.device | str | None = None
+        cls,
+        path: str | Path | Checkpoint,
+        dtype: torch.dtype | None = None,
+        *,
+        device: torch.device | str | None = None,
     ) -> Self:
-        """A model in eval mode from a Hugging Face folder or a GGUF file; dtype is the checkpoint's when None.
+        """A model in eval mode from a Hugging Face folder or a GGUF file (or what
+        `open_checkpoint` made of one); dtype is the checkpoint's when None.
 
         Raises CheckpointError for a file that cannot be read, ValueError for an unknown family or setting.
         """
-        from gqa_spec.weights.checkpoint import open_checkpoint
-        from gqa_spec.weights.families import read_model
-
-        read = read_model(open_checkpoint(path))
+        read = read_model(path if isinstance(path, Checkpoint) else open_checkpoint(path))
         model = cls(read.config, device="meta")
         for name in model_weight_shapes(read.config):
             owner, _, key = name.rpartition(".")
