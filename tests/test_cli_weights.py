@@ -321,9 +321,13 @@ def test_inspect_counts_what_transformers_counts(llama, gemma3):
     assert (found["query_heads"], found["kv_heads"], found["query_heads_per_kv_head"]) == (6, 2, 3)
     assert found["dtype"] == f"float32 ({found['tensors']})"
     assert found["rope"] == "theta 10,000, rows paired half"
+    both = json.loads(fine("inspect", gemma3, "--json").stdout)
+    assert both["rope"] == "theta 10,000, rows paired half on 2 layers; theta 1,000,000, rows paired half on 1 layers"
+    assert both["window"] == "5 on 2 layers; none on 1 layers"
+    assert both["qk_norm"] == "rms_plus_one"
     table = fine("inspect", gemma3).stdout
-    for text in ("gemma3_text", "5 on 2 layers; none on 1", "theta 10,000", "theta 1,000,000", "rms_plus_one"):
-        assert text in table
+    assert "gemma3_text" in table
+    assert "cache bytes per token" in table
 
 
 # --- bad input -------------------------------------------------------------------------------------------------------
