@@ -400,9 +400,9 @@ def test_layers_follow_from_the_old_settings(rule: str) -> None:
 
 def test_gemmas_first_files_say_gelu_and_mean_its_approximation() -> None:
     """They hold hidden_activation too, which transformers reads in Gemma 2 and 3 alone."""
-    for settings in ({"hidden_act": "gelu"}, {"hidden_act": "gelu", "hidden_activation": None}):
-        assert transformers_config("gemma", **SIZES | settings).hidden_act == "gelu_pytorch_tanh"
-        assert huggingface.read_config("gemma", SIZES | settings).activation == "gelu_tanh"
+    for old in ({"hidden_act": "gelu"}, {"hidden_act": "gelu", "hidden_activation": None}):
+        assert transformers_config("gemma", **SIZES | old).hidden_act == "gelu_pytorch_tanh"
+        assert huggingface.read_config("gemma", SIZES | old).activation == "gelu_tanh"
 
 
 PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
