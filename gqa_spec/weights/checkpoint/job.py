@@ -19,7 +19,7 @@ from gqa_spec.weights.checkpoint.tensors import Array, TensorInfo, refuse
 
 Tensor = tuple[str, TensorInfo, Callable[[], Array]]
 
-CHUNK = 2**25  # bytes that are written at once
+CHUNK = 2**23  # bytes that are written at once
 BLOCK = 2**17  # bytes that are transposed at once
 THREADS = 2
 
