@@ -101,8 +101,13 @@ def uptraining(rows: Sequence[Point]) -> Figure:
         _curve(axes, unpooled, COLOURS[0], "--")
         before = unpooled[0].num_kv_heads
         axes.set(xlabel="further steps", yscale="log", title=f"{model}: {before} KV heads to {K}")
+        axes.set_xticks(sorted({row.steps for row in rows}))
         axes.yaxis.set_major_formatter(_plain)
-        axes.yaxis.set_minor_formatter(_plain)
+        low, high = axes.get_ylim()
+        if high > 10 * low:  # a decade has labels enough in its powers of ten
+            axes.yaxis.set_minor_formatter("")
+        else:
+            axes.yaxis.set_minor_formatter(_plain)
         axes.legend(frameon=False)
     panels[0].set_ylabel("perplexity")
     return figure
@@ -117,25 +122,30 @@ def _curve(axes: Any, rows: Sequence[Point], colour: str, style: str = "o-") -> 
 
 
 def variants(rows: Sequence[Variant]) -> Figure:
-    figure, panels = _panels(4, width=3.2)
-    names, colours = [row.variant for row in rows], COLOURS[: len(rows)]
-    measured: list[tuple[str, list[float], str]] = [
-        ("parameters, thousands", [row.parameters / 1e3 for row in rows], ".0f"),
-        ("KV cache, MiB (2 bytes)", [row.cache_bytes_2_byte / 2**20 for row in rows], ".2g"),
-        ("decoding: times as fast as MHA", [row.times_as_fast for row in rows], ".2f"),
-        ("perplexity (small models)", [row.perplexity or 0.0 for row in rows], ".2f"),
-    ]
-    for axes, (title, values, format_) in zip(panels, measured, strict=True):
-        bars = axes.bar(names, values, color=colours)
-        axes.bar_label(bars, [format(value, format_) for value in values])
-        axes.set_title(title)
-        axes.margins(y=0.12)
-    speeds, perplexities = panels[2], panels[3]
+    figure, (weights, caches, speeds, perplexities) = _panels(4, width=3.2)
+    names = [row.variant for row in rows]
+    _bars(weights, names, [row.parameters / 1e3 for row in rows], ".0f")
+    weights.set_title("parameters, thousands")
+    _bars(caches, names, [row.cache_bytes_2_byte / 2**20 for row in rows], ".3g")
+    caches.set_title("KV cache, MiB (2 bytes)")
+    _bars(speeds, names, [row.times_as_fast for row in rows], ".2f")
     spread = [[row.times_as_fast - row.times_as_fast_low, row.times_as_fast_high - row.times_as_fast] for row in rows]
-    speeds.errorbar(names, measured[2][1], list(zip(*spread, strict=True)), fmt="none", ecolor="black", capsize=3)
-    deviations = [row.perplexity_deviation or 0.0 for row in rows]
-    perplexities.errorbar(names, measured[3][1], deviations, fmt="none", ecolor="black", capsize=3)
+    middles = [row.times_as_fast for row in rows]
+    speeds.errorbar(names, middles, list(zip(*spread, strict=True)), fmt="none", ecolor="#404040", capsize=3)
+    speeds.set_title("decoding: times as fast as MHA")
+    for row, colour in zip(rows, COLOURS, strict=False):
+        if row.perplexity is not None:
+            spread_of_runs = row.perplexity_deviation or 0.0
+            perplexities.errorbar(row.variant, row.perplexity, spread_of_runs, fmt="o", color=colour, capsize=3)
+    perplexities.set_title("perplexity of small models")
+    perplexities.margins(x=0.15)
     return figure
+
+
+def _bars(axes: Any, names: Sequence[str], values: Sequence[float], form: str) -> None:
+    """The figures stand inside, where no error bar crosses them."""
+    bars = axes.bar(names, values, color=COLOURS[: len(names)])
+    axes.bar_label(bars, [format(value, form) for value in values], label_type="center", color="white")
 
 
 def model_speed(rows: Sequence[ModelFigure]) -> Figure:
