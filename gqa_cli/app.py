@@ -12,10 +12,11 @@ from gqa_cli.pool import expand, pool
 from gqa_cli.port import port
 from gqa_cli.study import study
 from gqa_cli.study_porting import porting_study
+from gqa_cli.trace import trace
 from gqa_cli.verify import verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (conform, dialect, inspect, port, pool, expand, verify, generate):
+for command in (conform, dialect, trace, inspect, port, pool, expand, verify, generate):
     app.command()(command)
 study.command("porting")(porting_study)
 app.add_typer(study, name="study")
