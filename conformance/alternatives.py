@@ -186,7 +186,9 @@ class Kernel:
         kept = scores.dtype
         if self.does("float64") == "float32 inside" and kept == np.float64:
             scores = scores.astype(np.float32)
-        scores = np.where(visible, scores, scores.dtype.type(-np.inf))
+        hidden = scores.dtype.type(-np.inf)
+        added = self.does("poison") == "keys and values leak"
+        scores = scores + np.where(visible, 0, hidden) if added else np.where(visible, scores, hidden)
         if sink is not None:
             column = np.broadcast_to(sink.astype(scores.dtype), (*scores.shape[:-1], 1))
             scores = np.concatenate([scores, column], axis=-1)

@@ -113,7 +113,9 @@ CONVENTIONS = (
                "compare with and without weights apart"),
     )),
     Convention("poison", 6, "hidden NaN has no influence", (
-        Choice("hidden NaN leaks", "0 * NaN in weights @ value: almost everybody (onnx#8068)",
+        Choice("values leak", "0 * NaN in weights @ value: almost everybody (onnx#8068)",
+               "set hidden keys and values to 0 first"),
+        Choice("keys and values leak", "NaN + -inf is NaN where the mask is added to the scores",
                "set hidden keys and values to 0 first"),
     )),
     Convention("softcap order", 2, "scale, cap, mask", (

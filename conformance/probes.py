@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -41,7 +41,7 @@ class Question:
     settings: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
     crafted: tuple[Array, Array] | None = None
-    poisoned: bool = False
+    poisoned: Literal["", "key", "value"] = ""
 
     def heard_by(self, known: Dialect) -> Question:
         """The same question to somebody for whom True is hidden."""
@@ -59,7 +59,7 @@ class Question:
         )
         if self.poisoned:
             key, value = key.copy(), value.copy()
-            key[:, :, -2:] = value[:, :, -2:] = np.nan
+            (key if self.poisoned == "key" else value)[:, :, -2:] = np.nan
         keywords = {n: x.astype(DTYPES[self.dtype]) if isinstance(x, Array) else x for n, x in self.keywords.items()}
         query, key, value = (x.astype(DTYPES[self.dtype]) for x in (query, key, value))
         return Call(query, key, value, self.mask, keywords)
@@ -216,7 +216,8 @@ def questions() -> Iterator[Question]:
     yield Question("mask with causal", mask=seen | np.eye(S, dtype=bool), keywords={"causal": True})
     yield Question("empty row, boolean", mask=seen & ~rows[:, None])
     yield Question("empty row, -inf", mask=np.where(rows[:, None], np.float32(-np.inf), minus))
-    yield Question("poison", mask=np.broadcast_to(np.arange(S) < S - 2, (S, S)).copy(), poisoned=True)
+    for poisoned in ("key", "value"):
+        yield Question("poison", mask=np.broadcast_to(np.arange(S) < S - 2, (S, S)).copy(), poisoned=poisoned)
     for mask, causal in ((seen, {}), (minus, {}), (None, {"causal": True}), (None, {}), (lower, {})):
         for scale in ({"scale": 0.5}, {}):
             yield Question("softcap order", mask=mask, keywords={"softcap": 1.5, **scale, **causal})

@@ -71,7 +71,7 @@ def _targets(console: Console, names: list[str], arrays: str | None, time_limit:
     not_run = []
     for name in names:
         try:
-            with _progress(console) as progress:
+            with _progress(console, transient=True) as progress:
                 bar = progress.add_task(name, total=None)
                 checks[name] = judge.judge(name, arrays, partial(_tell, progress, bar), time_limit)
         except NotATarget as error:
@@ -105,9 +105,14 @@ def _real_left_out(synthetic: bool) -> list[str]:
     return [f"real weights: {reason}"] if reason else []
 
 
-def _progress(console: Console) -> Progress:
+def _progress(console: Console, *, transient: bool = False) -> Progress:
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=console
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=transient,
     )
 
 

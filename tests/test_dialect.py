@@ -171,7 +171,7 @@ def test_the_command_names_what_differs_and_the_remedy(tmp_path, monkeypatch):
         "alignment": "top-left",
         "empty row, boolean": "NaN",
         "empty row, -inf": "NaN",
-        "poison": "hidden NaN leaks",
+        "poison": "values leak",
         "16-bit scores": "rounded to 16 bit",
     }
     assert "Remedy" in result.output
