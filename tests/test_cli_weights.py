@@ -241,7 +241,8 @@ def test_pool_takes_the_mean_of_neighbours_the_first_or_fresh_heads(llama, tmp_p
     a, b, c = (tensors(tmp_path / name) for name in "abc")
     assert np.array_equal(a[K_PROJ], b[K_PROJ])
     assert not np.array_equal(a[K_PROJ], c[K_PROJ])
-    assert not np.array_equal(a[K_PROJ], a[K_PROJ.replace("layers.1", "layers.0")])
+    other = a[K_PROJ.replace("layers.1", "layers.0")]
+    assert abs(np.corrcoef(a[K_PROJ].ravel(), other.ravel())[0, 1]) < 0.5  # each layer has draws of its own
     assert np.array_equal(a[Q_PROJ], tensors(llama)[Q_PROJ])
 
 
