@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ import gqa_numpy
 from conformance.packages import king_james
 from gqa_cli import app
 from gqa_spec import AttentionConfig, ModelConfig, RopeConfig
+from gqa_spec.sizes import attention_flops, kv_cache_bytes
 from gqa_spec.weights.heads import expand_kv_heads
 from studies import (
     machine,
@@ -36,6 +39,7 @@ from studies.known import KNOWN
 from studies.runs import Runs
 
 pytestmark = pytest.mark.unhooked
+ROOT = Path(__file__).parent.parent
 TINY = training.Recipe(width=16, heads=4, layers=2, feed_forward=24, context=12, batch=3, steps=10, test_bytes=61)
 
 
@@ -530,3 +534,28 @@ def test_figures_of_single_runs_and_of_one_row_are_drawn():
     plots.uptraining([replace(point, method=uptraining.UNPOOLED, num_kv_heads=4), point])
     plots.model_speed([figure])
     assert report.table("Speed", model_speed.as_rows([figure]), report.MODEL_SPEED).row_count == 1
+
+
+# --- what the documents show -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/studies.md"])
+def test_figures_that_are_shown_are_there(document):
+    path = ROOT / document
+    shown = re.findall(r"!\[[^]]+\]\(([^)]+)\)", path.read_text())
+    assert shown
+    for figure in shown:
+        assert is_png(path.parent / figure), figure
+
+
+def test_the_operations_that_the_document_lists():
+    """Cache read, operations of attention, and with the feed-forward, of one layer at LLaMA-7B's size."""
+    table = (ROOT / "docs" / "studies.md").read_text().partition("| K | cache read |")[2]
+    for K in (32, 8, 4, 1):
+        layer = AttentionConfig(embed_dim=4096, num_heads=32, num_kv_heads=K, causal=True)
+        projected_before = 2 * 2047 * 2 * K * 128 * 4096
+        attention = attention_flops(layer, 1, 2048) - projected_before
+        whole = attention + 2 * 3 * 4096 * 11008
+        cache = kv_cache_bytes(layer, 2048) // 2**20
+        row = f"| {K} | {cache} MiB | {attention / 1e6:.0f} million | {whole / 1e6:.0f} million |"
+        assert row in table
