@@ -11,7 +11,8 @@ import numpy as np
 
 from conformance.packages import smollm2_file
 from gqa_spec import ModelConfig
-from gqa_spec.weights.checkpoint import Checkpoint, open_checkpoint
+from gqa_spec.tokenizer import read_tokenizer
+from gqa_spec.weights.checkpoint import open_checkpoint
 from gqa_spec.weights.families import read_model
 from studies import text
 from studies.perplexity import Done
@@ -73,17 +74,11 @@ def _read(recipe: Uptraining, seed: int) -> tuple[ModelConfig, Weights, Array, A
     """The model's config and weights, batches to train on and passages to measure on."""
     checkpoint = open_checkpoint(smollm2_file())
     model = read_model(checkpoint)
-    train, test = (_tokens(checkpoint, part) for part in text.split())
+    tokenizer = read_tokenizer(checkpoint)
+    train, test = (np.array(tokenizer.encode(part.tobytes().decode("utf-8"))) for part in text.split())
     batches = text.batches(train, recipe.stops[-1], recipe.batch, recipe.context, seed)
     unseen = text.passages(test, recipe.context)[: recipe.passages]
     return model.config, dict(model.weights), batches, unseen
-
-
-def _tokens(checkpoint: Checkpoint, utf8: Array) -> Array:
-    from conformance.real import _tokenizer
-
-    parsed = {part: checkpoint.settings[f"tokenizer.ggml.{part}"] for part in ("tokens", "merges")}
-    return np.array(_tokenizer(parsed).encode(utf8.tobytes().decode("utf-8")).ids)
 
 
 def _curve(
