@@ -465,3 +465,15 @@ def test_a_full_disk_is_said(llama, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     refused(run("port", llama, tmp_path / "dest", "--to", "meta"), tmp_path / "dest", "dest")
+
+
+def test_the_porting_study_runs_and_leaves_nothing(tmp_path):
+    """How fast is no matter for a test; that every byte of attention is transposed in little memory is."""
+    found = tmp_path / "found.json"
+    fine("study", "porting", "--gigabytes", 0.01, "--rounds", 1, "--folder", tmp_path, "--json", found)
+    (row,) = json.loads(found.read_text())["rows"]
+    assert row["gigabytes"] == pytest.approx(0.01, rel=0.2)
+    assert row["transposed"] > 0.4
+    assert row["port_seconds"] > 0
+    assert row["cp_seconds"] > 0
+    assert list(tmp_path.iterdir()) == [found]
