@@ -150,9 +150,10 @@ def traces(sides: tuple[Side, Side], case_name: str | None, dtype: str, kernel: 
     then raises Unsupported. Raises ValueError where there is no such case.
     """
     functions, cases = asked(sides, kernel)
-    chosen = [
-        case for case in cases if (case.grouping == ALL_FEATURES if case_name is None else case.name == case_name)
-    ]
+    if case_name is None:
+        chosen = [case for case in cases if case.grouping == ALL_FEATURES]
+    else:
+        chosen = [case for case in cases if case_name in (case.name, _fitted_name(case, sides, functions))][:1]
     if not chosen:
         kind = "function" if functions else "class"
         raise ValueError(f"case: no case of a {kind} is called {case_name!r}; the first is {cases[0].name!r}")
@@ -162,6 +163,16 @@ def traces(sides: tuple[Side, Side], case_name: str | None, dtype: str, kernel: 
         except Unsupported:
             if case_name is not None:
                 raise
+
+
+def _fitted_name(case: Case, sides: tuple[Side, Side], functions: bool) -> str:
+    """What the case is called as the sides are asked it: one without grouped heads is asked MHA."""
+    try:
+        for side in sides:
+            case = fit(case, side.limits, layer=not functions)
+    except Unsupported:
+        pass
+    return case.name
 
 
 def trace(sides: tuple[Side, Side], case: Case, dtype: str, kernel: bool) -> Trace:

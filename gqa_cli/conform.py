@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,6 +15,7 @@ from conformance.kill import Kill
 from conformance.proof import Check
 from conformance.targets import PUBLIC, WINGS, NotATarget
 from gqa_cli.mutants import mutants as measure_mutants
+from gqa_cli.reports import Reports
 
 Arrays = Annotated[
     Literal["numpy", "torch", "jax"] | None,
@@ -31,19 +31,22 @@ def conform(
     arrays: Arrays = None,
     time_limit: Annotated[float, typer.Option(help="Seconds that a target may take for one case.")] = judge.TIME_LIMIT,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write every check to this file.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write every check to this file as JUnit XML.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page to this file: matrix, filters, pictures.")] = None,
     synthetic: Annotated[bool, typer.Option("--synthetic", help="Leave out the real model's weights.")] = False,
     mutants: Annotated[
         bool, typer.Option("--mutants", help="Show every planted bug every case, and other projects' tests.")
     ] = False,
 ) -> None:
     """Print what agrees and what does not. Exit code 1 on any mismatch, 2 where the target cannot be judged."""
-    console = Console()
+    console, reports = Console(), Reports(json_file, junit, html, arrays, time_limit)
+    reports.refuse_early()
     if mutants:
         with _progress(console) as progress:
             survived = measure_mutants(console, progress, json_file)
         raise typer.Exit(1 if survived else 0)
     if target or everyone:
-        raise typer.Exit(_targets(console, [target] if target else list(PUBLIC), arrays, time_limit, json_file))
+        raise typer.Exit(_targets(console, [target] if target else list(PUBLIC), reports))
 
     not_run = _not_installed() + _real_left_out(synthetic)
     with _progress(console) as progress:
@@ -59,13 +62,11 @@ def conform(
     if kills:
         console.print(report.kill_matrix(kills))
     failed = _summary(console, checks + real_checks, kills, not_run)
-    if json_file is not None:
-        found = report.as_json(checks + real_checks, kills, not_run)
-        json_file.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
+    reports.write(checks + real_checks, kills, not_run, "gqa conform: our wings", [])
     raise typer.Exit(1 if failed else 0)
 
 
-def _targets(console: Console, names: list[str], arrays: str | None, time_limit: float, json_file: Path | None) -> int:
+def _targets(console: Console, names: list[str], reports: Reports) -> int:
     """The exit code: 1 where anything failed or nothing was judged, 2 where the only target is none."""
     checks: dict[str, list[Check]] = {}
     not_run = []
@@ -73,7 +74,7 @@ def _targets(console: Console, names: list[str], arrays: str | None, time_limit:
         try:
             with _progress(console, transient=True) as progress:
                 bar = progress.add_task(name, total=None)
-                checks[name] = judge.judge(name, arrays, partial(_tell, progress, bar), time_limit)
+                checks[name] = judge.judge(name, reports.arrays, partial(_tell, progress, bar), reports.limit)
         except NotATarget as error:
             if len(names) == 1:
                 typer.echo(error, err=True)
@@ -85,9 +86,7 @@ def _targets(console: Console, names: list[str], arrays: str | None, time_limit:
         console.print(report.targets(checks))
     everything = [check for found in checks.values() for check in found]
     failed = _summary(console, everything, [], not_run)
-    if json_file is not None:
-        written = report.as_json(everything, [], not_run)
-        json_file.write_text(json.dumps(written, indent=1, allow_nan=False) + "\n")
+    reports.write(everything, [], not_run, f"gqa conform: {', '.join(checks)}", list(checks))
     return 1 if failed else 0
 
 
