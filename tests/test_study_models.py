@@ -70,6 +70,14 @@ def test_the_table_that_is_often_printed_is_the_2_byte_one():
     assert [round(100 * row.saved, 1) for row in at_2048] == [0, 75, 87.5, 96.9]
 
 
+def test_the_figure_of_savings_is_drawn_for_any_lengths(tmp_path):
+    figure = memory.plot_memory_savings((512, 3000), tmp_path / "savings.png")
+    assert is_png(tmp_path / "savings.png")
+    sizes, shares = figure.axes
+    assert {tuple(line.get_xdata()) for line in sizes.lines} == {(512, 3000)}
+    assert [bar.get_height() for bar in shares.patches] == [0, 75, 87.5, 96.875]
+
+
 def test_cache_size_counts_what_a_real_cache_holds():
     """2 layers of 3 KV heads, 5 rows, 7 positions, head size 11, float64."""
     layer = AttentionConfig(embed_dim=6, num_heads=6, num_kv_heads=3, head_dim=11, causal=True)
@@ -229,6 +237,7 @@ def test_models_start_alike_but_for_their_kv_heads():
             np.testing.assert_array_equal(x[: len(x) // 2], few[name])
         else:
             np.testing.assert_array_equal(x, few[name])
+    assert (many["blocks.0.attention.q_proj.weight"] != many["blocks.1.attention.q_proj.weight"]).all()
     other = training.initial_weights(TINY.config(4), seed=6)
     assert all((x != other[name]).any() for name, x in many.items() if x.ndim > 1)
 
