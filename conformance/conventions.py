@@ -62,7 +62,7 @@ CONVENTIONS = (
     )),
     Convention("alignment", 4, "bottom-right", (
         Choice("top-left", "PyTorch is_causal, jax, flax, keras, ONNX without a cache (pytorch#108108)",
-               "give offset=0, or pass the mask: masks.causal(T, S)"),
+               "pass it masks.causal(T, S) as its mask, or give ours offset=0"),
     )),
     Convention("causal window of W", 4, "W keys, its own counted", (
         Choice("W + 1 keys", "jax local_window_size, flash-attention window_size=(W, 0), x-transformers, PyTorch's "

@@ -20,29 +20,30 @@ def explain(in_dialect: Callable[[Dialect], Answer], got: Answer, dtype: str, cl
     """The dialect that reproduces `got`, in words; empty where none does. in_dialect computes the same case, which is
     there to check a clause of SPEC.md: where several reproduce it, one of that clause is named.
     """
-    expected = in_dialect(SPEC)
-    singles = sorted(single_dialects(), key=lambda d: all(CONVENTION[name].clause != clause for name, _ in d))
-    relevant = {d: in_dialect(d) for d in singles}
-    relevant = {d: answer for d, answer in relevant.items() if not _same(answer, expected, TOLERANCE[dtype])}
-    candidates = [*_alone(expected, relevant), *_pairs(in_dialect, relevant)]
-    for dialect, answer in candidates:
+    tried = []
+    for dialect, answer in _candidates(in_dialect, TOLERANCE[dtype], clause):
         if _same(got, answer, TOLERANCE[dtype]):
             return named(dialect)
+        tried.append((dialect, answer))
     if dtype == "float64":
-        for dialect, answer in candidates:
+        for dialect, answer in tried:
             if _same(got, answer, TOLERANCE["float32"]):
                 return named(dialect | ROUNDED)
     return ""
 
 
-def _alone(expected: Answer, relevant: dict[Dialect, Answer]) -> Iterator[tuple[Dialect, Answer]]:
-    yield SPEC, expected
-    yield from relevant.items()
-
-
-def _pairs(
-    in_dialect: Callable[[Dialect], Answer], relevant: dict[Dialect, Answer]
+def _candidates(
+    in_dialect: Callable[[Dialect], Answer], tolerance: float, clause: int
 ) -> Iterator[tuple[Dialect, Answer]]:
+    """The specification, every alternative that changes the case, and every pair of those."""
+    expected = in_dialect(SPEC)
+    yield SPEC, expected
+    relevant = []
+    for dialect in sorted(single_dialects(), key=lambda d: all(CONVENTION[name].clause != clause for name, _ in d)):
+        answer = in_dialect(dialect)
+        if not _same(answer, expected, tolerance):
+            relevant.append(dialect)
+            yield dialect, answer
     for one, other in combinations(relevant, 2):
         if {name for name, _ in one}.isdisjoint(name for name, _ in other):
             yield one | other, in_dialect(one | other)

@@ -151,7 +151,7 @@ def test_a_function_is_judged_too(conform):
     [
         ("nowhere:Thing", "target nowhere:Thing: ModuleNotFoundError"),
         ("somebody:Missing", "AttributeError"),
-        ("somebody", "expected MODULE:NAME, got 'somebody'"),
+        ("somebody", "expected MODULE:NAME or one of torch.sdpa, "),
         ("somebody:np", "expected a class or a function, got module"),
     ],
 )

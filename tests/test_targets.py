@@ -178,10 +178,10 @@ def once(target):
 
 @pytest.mark.unhooked
 def test_a_worker_starts_again_after_a_job_that_does_not_end(somebody):
-    with Worker("somebody:correct", None, 2.0) as worker:
+    with Worker("somebody:correct", None, 8.0) as worker:
         job = worker.do(forever)
         assert next(job) == 1
-        with pytest.raises(Stopped, match="did not answer within 2 s"):
+        with pytest.raises(Stopped, match="did not answer within 8 s"):
             next(job)
         assert list(worker.do(once)) == ["somebody:correct"]
 
@@ -222,7 +222,7 @@ def test_there_are_public_targets_enough():
 
 # What each is known to differ in; all else that it can be asked must pass in float32.
 KNOWN = {
-    "torch.sdpa.flash": {"alignment: top-left", "poison: keys and values leak"},
+    "torch.sdpa.flash": {"alignment: top-left", "poison: values leak"},
     "onnx.reference": {
         "alignment: top-left", "poison: keys and values leak", "window without causal: W + 1 keys, the future open",
         "causal window of W: W + 1 keys", "alignment: top-left + causal window of W: W + 1 keys",
