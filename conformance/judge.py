@@ -30,7 +30,7 @@ def judge(path: str, arrays: str | None, done: Callable[[int, int], None], limit
     """
     quick_to_compile()
     with Worker(path, arrays, limit) as first:
-        asked = [(case, dtype) for dtype in DTYPES for case in _cases(path, first.kind)]
+        asked = [(case, dtype) for dtype in DTYPES for case in cases_of(path, first.kind)]
         waiting: SimpleQueue[tuple[int, Case, str]] = SimpleQueue()
         for number, (case, dtype) in enumerate(asked):
             waiting.put((number, case, dtype))
@@ -43,7 +43,7 @@ def judge(path: str, arrays: str | None, done: Callable[[int, int], None], limit
                     number, case, dtype = waiting.get_nowait()
                 except Empty:
                     return
-                found[number] = _checks(worker, path, case, dtype)
+                found[number] = checks_of(worker, path, case, dtype)
                 done(len(found), len(asked))
 
         def work_too() -> None:
@@ -70,14 +70,15 @@ def listen(path: str, arrays: str | None, limit: float = TIME_LIMIT) -> list[Fin
     return heard
 
 
-def _cases(path: str, kind: str) -> list[Case]:
+def cases_of(path: str, kind: str) -> list[Case]:
     """Everybody's functions and classes get every case; of the public classes, which are many, one grouping does."""
     if kind == "function":
         return kernel_cases()
     return [case for case in layer_cases() if path not in PUBLIC or case.grouping == ALL_FEATURES]
 
 
-def _checks(worker: Worker, path: str, case: Case, dtype: str) -> list[Check]:
+def checks_of(worker: Worker, path: str, case: Case, dtype: str) -> list[Check]:
+    """One case in one dtype; what ends the worker's process is a check that failed."""
     try:
         return [check for check in worker.do(_judge, case, dtype) if check is not None]
     except (Stopped, NotATarget, RuntimeError) as error:

@@ -112,6 +112,7 @@ function openLinked() {
   const asked = decodeURIComponent(location.hash.slice(1));
   document.querySelectorAll("tr[data-row] td").forEach(box => {
     if (asked && box.firstChild && nameOf(box.parentNode.dataset.row, box.dataset.column) === asked) {
+      byId("detail").hidden = false; // first, since it takes room from the matrix
       box.firstChild.scrollIntoView({ block: "center", inline: "center" });
       box.firstChild.click();
     }
