@@ -1,0 +1,1 @@
+"""What `pytest --pyargs conformance` collects. The options and fixtures are in `conformance/pytest_plugin.py`."""
