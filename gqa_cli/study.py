@@ -121,7 +121,7 @@ def perplexity_study(seeds: Seeds = 3, quick: Quick = False, folder: Folder = RE
     with _progress(console) as progress:
         done = _steps(progress, "training", recipe.steps * len(perplexity.KV_HEADS) * seeds)
         outcomes = perplexity.evaluate_perplexity_vs_kv_heads(
-            Runs(folder / "runs"), seeds=chosen, recipe=recipe, done=done
+            seeds=chosen, recipe=recipe, runs=Runs(folder / "runs"), done=done
         )
     found = perplexity.as_rows(perplexity.summaries(outcomes))
     caption = f"{outcomes[0].training_tokens:,} bytes of training for each, the same for all; +-: of a single run"
@@ -139,7 +139,7 @@ def uptraining_study(seeds: Seeds = 3, quick: Quick = False, folder: Folder = RE
     console, recipe, chosen = Console(), QUICK if quick else Recipe(), range(seeds)
     with _progress(console) as progress:
         done = _steps(progress, "uptraining", uptraining.steps_in_all(recipe, seeds=chosen))
-        points = uptraining.uptrain(Runs(folder / "runs"), seeds=chosen, recipe=recipe, done=done)
+        points = uptraining.uptrain(seeds=chosen, recipe=recipe, runs=Runs(folder / "runs"), done=done)
     _publish_uptraining(console, folder, "uptraining", points)
 
 
@@ -152,7 +152,7 @@ def uptraining_smollm2_study(quick: Quick = False, folder: Folder = RESULTS) -> 
     console, recipe = Console(), smollm2.QUICK if quick else smollm2.Uptraining()
     with _progress(console) as progress:
         done = _steps(progress, "uptraining", smollm2.steps_in_all(recipe))
-        points = smollm2.uptrain(Runs(folder / "runs"), recipe, done=done)
+        points = smollm2.uptrain(recipe, runs=Runs(folder / "runs"), done=done)
     _publish_uptraining(console, folder, "uptraining-smollm2", points)
 
 
@@ -235,7 +235,7 @@ def _perplexities(
 
     recipe = next((each for each in recipes if perplexity.is_finished(runs, each)), recipes[-1])
     done = _steps(progress, "perplexity", recipe.steps * len(perplexity.KV_HEADS) * len(perplexity.SEEDS))
-    found = perplexity.summaries(perplexity.evaluate_perplexity_vs_kv_heads(runs, recipe=recipe, done=done))
+    found = perplexity.summaries(perplexity.evaluate_perplexity_vs_kv_heads(recipe=recipe, runs=runs, done=done))
     return (
         f"{recipe.layers} layers of width {recipe.width}, {recipe.steps} steps",
         {each.num_kv_heads: (each.perplexity, each.perplexity_deviation) for each in found},

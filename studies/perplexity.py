@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from studies import text
-from studies.runs import Runs, Weights
+from studies.runs import DEFAULT, Runs, Weights
 from studies.timing import seconds
 from studies.training import Recipe, built, initial_weights, nats_per_token, trained
 
@@ -33,10 +33,11 @@ class Outcome:
 
 
 def evaluate_perplexity_vs_kv_heads(
-    runs: Runs,
     kv_heads: Sequence[int] = KV_HEADS,
     seeds: Sequence[int] = SEEDS,
     recipe: Recipe = Recipe(),  # noqa: B008  (frozen)
+    *,
+    runs: Runs = DEFAULT,
     done: Done = lambda steps: None,
 ) -> list[Outcome]:
     """Train a model for each of `kv_heads` and `seeds`, or find it finished among `runs`, and measure its perplexity

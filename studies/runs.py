@@ -43,3 +43,6 @@ class Runs:
     def _path(self, name: str, settings: Mapping[str, Any], suffix: str) -> Path:
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
         return self.folder / f"{name}-{digest}{suffix}"
+
+
+DEFAULT = Runs(Path("results") / "runs")

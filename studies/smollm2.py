@@ -16,7 +16,7 @@ from gqa_spec.weights.checkpoint import open_checkpoint
 from gqa_spec.weights.families import read_model
 from studies import text
 from studies.perplexity import Done
-from studies.runs import Runs, Weights
+from studies.runs import DEFAULT, Runs, Weights
 from studies.training import Training, built, nats_per_token
 from studies.uptraining import METHODS, UNPOOLED, Point, pooled
 
@@ -39,7 +39,13 @@ class Uptraining:
 QUICK = Uptraining(context=16, batch=1, stops=(0, 1), passages=1)
 
 
-def uptrain(runs: Runs, recipe: Uptraining, seed: int = 0, done: Done = lambda steps: None) -> list[Point]:
+def uptrain(
+    recipe: Uptraining = Uptraining(),
+    seed: int = 0,
+    *,
+    runs: Runs = DEFAULT,
+    done: Done = lambda steps: None,
+) -> list[Point]:
     """Every way of pooling, and no pooling, at each of the stops; perplexities are per token. `done` is told how many
     steps were made or found."""
     base: list[tuple[ModelConfig, Weights, Array, Array]] = []  # read when the first run is not found

@@ -14,7 +14,7 @@ from gqa_spec import ModelConfig
 from gqa_spec.weights.heads import pool_kv_heads
 from studies import perplexity, text
 from studies.perplexity import Done
-from studies.runs import Runs, Weights
+from studies.runs import DEFAULT, Runs, Weights
 from studies.training import Recipe, Training, built, nats_per_token
 
 Method = Literal["mean", "first", "random"]
@@ -39,10 +39,11 @@ class Point:
 
 
 def uptrain(
-    runs: Runs,
     kv_heads: Sequence[int] = KV_HEADS,
     seeds: Sequence[int] = perplexity.SEEDS,
     recipe: Recipe = Recipe(),  # noqa: B008  (frozen)
+    *,
+    runs: Runs = DEFAULT,
     done: Done = lambda steps: None,
 ) -> list[Point]:
     """Every way of pooling, and no pooling, at every share of the recipe's steps. The perplexity study's models with

@@ -307,23 +307,23 @@ def test_a_study_broken_off_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
     monkeypatch.setattr(perplexity, "trained", counted)
     with pytest.raises(KeyboardInterrupt):
-        perplexity.evaluate_perplexity_vs_kv_heads(runs, (4, 2, 1), (0, 1), TINY)
+        perplexity.evaluate_perplexity_vs_kv_heads((4, 2, 1), (0, 1), TINY, runs=runs)
     assert not perplexity.is_finished(runs, TINY, (4, 2, 1), (0, 1))
     assert perplexity.is_finished(runs, TINY, (4, 2, 1), (0,))
     begun[:] = []
     told = []
-    found = perplexity.evaluate_perplexity_vs_kv_heads(runs, (4, 2, 1), (0, 1), TINY, told.append)
+    found = perplexity.evaluate_perplexity_vs_kv_heads((4, 2, 1), (0, 1), TINY, runs=runs, done=told.append)
     assert len(begun) == 3
     assert sum(told) == 6 * TINY.steps
     begun[:] = [1] * 3
-    assert perplexity.evaluate_perplexity_vs_kv_heads(runs, (4, 2, 1), (0, 1), TINY) == found
+    assert perplexity.evaluate_perplexity_vs_kv_heads((4, 2, 1), (0, 1), TINY, runs=runs) == found
 
 
 # --- perplexity ------------------------------------------------------------------------------------------------------
 
 
 def test_each_run_is_held_against_mha_of_its_own_seed(tmp_path):
-    found = perplexity.evaluate_perplexity_vs_kv_heads(Runs(tmp_path), (4, 1), (0, 1), TINY)
+    found = perplexity.evaluate_perplexity_vs_kv_heads((4, 1), (0, 1), TINY, runs=Runs(tmp_path))
     assert [(each.num_kv_heads, each.seed) for each in found] == [(4, 0), (4, 1), (1, 0), (1, 1)]
     mha = {each.seed: each.perplexity for each in found if each.num_kv_heads == 4}
     for each in found:
@@ -370,8 +370,8 @@ def test_pooling_equal_heads_changes_nothing_and_other_heads_something(tmp_path)
 def test_curves_begin_where_the_models_stood_and_read_the_same_passages(tmp_path):
     runs = Runs(tmp_path)
     recipe = replace(TINY, steps=20)
-    (mha,) = perplexity.evaluate_perplexity_vs_kv_heads(runs, (4,), (0,), recipe)
-    points = uptraining.uptrain(runs, (1,), (0,), recipe)
+    (mha,) = perplexity.evaluate_perplexity_vs_kv_heads((4,), (0,), recipe, runs=runs)
+    points = uptraining.uptrain((1,), (0,), recipe, runs=runs)
     curves = {
         method: [p for p in points if p.method == method] for method in (uptraining.UNPOOLED, *uptraining.METHODS)
     }
@@ -381,12 +381,12 @@ def test_curves_begin_where_the_models_stood_and_read_the_same_passages(tmp_path
         assert curve[1].perplexity == curve[2].perplexity != curve[4].perplexity
     assert curves[uptraining.UNPOOLED][0].perplexity == mha.perplexity
     assert len({curve[0].perplexity for curve in curves.values()}) == 4
-    assert uptraining.uptrain(runs, (1,), (0,), recipe) == points
+    assert uptraining.uptrain((1,), (0,), recipe, runs=runs) == points
 
 
 def test_what_uptraining_says_it_does_is_what_it_tells(tmp_path):
     told = []
-    uptraining.uptrain(Runs(tmp_path), (2, 1), (0,), TINY, told.append)
+    uptraining.uptrain((2, 1), (0,), TINY, runs=Runs(tmp_path), done=told.append)
     assert sum(told) == uptraining.steps_in_all(TINY, (2, 1), (0,))
 
 
@@ -401,14 +401,14 @@ def test_smollm2_is_pooled_layer_by_layer(tmp_path, monkeypatch):
     read = (config, training.initial_weights(config, 0), text.batches(train, 5, 2, 12, 0), text.passages(test[:40], 12))
     monkeypatch.setattr(smollm2, "_read", lambda *_: read)
     told = []
-    points = smollm2.uptrain(Runs(tmp_path), recipe, done=told.append)
+    points = smollm2.uptrain(recipe, runs=Runs(tmp_path), done=told.append)
     assert sum(told) == smollm2.steps_in_all(recipe) == 20
     assert [p.steps for p in points] == [0, 2, 5] * 4
     assert [p.num_kv_heads for p in points[::3]] == [3, 1, 1, 1]
     expected = math.exp(training.nats_per_token(training.built(config, read[1]), read[3]))
     np.testing.assert_allclose(points[0].perplexity, expected, rtol=1e-6)
     monkeypatch.setattr(smollm2, "_read", None)  # nothing is read where all runs are finished
-    assert smollm2.uptrain(Runs(tmp_path), recipe) == points
+    assert smollm2.uptrain(recipe, runs=Runs(tmp_path)) == points
 
 
 # --- variants --------------------------------------------------------------------------------------------------------
