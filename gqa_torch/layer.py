@@ -155,17 +155,22 @@ class GroupedQueryAttention(nn.Module):
         """
         count = self._count(x, cache, lengths)
         T = x.shape[1]
-        real = (torch.arange(T, device=count.device) < count[:, None]).to(x.device)[..., None]
         positions = None if self.config.rope is None else cache.length[:, None] + torch.arange(T, device="cpu")
-        tokens = x if lengths is None else torch.where(real, x, 0)
+        tokens = x
+        if lengths is not None:
+            real = (torch.arange(T, device=count.device) < count[:, None]).to(x.device)[..., None]
+            tokens = torch.where(real, x, 0)
         q, k, v = _newest(self._heads(tokens, None, None, None, positions, positions, None, cache.rope_length))
         settings = cache_.visibility(cache, T, self.config, device=x.device)
-        fits = cache_.fits(cache, count).to(x.device)[:, None, None]
         longer, keys, values = cache_.appended(cache, k, v, count)
         settings = self._kernel_settings(q, keys, None) | settings
         context = attend(q, keys.to(q.dtype), values.to(q.dtype), **settings, clean=True)
-        output = torch.where(real, self._output(context), 0)
-        return torch.where(fits, output, torch.nan), longer
+        output = self._output(context)
+        output = output if lengths is None else torch.where(real, output, 0)
+        if torch.compiler.is_compiling():  # else a row without room has raised
+            fits = cache_.fits(cache, count).to(x.device)
+            output = torch.where(fits[:, None, None], output, torch.nan)
+        return output, longer
 
     @torch.no_grad()
     def load_weights(self, mapping: Mapping[str, Any]) -> Self:
@@ -210,8 +215,11 @@ class GroupedQueryAttention(nn.Module):
             length = S if length is None else length
             positions = query_positions(T, S, offset, device=q.device) if positions is None else positions
             key_positions = torch.arange(S, device=k.device) if key_positions is None else key_positions
-            stages["q_rope"] = rope.rotate(q, positions, config.rope, length)
-            stages["k_rope"] = rope.rotate(k, key_positions, config.rope, length)
+            settings, pairing = (config.rope, config.rotary_dim, length), config.rope.pairing
+            tables = rope.cos_sin(positions, *settings, like=q)
+            stages["q_rope"] = rope.turn(q, tables, pairing)
+            same = key_positions is positions  # as in `extend`
+            stages["k_rope"] = rope.turn(k, tables if same else rope.cos_sin(key_positions, *settings, like=k), pairing)
         return stages
 
     def _count(self, x: Array, cache: KVCache, lengths: Array | None) -> Integer[Array, "B"]:

@@ -19,16 +19,31 @@ def rotate(
     rope_length: int,
 ) -> Float[Array, "B N T H"]:
     """x with its leading `rotary_dim` dimensions turned by position * frequency; positions (T,) or (B, T)."""
-    rotary_dim = rope.rotary_dim or x.shape[-1]
-    dtype = compute_dtype(x.dtype)
-    frequencies = inv_freq(rope, rotary_dim, rope_length, device=x.device).to(dtype)
-    angles = positions.to(x.device, dtype)[..., None] * frequencies
+    return turn(x, cos_sin(positions, rope, rope.rotary_dim or x.shape[-1], rope_length, like=x), rope.pairing)
+
+
+def cos_sin(
+    positions: Integer[Array, "..."], rope: RopeConfig, rotary_dim: int, rope_length: int, *, like: Array
+) -> tuple[Array, Array]:
+    """cos and sin of every angle, times the attention factor: (T, pairs), or (B, 1, T, pairs) for positions (B, T).
+
+    On the device of `like`, in its compute dtype.
+    """
+    dtype = compute_dtype(like.dtype)
+    frequencies = inv_freq(rope, rotary_dim, rope_length, device=like.device).to(dtype)
+    angles = positions.to(like.device, dtype)[..., None] * frequencies
     angles = angles if angles.ndim == 2 else angles[:, None]
     factor = attention_factor(rope)
-    cos, sin = angles.cos() * factor, angles.sin() * factor
-    first, second = _pairs(x[..., :rotary_dim].to(dtype), rope.pairing)
-    turned = _joined(first * cos - second * sin, second * cos + first * sin, rope.pairing)
-    return torch.cat([turned.to(x.dtype), x[..., rotary_dim:]], dim=-1)
+    return (angles.cos(), angles.sin()) if factor == 1 else (angles.cos() * factor, angles.sin() * factor)
+
+
+def turn(x: Float[Array, "B N T H"], tables: tuple[Array, Array], pairing: str) -> Float[Array, "B N T H"]:
+    """x with as many leading dimensions turned as there are angles for."""
+    cos, sin = tables
+    rotary_dim = 2 * cos.shape[-1]
+    first, second = _pairs(x[..., :rotary_dim].to(cos.dtype), pairing)
+    turned = _joined(first * cos - second * sin, second * cos + first * sin, pairing).to(x.dtype)
+    return turned if rotary_dim == x.shape[-1] else torch.cat([turned, x[..., rotary_dim:]], dim=-1)
 
 
 def _pairs(x: Array, pairing: str) -> tuple[Array, Array]:
