@@ -296,17 +296,21 @@ def test_a_run_broken_off_is_none(tmp_path):
     assert runs.result("x", {}) is None
 
 
+class BrokenOff(Exception):
+    pass
+
+
 def test_a_study_broken_off_goes_on_where_it_stopped(tmp_path, monkeypatch):
     runs, real, begun = Runs(tmp_path), perplexity.trained, []
 
     def counted(*arguments):
         if len(begun) == 3:
-            raise KeyboardInterrupt
+            raise BrokenOff
         begun.append(1)
         return real(*arguments)
 
     monkeypatch.setattr(perplexity, "trained", counted)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(BrokenOff):
         perplexity.evaluate_perplexity_vs_kv_heads((4, 2, 1), (0, 1), TINY, runs=runs)
     assert not perplexity.is_finished(runs, TINY, (4, 2, 1), (0, 1))
     assert perplexity.is_finished(runs, TINY, (4, 2, 1), (0,))
