@@ -128,5 +128,5 @@ class Request:
             if not alive.any():
                 break
             tokens = np.array([[0 if token is None else token] for token in chosen])
-            lengths = alive.astype(np.int64)
+            lengths = np.ones_like(lengths)  # an ended row goes on unread: all rows being alike is faster
         return new

@@ -58,9 +58,17 @@ def test_by_hand(settings: dict[str, Any], uniform: float, token: int) -> None:
     assert choose(LOGITS, Sampling(**settings), uniform) == token
 
 
-def test_equal_logits_fall_to_the_first() -> None:
-    assert choose(np.zeros(5), Sampling(), 0.9) == 0
-    assert choose(np.zeros(5), Sampling(temperature=1.0, top_k=2), 0.9) == 1
+def test_equal_logits_are_ordered_by_token() -> None:
+    logits = np.arange(1000) * 7919 % 3.0
+    order = sorted(range(1000), key=lambda token: (-logits[token], token))
+    assert choose(logits, Sampling(), 0.9) == order[0] == 1
+    flat = Sampling(temperature=1e9)  # equal probabilities, in this order
+    assert [choose(logits, flat, (i + 0.5) / 1000) for i in range(0, 1000, 31)] == order[::31]
+
+
+def test_a_token_needs_more_than_the_sum_before_it() -> None:
+    even = np.zeros(4)
+    assert [choose(even, Sampling(temperature=1.0), u) for u in (0.0, 0.25, 0.5, 0.75)] == [0, 1, 2, 3]
 
 
 def test_samples_follow_the_distribution() -> None:

@@ -43,6 +43,7 @@ CONFIGS = {
     "layer norm without bias": decoder(
         attention(), norm="layer", norm_placement="both", feed_forward_bias=True, activation="gelu"
     ),
+    "bidirectional": decoder(attention(causal=False, window=3), attention(causal=False, qkv_bias=True), tied=True),
     "states of vectors": decoder(attention(), vocab_size=None, input_dim=11, output="last_hidden"),
     "encoder": ModelConfig.encoder(
         embed_dim=11, hidden_size=24, num_heads=6, num_layers=2, window_size=3,
@@ -396,6 +397,11 @@ def test_vectors_in_the_wrong_dtype_and_tokens_out_of_range(wing: str) -> None:
     for transformer, bad, kind, sentence in refused:
         with pytest.raises(kind, match=f"^{re.escape(sentence)}$"):
             transformer(given(wing, bad))
+
+
+def test_a_bidirectional_model_has_no_cache(wing: str) -> None:
+    with pytest.raises(ValueError, match=r"^cache: expected a layer with causal=True, got causal=False$"):
+        model(wing, "bidirectional").init_cache(B, T)
 
 
 def test_lengths_and_caches_are_checked(wing: str) -> None:
