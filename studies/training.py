@@ -32,9 +32,9 @@ class Recipe:
     feed_forward: int = 384
     context: int = 256
     batch: int = 8
-    steps: int = 600
+    steps: int = 500
     rate: float = 3e-3
-    test_bytes: int = 2**17
+    test_bytes: int = 2**16
 
     def config(self, num_kv_heads: int) -> ModelConfig:
         layer = AttentionConfig(
