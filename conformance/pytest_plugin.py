@@ -143,7 +143,7 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 def _nothing_judged(config: pytest.Config) -> bool:
     reporter = config.pluginmanager.get_plugin("terminalreporter")  # xdist's own processes have none
-    if reporter is None or JUDGE not in config.stash:
+    if reporter is None or JUDGE not in config.stash or config.option.collectonly:
         return False
     return not any(reporter.stats.get(outcome) for outcome in ("passed", "failed", "error", "xfailed", "xpassed"))
 
