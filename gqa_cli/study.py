@@ -207,8 +207,9 @@ def model_speed_study(
     limits = machine.Limits() if wants_limits else None
     about = {"machine": machine.description(limits), "versions": machine.versions()}
 
-    names = dict.fromkeys(name for row in chosen for name in (row.ours, row.contender) if name != model_speed.BANDWIDTH)
-    loaded = [model_speed.measure_load(name, path) for name in track(names if loads else (), "loads", console=console)]
+    names = {name for row in chosen for name in (row.ours, row.contender)} - {model_speed.BANDWIDTH}
+    timed = track(sorted(names), "loads", console=console) if loads else ()
+    loaded = [model_speed.measure_load(name, path) for name in timed]
     figures, different = [], []
     for row in track(chosen, "speed", console=console):
         try:
@@ -219,10 +220,10 @@ def model_speed_study(
     console.print(report.table(f"Decoding {path.name}", found, report.MODEL_SPEED))
     if loaded:
         console.print(report.table("First load", model_speed.as_rows(loaded), report.LOADS))
+        _publish(console, folder, "model-loads", model_speed.as_rows(loaded), None)
     for part in left_out + different:
         console.print(f"[yellow]left out: {part}[/]")
     _print_about(console, about)
-    _publish(console, folder, "model-loads", model_speed.as_rows(loaded), None)
     _publish(console, folder, "model-speed", found, lambda plots: plots.model_speed(figures))
     raise typer.Exit(1 if different else 0)
 

@@ -146,4 +146,8 @@ MODEL_SPEED: Columns = {
     "ratio\nquartiles": lambda row: f"{row['ratio']:.2f}\n{row['ratio_low']:.2f}-{row['ratio_high']:.2f}",
     "target": lambda row: "" if row["target"] is None else f"{row['target']:g}\n{VERDICTS[row['verdict']]}",
 }
-LOADS: Columns = {"first load": field("name"), "seconds": field("seconds", ".1f")}
+LOADS: Columns = {
+    "first load": field("name"),
+    "seconds": field("seconds", ".1f"),
+    "limit": lambda row: "" if row["limit"] is None else f"{row['limit']:g} {VERDICTS[row['verdict']]}",
+}
