@@ -87,6 +87,7 @@ class Patterns:
 
 JUDGE = pytest.StashKey[Judge]()
 PATTERNS = pytest.StashKey[tuple[Patterns, Patterns]]()
+NOTHING_JUDGED = pytest.StashKey[bool]()
 NOTHING = "gqa: nothing was judged: every case is unsupported or skipped"
 
 
@@ -134,10 +135,11 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """As `gqa conform`: a run in which nothing was judged has not passed."""
     if exitstatus == pytest.ExitCode.OK and _nothing_judged(session.config):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        session.config.stash[NOTHING_JUDGED] = True
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    if _nothing_judged(config):
+    if NOTHING_JUDGED in config.stash:
         terminalreporter.write_line(NOTHING, red=True)
 
 
