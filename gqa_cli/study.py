@@ -98,12 +98,10 @@ def memory_study(
     savings = memory.savings()
     at_2048 = memory.as_rows(each for each in savings if each.seq_len == 2048)
     console.print(report.table("KV cache at LLaMA-7B's size", at_2048, report.MEMORY, report.MEMORY_CAPTION))
-    found, caption = (
-        memory.as_rows(needs),
-        (
-            f"(layers with a window), and what a token costs before and after these are full; batch of {batch_size}, "
-            f"{element} bytes for a number; fit: into {gibibytes:g} GiB for the cache alone"
-        ),
+    found = memory.as_rows(needs)
+    caption = (
+        f"(layers with a window), and what a token costs before and after these are full; batch of {batch_size}, "
+        f"{element} bytes for a number; fit: into {gibibytes:g} GiB for the cache alone"
     )
     console.print(report.table("Models", found, report.MEMORY_MODELS, caption))
     _publish(console, folder, "memory", memory.as_rows(savings), lambda plots: plots.memory_savings(savings))
