@@ -104,11 +104,12 @@ def _until_different(asked: Iterator[Trace]) -> tuple[list[str], Trace]:
 
 def _print(found: Trace, agreed: list[str], shown: picture.Place | None) -> None:
     console = Console()
-    table = Table(title=f"{found.case}, {found.dtype}", caption="errors relative to the stage's largest value")
+    title = f"A {found.names[0]}, B {found.names[1]}\n{found.case}, {found.dtype}"
+    table = Table(title=escape(title), caption="errors relative to the stage's largest value")
     table.add_column("stage")
     table.add_column("shape")
-    for name in (f"{found.names[0]} ~ oracle", f"{found.names[1]} ~ oracle", " ~ ".join(found.names)):
-        table.add_column(escape(name), justify="right", overflow="fold")
+    for name in ("A ~ oracle", "B ~ oracle", "A ~ B"):
+        table.add_column(name, justify="right")
     for stage in found.compared:
         style = "bold red" if stage == found.first else "red" if stage.reason else "green"
         table.add_row(stage.stage, str(stage.shape), *map(_number, (*stage.errors, stage.between)), style=style)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import sys
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -290,3 +292,20 @@ def test_the_picture_is_a_png_of_three_panels(tmp_path):
     colourful = [float((np.ptp(third, axis=2) > 0.3).mean()) for third in thirds]
     assert min(colourful[:2]) > 0.2  # viridis is all colour; a difference is mostly white
     assert 0.001 < colourful[2] < colourful[0]
+
+
+# --- the guide -------------------------------------------------------------------------------------------------------
+
+
+def test_the_guide_shows_what_happens(tmp_path):
+    guide = (Path(__file__).parents[1] / "docs" / "conformance.md").read_text()
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", guide, flags=re.MULTILINE | re.DOTALL)
+    source = next(text for language, text in blocks if language == "python")
+    shown = next(text for _, text in blocks if text.startswith("first stage that differs"))
+    (tmp_path / "my_module.py").write_text(source)
+    sys.modules.pop("my_module", None)
+    command = re.search(r"`gqa (trace numpy my_module:attention [^`]*)`", guide)[1]
+    result = CliRunner().invoke(app, command.split())
+    assert result.exit_code == 1
+    said = re.sub(r"at most [\d.e-]+ allowed", "at most ... allowed", result.output)
+    assert said.endswith(re.sub(r"at most [\d.e-]+ allowed", "at most ... allowed", shown))
