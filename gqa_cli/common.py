@@ -9,7 +9,15 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TransferSpeedColumn,
+)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is at DEST.")]
@@ -20,13 +28,15 @@ def one_sentence() -> Iterator[None]:
     """Bad input, and a file system that refuses, end the command with one line and exit code 2."""
     try:
         yield
-    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
+    except ModuleNotFoundError as error:
+        typer.echo(f"install the package {error.name} to do this", err=True)
+        raise typer.Exit(2) from error
+    except (ValueError, TypeError, OSError) as error:
         typer.echo(" ".join(str(error).split()), err=True)
         raise typer.Exit(2) from error
 
 
 def bytes_bar() -> Progress:
-    """On stderr, so that stdout holds nothing but the result."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -34,7 +44,13 @@ def bytes_bar() -> Progress:
         TransferSpeedColumn(),
         TimeElapsedColumn(),
     )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
+    return progress(*columns)
+
+
+def progress(*columns: ProgressColumn) -> Progress:
+    """On stderr, so that stdout holds nothing but the result; none where nobody watches."""
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def print_json(found: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from gqa_cli.port import report, write_with_bar
 from gqa_spec.weights.port import plan_expanded, plan_pooled
 
 Source = Annotated[Path, typer.Argument(help="A checkpoint: a file or a folder.")]
-Dest = Annotated[Path, typer.Argument(help="The folder to write; it must not exist without --force.")]
+Dest = Annotated[Path, typer.Argument(help="A folder, or a file .safetensors or .npz; one that exists needs --force.")]
 
 
 def pool(

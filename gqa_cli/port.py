@@ -17,7 +17,9 @@ STATED = ("num_heads", "num_kv_heads", "head_dim", "pairing", "head_order", "fus
 
 def port(
     source: Annotated[Path, typer.Argument(help="A checkpoint: a file or a folder.")],
-    dest: Annotated[Path, typer.Argument(help="The folder to write; it must not exist without --force.")],
+    dest: Annotated[
+        Path, typer.Argument(help="A folder, or a file .safetensors or .npz; one that exists needs --force.")
+    ],
     to: Annotated[str, typer.Option("--to", metavar="LAYOUT", help=f"One of {', '.join(TARGETS)}.")],
     dtype: Annotated[str | None, typer.Option(help="float64, float32, float16, bfloat16; kept unless given.")] = None,
     force: Force = False,

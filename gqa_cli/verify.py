@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from conformance import verify as room
 from conformance.frameworks import available
 from conformance.targets import WINGS
-from gqa_cli.common import Json, one_sentence, print_json
+from gqa_cli.common import Json, one_sentence, print_json, progress
 from gqa_spec.weights.port import open_model
 
 ROWS = 12  # of the table: where everything differs, the first differences say why
@@ -35,10 +35,11 @@ def verify(
     with one_sentence():
         pair = _wings(wings)
         models = open_model(a), open_model(b)
-        with _progress() as progress:
-            bar = progress.add_task("layers", total=room.steps(*models))
+        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        with progress(*columns) as bars:
+            bar = bars.add_task("layers", total=room.steps(*models))
             verdicts = list(
-                room.verify(*models, wings=pair, dtype=dtype, done=lambda size: progress.update(bar, advance=size))
+                room.verify(*models, wings=pair, dtype=dtype, done=lambda size: bars.update(bar, advance=size))
             )
     if json:
         print_json(_as_json(verdicts, pair, dtype))
@@ -58,11 +59,6 @@ def _wings(given: str) -> tuple[str, str]:
     if len(pair) != 2:
         raise ValueError(f"--wings: expected two of {', '.join(WINGS)} with a comma between, got {given!r}")
     return pair[0], pair[1]
-
-
-def _progress() -> Progress:
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def _print(verdicts: list[room.Verdict], title: str) -> None:

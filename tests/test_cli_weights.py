@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -195,10 +196,28 @@ def test_other_files_and_formats(llama, tmp_path):
     pickled.mkdir()
     torch.save({n: torch.from_numpy(x) for n, x in tensors(llama).items()}, pickled / "pytorch_model.bin")
     shutil.copy(llama / "config.json", pickled)
-    for name in ("one.npz", "one.safetensors"):
+    for name in ("one.npz", "one.safetensors", "tree.orbax"):
         fine("port", pickled, tmp_path / name, "--to", "canonical")
         fine("port", tmp_path / name, tmp_path / f"{name} back", "--to", "huggingface")
         assert_same_bits(llama, tmp_path / f"{name} back")
+    assert open_checkpoint(tmp_path / "tree.orbax").format == "orbax"
+
+
+def test_a_folder_of_metas_own_becomes_one_of_hugging_face(llama, tmp_path):
+    """params.json as Meta writes it: nothing about lengths, and a vocabulary of -1."""
+    import torch
+
+    fine("port", llama, tmp_path / "ours", "--to", "meta")
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    stored = {name: torch.from_numpy(x) for name, x in tensors(tmp_path / "ours").items()}
+    torch.save(stored, theirs / "consolidated.00.pth")
+    params = {"dim": 72, "multiple_of": 256, "n_heads": 6, "n_kv_heads": 2, "n_layers": 2, "norm_eps": 1e-5}
+    (theirs / "params.json").write_text(json.dumps({**params, "vocab_size": -1}))
+    assert "equal" in fine("verify", llama, theirs).output
+    fine("port", theirs, tmp_path / "back", "--to", "huggingface")
+    assert_same_bits(llama, tmp_path / "back")
+    assert "max_position_embeddings" not in json.loads((tmp_path / "back" / "config.json").read_text())
 
 
 def test_nothing_is_overwritten_without_force(llama, tmp_path):
@@ -400,7 +419,11 @@ def bombed(folder: Path) -> None:
 
 BAD: dict[str, tuple[Any, tuple[str, ...]]] = {
     "truncated": (lambda f: replaced(f, whole(f)[:-100]), ("model.safetensors",)),
-    "empty": (lambda f: replaced(f, b""), ("model.safetensors",)),
+    "empty": (lambda f: replaced(f, b""), ("model.safetensors: the file is empty",)),
+    "git-lfs's pointer": (
+        lambda f: replaced(f, b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"),
+        ("model.safetensors", "git lfs pull"),
+    ),
     "corrupt": (lambda f: replaced(f, b"\xff" * 1000), ("model.safetensors",)),
     "lying header length": (
         lambda f: replaced(f, (2**62).to_bytes(8, "little") + whole(f)[8:]),
@@ -455,8 +478,35 @@ def test_bad_requests_are_one_sentence_and_nothing_written(llama, tmp_path, argu
     refused(run(command, llama, tmp_path / "dest", *options), tmp_path / "dest", *named)
 
 
-def test_a_layout_that_cannot_say_it_is_refused_by_name(gemma3, tmp_path):
-    refused(run("port", gemma3, tmp_path / "dest", "--to", "meta"), tmp_path / "dest", "meta")
+@pytest.mark.parametrize(
+    ("layout", "named"),
+    [
+        ("meta", ("meta", "head_dim", "H = 10, D = 30, N = 6")),
+        ("llama", ("llama", "no place for attention_post_norm, feed_forward_post_norm")),
+        ("olmo2", ("olmo2", "no place for attention_norm, feed_forward_norm")),
+        ("starcoder2", ("starcoder2", "feed_forward.gate")),
+        ("gemma2", ("gemma2", "attention[0].qk_norm 'rms_plus_one' (it would be None) and in 2 more")),
+    ],
+)
+def test_a_layout_that_cannot_say_it_is_refused_by_name(gemma3, tmp_path, layout, named):
+    refused(run("port", gemma3, tmp_path / "dest", "--to", layout), tmp_path / "dest", *named)
+
+
+@pytest.mark.parametrize("name", ["dest.gguf", "dest.pth"])
+def test_a_folder_does_not_take_the_name_of_a_file_that_is_not_written(llama, tmp_path, name):
+    refused(run("port", llama, tmp_path / name, "--to", "meta"), tmp_path / name, name, "folder", ".npz")
+
+
+def test_a_file_without_its_folder_is_told_where_its_settings_are(llama, tmp_path):
+    refused(
+        run("inspect", llama / "model.safetensors"), tmp_path / "dest", "no config.json", f"give its folder, {llama}"
+    )
+
+
+def test_a_package_that_is_missing_is_named(llama, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
+    dest = tmp_path / "dest.orbax"
+    refused(run("port", llama, dest, "--to", "meta"), dest, "install the package orbax")
 
 
 def test_a_full_disk_is_said(llama, tmp_path, monkeypatch):

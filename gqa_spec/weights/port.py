@@ -45,6 +45,7 @@ ATTENTION_ONLY = ("gpt_oss",)  # families whose other parts we do not have
 # The Hugging Face family of a model that comes from elsewhere.
 ORIGINS = {"gguf.llama": "llama", "gguf.qwen2": "qwen2", "gguf.gemma3": "gemma3_text", "meta.llama": "llama"}
 ALIASES = {"meta": "meta.llama", "flax": "flax.nnx.MultiHeadAttention", "keras": "keras.layers.GroupQueryAttention"}
+FORMATS = {".npz": "npz", ".orbax": "orbax"}
 TARGETS = ("huggingface", *ALIASES, *(name for name, family in FAMILIES.items() if family.write is not None))
 
 
@@ -111,11 +112,12 @@ def plan_expanded(source: str | Path, num_kv_heads: int | None = None) -> Plan:
 def write(
     plan: Plan, dest: str | Path, *, force: bool = False, done: Callable[[int], None] = lambda size: None
 ) -> None:
-    """The planned files: a folder, or a single file where dest ends in .safetensors or .npz. `done` counts bytes.
+    """The planned files: a folder, or a single file where dest ends in .safetensors or .npz; a folder that ends in
+    .orbax is written by orbax. `done` counts bytes.
 
     Raises CheckpointError where dest exists and force is not given, and as `save_checkpoint`; leaves nothing behind.
     """
-    format = "npz" if Path(dest).suffix == ".npz" else "safetensors"
+    format = FORMATS.get(Path(dest).suffix, "safetensors")
     save_checkpoint(
         dest, plan.tensors, format=format, settings=plan.settings, manifest=plan.manifest, force=force, done=done
     )

@@ -18,6 +18,8 @@ from gqa_spec.weights.checkpoint.tensors import Checkpoint, Contents, Entry, rea
 
 Reader = Callable[[Path], Contents]
 
+POINTER = b"version https://git-lfs"  # what a clone without git-lfs has in the place of large files
+
 FORMATS: dict[str, Reader] = {
     ".safetensors": format_safetensors.read,
     ".gguf": format_gguf.read,
@@ -45,8 +47,18 @@ def _file(path: Path) -> Contents:
         raise refuse(path, None, "no such file or folder")
     if path.suffix not in FORMATS:
         raise refuse(path, None, f"expected a folder or a file {', '.join(FORMATS)}, got suffix {path.suffix!r}")
+    return _read(FORMATS[path.suffix], path)
+
+
+def _read(reader: Reader, path: Path) -> Contents:
     with reading(path):
-        return FORMATS[path.suffix](path)
+        with path.open("rb") as file:
+            start = file.read(len(POINTER))
+        if not start:
+            raise refuse(path, None, "the file is empty")
+        if start == POINTER:
+            raise refuse(path, None, "only git-lfs's pointer to the file: run `git lfs pull`")
+        return reader(path)
 
 
 def _folder(path: Path) -> Contents:
@@ -79,8 +91,7 @@ def _sharded(read: Reader, index: Path) -> Contents:
 def _shard(read: Reader, path: Path, index: Path, tensor: str) -> Contents:
     if not path.is_file():
         raise refuse(path, tensor, f"no such file, although {index.name} names it")
-    with reading(path):
-        return read(path)
+    return _read(read, path)
 
 
 def _consolidated(path: Path) -> Contents:

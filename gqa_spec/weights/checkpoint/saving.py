@@ -8,6 +8,7 @@ from pathlib import Path
 from gqa_spec import checks
 from gqa_spec.weights.checkpoint import format_npz, format_orbax, format_safetensors
 from gqa_spec.weights.checkpoint.job import Job, Tensor
+from gqa_spec.weights.checkpoint.opening import FORMATS
 from gqa_spec.weights.checkpoint.replacing import replacing
 from gqa_spec.weights.checkpoint.settings import Settings
 from gqa_spec.weights.checkpoint.tensors import refuse
@@ -17,6 +18,7 @@ WRITERS: dict[str, Callable[[Job], None]] = {
     "npz": format_npz.write,
     "orbax": format_orbax.write,
 }
+FILES = {".safetensors": "safetensors", ".npz": "npz"}
 
 
 def save_checkpoint(
@@ -46,11 +48,19 @@ def save_checkpoint(
     path, tensors = Path(path), list(tensors)
     checks.choice("format", format, tuple(WRITERS))
     checks.integer("shard_bytes", shard_bytes, at_least=1)
+    _check_suffix(path, format)
     _check(path, tensors)
     beside = {"config": settings, "gqa_manifest": manifest}
     given = {name: content for name, content in beside.items() if content is not None}
     with replacing(path, force) as temporary:
         WRITERS[format](Job(temporary, path, tensors, given, shard_bytes, done))
+
+
+def _check_suffix(path: Path, format: str) -> None:
+    """A folder whose name ends as a file of another format would not be found again."""
+    if path.suffix in FORMATS and FILES.get(path.suffix) != format:
+        expected = f"a folder, or a file {' or '.join(FILES)}"
+        raise refuse(path, None, f"expected {expected}, to write {format}, got suffix {path.suffix!r}")
 
 
 def _check(path: Path, tensors: list[Tensor]) -> None:

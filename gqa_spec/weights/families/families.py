@@ -19,6 +19,7 @@ from gqa_spec.weights.names import model_weight_shapes
 
 Settings = Mapping[str, Any]
 LISTED = 8  # of a checkpoint's misfits: a wrong family has thousands
+UNKNOWN_LENGTH = ("max_length", None)  # Meta's files do not tell; a family's default then loses nothing
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ CANONICAL = Names(
 )  # fmt: skip
 
 MANIFEST = "gqa_manifest.json"
+FOLDER_FILES = (huggingface.FILE, meta.FILE, MANIFEST)
 # Layouts of attention alone: the rest of a model has its canonical names, and its settings are in the manifest.
 # "gemma" is Hugging Face's family here.
 _OF_FAMILIES = {names.layout for names in (*huggingface.NAMES.values(), *gguf.NAMES.values(), *meta.NAMES.values())}
@@ -106,9 +108,13 @@ def detect(checkpoint: Checkpoint) -> str:
     """
     name = _named(checkpoint)
     if name is None:
-        raise CheckpointError(f"{checkpoint.path}: no config.json and no other settings that name a family")
+        beside = checkpoint.path.is_file() and any((checkpoint.path.parent / file).is_file() for file in FOLDER_FILES)
+        hint = f": give its folder, {checkpoint.path.parent}" if beside else ""
+        raise CheckpointError(f"{checkpoint.path}: no config.json and no other settings that name a family{hint}")
     if not isinstance(name, str) or name not in FAMILIES:
-        raise CheckpointError(f"{checkpoint.path}: unknown family {name!r}, known are {', '.join(FAMILIES)}")
+        file = gguf.FILE if checkpoint.format == "gguf" else huggingface.FILE
+        known = ", ".join(known for known, family in FAMILIES.items() if family.file == file)
+        raise CheckpointError(f"{checkpoint.path}: unknown family {name!r}, known are {known}")
     return name
 
 
@@ -149,7 +155,11 @@ def foreign_tensors(family: str, config: ModelConfig) -> tuple[Group, ...]:
 
     Raises ValueError where the family's layout cannot express the config.
     """
-    return tuple(groups(FAMILIES[family].names, config))
+    names = FAMILIES[family].names
+    homeless = names.homeless(config)
+    if homeless:
+        raise ValueError(f"family {family} has no place for {', '.join(homeless)}")
+    return tuple(groups(names, config))
 
 
 def foreign_weights(family: str, config: ModelConfig, weights: Source) -> ForeignWeights:
@@ -243,12 +253,16 @@ def _differences(wanted: ModelConfig, got: ModelConfig) -> list[str]:
     lost = [
         f"{name} {mine!r} (it would be {theirs!r})"
         for name, mine, theirs in _fields(wanted, got)
-        if mine != theirs and name != "attention"
+        if mine != theirs and name != "attention" and (name, mine) != UNKNOWN_LENGTH
     ]
+    layers: dict[str, list[int]] = {}
     for number, (mine, theirs) in enumerate(zip(wanted.attention, got.attention, strict=True)):
-        lost += [
-            f"attention[{number}].{name} {a!r} (it would be {b!r})" for name, a, b in _fields(mine, theirs) if a != b
-        ]
+        for name, a, b in _fields(mine, theirs):
+            if a != b:
+                layers.setdefault(f"{name} {a!r} (it would be {b!r})", []).append(number)
+    for difference, numbers in layers.items():
+        more = f" and in {len(numbers) - 1} more" if len(numbers) > 1 else ""
+        lost.append(f"attention[{numbers[0]}].{difference}{more}")
     return lost
 
 

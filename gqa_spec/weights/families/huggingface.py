@@ -341,6 +341,8 @@ def write_config(family: str, config: ModelConfig) -> dict[str, Any]:
         **_rope_keys(family, config),
     }
     sizes = (config.vocab_size, config.hidden_size, config.feed_forward_size, config.num_layers, first.num_heads)
+    if config.max_length is None:
+        del table["max_position_embeddings"]
     understood = {key: value for key, value in table.items() if key in DEFAULTS[family]}
     names = {"model_type": family, "architectures": [f"{CLASSES[family]}ForCausalLM"]}
     return {**names, **dict(zip(SIZES, sizes, strict=True)), **understood}

@@ -66,6 +66,9 @@ def _rows(tensors: Source, name: str) -> int:
 def write_config(family: str, config: ModelConfig) -> dict[str, Any]:
     """ModelConfig -> params.json, as far as its keys go: the caller reads it back to see what they left out."""
     first = config.attention[0]
+    if first.head_dim * first.num_heads != config.hidden_size:
+        sizes = f"H = {first.head_dim}, D = {config.hidden_size}, N = {first.num_heads}"
+        raise ValueError(f"family {family} has no setting for head_dim, which is D / N in its code: got {sizes}")
     settings = {
         "dim": config.hidden_size, "n_layers": config.num_layers, "n_heads": first.num_heads,
         "n_kv_heads": first.num_kv_heads, "vocab_size": config.vocab_size, "norm_eps": config.norm_eps,

@@ -42,6 +42,13 @@ class Names:
     unused: tuple[str, ...] = ()
     tied_head: str = ""
 
+    def homeless(self, config: ModelConfig) -> list[str]:
+        """The modules of a model, attention apart, that this family has no tensors for."""
+        places = {*self.ends, *self.modules, *(module for modules in self.fused.values() for module in modules)}
+        inside = [re.sub(r"^blocks\.\d+\.", "", name) for name in model_weight_shapes(config)]
+        modules = dict.fromkeys(name.rpartition(".")[0] for name in inside if not name.startswith("attention."))
+        return [module for module in modules if module not in places]
+
     def ignores(self, name: str, config: ModelConfig) -> bool:
         repeated = config.tied and name == self.tied_head
         return repeated or any(re.fullmatch(pattern, name) for pattern in self.unused)
