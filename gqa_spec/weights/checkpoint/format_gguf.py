@@ -16,6 +16,15 @@ def read(path: Path) -> Contents:
     from gguf import GGUFReader
 
     class Reader(GGUFReader):
+        @property
+        def data(self) -> Any:
+            return self._plain
+
+        @data.setter
+        def data(self, mapped: Array) -> None:
+            """A plain view: to take one of a memmap's hundred thousand strings costs three times as much."""
+            self._plain = np.asarray(mapped)
+
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Array:
             """The package's own gives less at the end of the file, and so reads a lying list of nothing for ever."""
             if not 0 <= offset <= offset + int(count) * np.dtype(dtype).itemsize <= self.data.size:
