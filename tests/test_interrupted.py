@@ -7,10 +7,11 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,42 +44,66 @@ def value(checkpoint: Checkpoint) -> float:
     return found
 
 
-# Stops itself, as by kill -9, at the n-th of the calls of the operating system that change what is on the disk.
+# Each number that it reads is a process, forked before any thread is there, that saves and stops itself, as by kill -9,
+# at that one of the calls of the operating system that change what is on the disk. It answers how the process ended.
 STOPPED = """
 import os, signal, sys
 from pathlib import Path
 from tests.test_interrupted import save
-calls = 0
-def counted(event, arguments):
-    global calls
-    if event in ("os.rename", "os.mkdir", "os.link", "os.remove", "os.rmdir", "shutil.rmtree", "tempfile.mkdtemp",
-                 "shutil.copytree", "ctypes.dlsym/handle", "ctypes.dlopen") or (
-            event == "open" and isinstance(arguments[1], str) and set("wxa") & set(arguments[1])):
-        calls += 1
-        if calls == int(sys.argv[3]):
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(counted)
-save(Path(sys.argv[1]), 2.0, sys.argv[2], force=True)
+CHANGES = {
+    "os.rename", "os.mkdir", "os.link", "os.remove", "os.rmdir", "shutil.rmtree", "tempfile.mkdtemp",
+    "shutil.copytree", "ctypes.dlsym/handle", "ctypes.dlopen",
+}
+def save_until(number):
+    calls = 0
+    def counted(event, arguments):
+        nonlocal calls
+        writes = event == "open" and isinstance(arguments[1], str) and set("wxa") & set(arguments[1])
+        if event in CHANGES or writes:
+            calls += 1
+            if calls == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(counted)
+    save(Path(sys.argv[1]), 2.0, sys.argv[2], force=True)
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        save_until(int(line))
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
-def stopped(path: Path, form: str, number: int) -> bool:
-    command = [sys.executable, "-c", STOPPED, str(path), form, str(number)]
-    finished = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, check=False)
-    assert finished.returncode in (0, -signal.SIGKILL), finished.stderr.decode()
-    return finished.returncode != 0
+@contextmanager
+def stopping(path: Path, form: str) -> Iterator[Callable[[int], bool]]:
+    """A function that saves in a process which is stopped at its n-th change, and says whether it came so far."""
+    command = [sys.executable, "-c", STOPPED, str(path), form]
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
+    with subprocess.Popen(command, cwd=Path(__file__).parents[1], text=True, **pipes) as process:
+
+        def stopped(number: int) -> bool:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(f"{number}\n")
+            process.stdin.flush()
+            code = int(process.stdout.readline())
+            assert code in (0, -signal.SIGKILL)
+            return code != 0
+
+        yield stopped
 
 
 @pytest.mark.parametrize("form", ["safetensors", "npz"])
 def test_a_killed_process_leaves_the_old_or_the_new(form: str, tmp_path: Path) -> None:
     path, seen, number = tmp_path / NAMES[form], [], 0
     running = True
-    while running:
-        number += 1
-        if not path.exists() or value(open_checkpoint(path)) == 2.0:
-            save(path, 1.0, form, force=True)
-        running = stopped(path, form, number)
-        seen.append(value(open_checkpoint(path)))
+    with stopping(path, form) as stopped:
+        while running:
+            number += 1
+            if not path.exists() or value(open_checkpoint(path)) == 2.0:
+                save(path, 1.0, form, force=True)
+            running = stopped(number)
+            seen.append(value(open_checkpoint(path)))
     assert seen[0] == 1.0
     assert seen[-1] == 2.0
     assert sorted(seen) == seen, "once the new one stands, no later stop brings back the old"
@@ -88,10 +113,11 @@ def test_a_killed_process_leaves_the_old_or_the_new(form: str, tmp_path: Path) -
 @pytest.mark.parametrize("form", NAMES)
 def test_a_killed_process_leaves_nothing_under_a_new_name(form: str, tmp_path: Path) -> None:
     path = tmp_path / NAMES[form]
-    for number in (2, 3):
-        assert stopped(path, form, number)
-        assert not path.exists()
-        assert all(left.name.startswith(f".{path.name}.") for left in tmp_path.iterdir())
+    with stopping(path, form) as stopped:
+        for number in (2, 3):
+            assert stopped(number)
+            assert not path.exists()
+            assert all(left.name.startswith(f".{path.name}.") for left in tmp_path.iterdir())
 
 
 @contextmanager
@@ -134,7 +160,7 @@ def test_a_folder_without_permission_is_named(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="none/folder: No such file or directory; nothing was written"):
+    with pytest.raises(CheckpointError, match="none/folder: the folder to write it in does not exist; nothing was"):
         save(tmp_path / "none" / "folder", 1.0, "safetensors")
 
 
