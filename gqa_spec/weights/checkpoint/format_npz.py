@@ -65,7 +65,7 @@ def write(job: Job) -> None:
             descr = "|V2" if info.dtype == "bfloat16" else np.dtype(info.dtype).newbyteorder("<").str
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 npy.write_array_header_2_0(member, {"descr": descr, "fortran_order": False, "shape": info.shape})
-                job.write(member, tensor)
+                job.write(member, [tensor])
         for name, content in job.settings.items():
             archive.writestr(f"{name}.json", json.dumps(content, indent=2))
     sync(job.path)

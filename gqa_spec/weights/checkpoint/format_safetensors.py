@@ -44,10 +44,13 @@ def _read(file: BinaryIO, start: int, info: TensorInfo) -> Array:
     """A private mapping of the file: writable, and no memory of its own until it is written to. The package copies."""
     if not info.nbytes:
         return np.empty(info.shape, info.dtype)
-    data = np.memmap(file, np.uint8, "c", start, info.nbytes)
-    data[:: mmap.PAGESIZE].max()  # in the order of the file, so that the disk reads ahead
+    before = start % mmap.ALLOCATIONGRANULARITY
+    mapping = mmap.mmap(file.fileno(), before + info.nbytes, access=mmap.ACCESS_COPY, offset=start - before)
+    if hasattr(mmap, "MADV_WILLNEED"):  # the disk reads ahead, in whatever order the pages are asked for
+        mapping.madvise(mmap.MADV_WILLNEED)
+    data = np.frombuffer(mapping, np.uint8, info.nbytes, before)
     aligned = start % np.dtype(info.dtype).itemsize == 0
-    return (np.asarray(data) if aligned else np.array(data)).view(info.dtype).reshape(info.shape)
+    return (data if aligned else np.array(data)).view(info.dtype).reshape(info.shape)
 
 
 def write(job: Job) -> None:
@@ -103,5 +106,4 @@ def _write_file(job: Job, path: Path, tensors: list[Tensor], extra: dict[str, st
 
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors:
-            job.write(file, tensor)
+        job.write(file, tensors)
