@@ -28,6 +28,7 @@ from gqa_spec.weights.families import (
     foreign_tensors,
     foreign_weights,
     huggingface,
+    huggingface_tables,
     model_settings,
     read_attention,
     read_config,
@@ -103,7 +104,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_oss": ("gpt_oss", {"head_dim": 10, "num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": 5}),
 }  # fmt: skip
 WHOLE = [case for case, (family, _) in CASES.items() if family != "gpt_oss"]
-CLASSES = huggingface.CLASSES | {"gpt_oss": "GptOss"}
+CLASSES = huggingface_tables.CLASSES | {"gpt_oss": "GptOss"}
 
 
 def transformers_config(family: str, **settings: Any) -> Any:
@@ -143,7 +144,7 @@ def whole_model(request: pytest.FixtureRequest, folder: Path) -> tuple[Any, Path
 
 
 def test_every_family_has_a_case() -> None:
-    assert {family for family, _ in CASES.values()} == set(huggingface.NAMES) == set(huggingface.DEFAULTS)
+    assert {family for family, _ in CASES.values()} == set(huggingface_tables.NAMES) == set(huggingface_tables.DEFAULTS)
 
 
 # --- weights ---------------------------------------------------------------------------------------------------------
@@ -287,7 +288,7 @@ def test_settings_there_and_back(whole_model: tuple[Any, Path]) -> None:
     written = json.loads(json.dumps(model_settings(read.family, read.config)))
     assert huggingface.read_config(read.family, written) == read.config
     original, again = (transformers_config(read.family, **s).to_dict() for s in (dict(checkpoint.settings), written))
-    matter = set(huggingface.DEFAULTS[read.family]) | set(huggingface.SIZES)
+    matter = set(huggingface_tables.DEFAULTS[read.family]) | set(huggingface_tables.SIZES)
     matter -= {"max_window_layers", "no_rope_layer_interval", "sliding_window_pattern"}  # said by the lists of layers
     matter &= set(original)
     if read.family == "gemma":
@@ -307,11 +308,11 @@ def plain(value: Any) -> Any:
     return kept
 
 
-@pytest.mark.parametrize("family", huggingface.DEFAULTS)
+@pytest.mark.parametrize("family", huggingface_tables.DEFAULTS)
 def test_defaults_are_those_of_transformers(family: str) -> None:
     """A key left out, one after the other, means the same to both; with all left out too."""
     theirs = transformers_config(family).to_dict()
-    for key, value in huggingface.DEFAULTS[family].items():
+    for key, value in huggingface_tables.DEFAULTS[family].items():
         if key in theirs and key not in ("rope_parameters", "layer_types", "no_rope_layers"):
             expected = theirs[key]
             if key in ("num_key_value_heads", "head_dim", "sliding_window") and value != expected:
@@ -321,14 +322,14 @@ def test_defaults_are_those_of_transformers(family: str) -> None:
                 assert value is None or (key == "sliding_window" and not theirs["use_sliding_window"]), key
             else:
                 assert value == expected, key
-    least = {key: theirs[key] for key in huggingface.SIZES}
+    least = {key: theirs[key] for key in huggingface_tables.SIZES}
     full = json.loads(transformers_config(family, **least).to_json_string())
     assert huggingface.read_attention(family, least) == huggingface.read_attention(family, full)
     if family != "gpt_oss":
         assert huggingface.read_config(family, least) == huggingface.read_config(family, full)
 
 
-@pytest.mark.parametrize("family", huggingface.DEFAULTS)
+@pytest.mark.parametrize("family", huggingface_tables.DEFAULTS)
 def test_every_setting_that_is_understood_is_used(family: str) -> None:
     """Each key changes the config that results, or is refused: none is asked for and dropped."""
     base = SIZES | {"rope_theta": 77.0, "num_hidden_layers": 7}
@@ -354,8 +355,8 @@ def test_every_setting_that_is_understood_is_used(family: str) -> None:
         "sliding_window": {"use_sliding_window": True, "max_window_layers": 2},
         "original_max_position_embeddings": {"rope_scaling": {**PHI3_ROPE, "partial_rotary_factor": 1.0}},
     }
-    for key in huggingface.DEFAULTS[family]:
-        helper = {k: v for k, v in helpers.get(key, {}).items() if k in huggingface.DEFAULTS[family]}
+    for key in huggingface_tables.DEFAULTS[family]:
+        helper = {k: v for k, v in helpers.get(key, {}).items() if k in huggingface_tables.DEFAULTS[family]}
         assert any(differs(family, base | helper, {key: value}) for value in changes[key]), key
 
 
@@ -576,10 +577,10 @@ ODD = [
 ]  # fmt: skip
 
 
-@given(family=st.sampled_from(list(huggingface.DEFAULTS)), data=st.data())
+@given(family=st.sampled_from(list(huggingface_tables.DEFAULTS)), data=st.data())
 @settings(max_examples=300, deadline=None)
 def test_odd_settings_give_one_clear_error_or_a_config(family: str, data: st.DataObject) -> None:
-    keys = [*huggingface.DEFAULTS[family], *huggingface.SIZES, "model_type"]
+    keys = [*huggingface_tables.DEFAULTS[family], *huggingface_tables.SIZES, "model_type"]
     odd = data.draw(st.dictionaries(st.sampled_from(keys), st.sampled_from(ODD), min_size=1, max_size=3))
     with pytest.raises(CheckpointError, match="here: "):  # the tensors, at the latest, are missing
         read_model(stand_in(SIZES | {"model_type": family} | odd))

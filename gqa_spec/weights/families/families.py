@@ -11,7 +11,7 @@ from gqa_spec.config import AttentionConfig
 from gqa_spec.model_config import ModelConfig
 from gqa_spec.weights import manifest
 from gqa_spec.weights.checkpoint import Checkpoint, CheckpointError, TensorInfo
-from gqa_spec.weights.families import gguf, huggingface, meta
+from gqa_spec.weights.families import gguf, huggingface, huggingface_tables, meta
 from gqa_spec.weights.families.lazy import CanonicalWeights, ForeignWeights, Source, misfits
 from gqa_spec.weights.families.names import Group, Names, attention_groups, groups
 from gqa_spec.weights.layouts import LAYOUTS
@@ -72,7 +72,9 @@ MANIFEST = "gqa_manifest.json"
 FOLDER_FILES = (huggingface.FILE, meta.FILE, MANIFEST)
 # Layouts of attention alone: the rest of a model has its canonical names, and its settings are in the manifest.
 # "gemma" is Hugging Face's family here.
-_OF_FAMILIES = {names.layout for names in (*huggingface.NAMES.values(), *gguf.NAMES.values(), *meta.NAMES.values())}
+_OF_FAMILIES = {
+    names.layout for names in (*huggingface_tables.NAMES.values(), *gguf.NAMES.values(), *meta.NAMES.values())
+}
 BY_MANIFEST = {
     "deepmind.gemma" if name == "gemma" else name: name
     for name in LAYOUTS
@@ -85,7 +87,7 @@ FAMILIES: dict[str, Family] = {
             name, huggingface.FILE, names, lambda family, settings, _: huggingface.read_config(family, settings),
             None if name == "gpt_oss" else huggingface.write_config,
         )
-        for name, names in huggingface.NAMES.items()
+        for name, names in huggingface_tables.NAMES.items()
     },
     **{name: Family(name, gguf.FILE, names, gguf.read_config) for name, names in gguf.NAMES.items()},
     **{
