@@ -37,7 +37,7 @@ def save_checkpoint(
     format "safetensors" writes one file if the path ends in .safetensors, else a folder as Hugging Face has them:
     model.safetensors, or shards of at most `shard_bytes` and their index. "npz" writes one file. "orbax" writes a
     folder, with the names split at their dots. `settings` becomes config.json and `manifest` gqa_manifest.json in the
-    folder; a single file carries both inside. `done` is told the bytes of each tensor when it is written.
+    folder; a single file carries both inside. `done` is told how many bytes were written, piece by piece.
 
     The path appears or changes in one step, when everything is written and on the disk: a process that is stopped
     leaves what was there before. Files of an overwritten folder that are no part of a checkpoint are kept.
