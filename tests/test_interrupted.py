@@ -192,7 +192,6 @@ import sys
 from pathlib import Path
 import numpy as np
 from gqa_spec.weights.checkpoint import TensorInfo, open_checkpoint, save_checkpoint
-from gqa_spec.weights.checkpoint import job
 def anonymous():
     return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) * 1024
 checkpoint = open_checkpoint(sys.argv[1])
