@@ -1,19 +1,17 @@
-"""Attention in any dialect: one kernel and one layer, in NumPy, with every convention's alternatives inside.
+"""Attention in any dialect: one kernel in NumPy, with every convention's alternatives inside.
 
-Without a dialect they compute what SPEC.md says, which the tests prove against gqa_numpy. They exist to say which
-alternative reproduces somebody's output. They share nothing with the planted bugs, which judge the suite.
+Without a dialect it computes what SPEC.md says, which the tests prove against gqa_numpy. It exists to say which
+alternative reproduces somebody's output. It shares nothing with the planted bugs, which judge the suite.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from conformance.conventions import SPEC, Dialect, chosen
-from gqa_spec import AttentionConfig
 
 Array = np.ndarray
 
@@ -51,14 +49,21 @@ class Kernel:
             scores, visible = self._scores(
                 product, bias, visible, self._scale(scale, H, Hv), softcap, query.dtype, need_weights
             )
-            weights = self._softmax(scores, visible, self._sink(sinks, N, K, self._scale(scale, H, Hv), dtype))
+            if window is not None and self.does("sinks") == "dropped with a window":
+                sinks = None
+            sink = self._sink(sinks, (N, K, H), self._scale(scale, H, Hv), softcap)
+            weights = self._softmax(scores, visible, None if sink is None else sink.astype(dtype)[:, None, None])
             weights = self._empty(weights, seen, mask, sinks, need_weights)
-            factor = 1 if dropout_multiplier is None else dropout_multiplier.astype(dtype)
+            factor = 1 if dropout_multiplier is None else self._kept(dropout_multiplier).astype(dtype)
             rounded = (weights * factor).astype(query.dtype).astype(dtype)
             whole = raw[:, self._value_heads(N, K)].astype(dtype)  # a mean is of all values, hidden ones too
             context = np.where(seen, rounded @ v, rounded @ whole)
             context = np.where(weights.any(axis=-1, keepdims=True), context, dtype.type(0))
+            if self._of_empty(mask) == "the first value":
+                context = np.where(seen, context, whole[:, :, :1])
         returned = weights * factor if self.does("returned weights") == "after dropout" else weights
+        if self.does("returned weights") == "averaged over heads":
+            returned = returned.mean(axis=1)
         return context.astype(query.dtype), returned.astype(query.dtype) if need_weights else None
 
     def _key_heads(self, N: int, K: int) -> Array:
@@ -68,6 +73,10 @@ class Kernel:
                 return n % K
             case "divided by K: n // K":
                 return np.minimum(n // K, K - 1)
+            case "from the last: K - 1 - n // G":
+                return K - 1 - n // (N // K)
+            case "KV head 0 for all":
+                return 0 * n
         return n // (N // K)
 
     def _value_heads(self, N: int, K: int) -> Array:
@@ -83,7 +92,7 @@ class Kernel:
         nothing, everyone = np.zeros(shape), np.ones(shape, bool)
         if mask is None or (causal and self.does("mask with causal") == "causal alone"):
             return everyone, nothing
-        mask = np.broadcast_to(mask, shape)
+        mask = self._one_for_all(np.broadcast_to(mask, shape), "mask of each row and head")
         if mask.dtype == bool:
             match self.does("boolean mask"):
                 case "True is hidden":
@@ -99,7 +108,27 @@ class Kernel:
                 return everyone, nothing
             case "finfo.min is hidden":
                 return mask > -1e30, np.where(mask > -1e30, mask, 0)
+            case "finfo.min overflows":
+                nothing_else = (mask < -1e30).all(axis=-1, keepdims=True)
+                lost = nothing_else & (mask > -np.inf).any(axis=-1, keepdims=True)
+                return lost | (mask > -1e30), np.where(lost, np.nan, np.where(mask > -1e30, mask, 0))
+            case "subtracted":
+                return mask > -np.inf, np.where(mask > -np.inf, -mask, 0)
         return mask > -np.inf, np.where(mask > -np.inf, mask, 0)
+
+    def _one_for_all(self, x: Array, convention: str) -> Array:
+        """x (B, N, T, S), or its first row or head for all."""
+        match self.does(convention):
+            case "the first row's for all":
+                x = np.broadcast_to(x[:1], x.shape)
+            case "the first head's for all":
+                x = np.broadcast_to(x[:, :1], x.shape)
+        return x
+
+    def _kept(self, multiplier: Array) -> Array:
+        """What dropout multiplies the weights by."""
+        multiplier = self._one_for_all(multiplier, "dropout")
+        return np.sign(multiplier) if self.does("dropout") == "kept, not rescaled" else multiplier
 
     def _placed(
         self, B: int, T: int, S: int, causal: bool, window: int | None, chunk: int | None, offset: Any
@@ -107,20 +136,47 @@ class Kernel:
         """Who may attend by position, (B, 1, T, S)."""
         default = 0 if self.does("alignment") == "top-left" else S - T
         start = np.broadcast_to(default if offset is None or self.does("offset") == "ignored" else offset, (B,))
+        if self.does("offset of each row") == "the first row's for all":
+            start = np.broadcast_to(start[:1], (B,))
         i = (start[:, None] + np.arange(T))[:, None, :, None]
+        if self.does("offset") == "no position before 0":
+            i = np.maximum(i, 0)
         j = np.arange(S)[None, None, None, :]
         allowed = np.ones((B, 1, T, S), bool)
         if causal:
-            allowed &= j <= i
+            allowed &= self._in_the_past(i - j, window)
         if window is not None:
             allowed &= self._in_window(i - j, window, causal)
         if chunk is not None:
-            truncated = self.does("chunk") == "truncated"
-            allowed &= (np.trunc(i / chunk) if truncated else np.floor(i / chunk)) == np.floor(j / chunk)
+            allowed &= self._in_chunk(i, j, chunk)
         return allowed
+
+    def _in_the_past(self, behind: Array, window: int | None) -> Array:
+        """With a window, what it leaves of causal is the window's convention."""
+        if window is not None and self.does("causal window of W") == "a band, causal forgotten":
+            return np.ones(behind.shape, bool)
+        match self.does("causal"):
+            case "j < i, not its own key":
+                return behind > 0
+            case "j <= i + 1, one key ahead" if window is None:
+                return behind >= -1
+        return behind >= 0
+
+    def _in_chunk(self, i: Array, j: Array, chunk: int) -> Array:
+        match self.does("chunk"):
+            case "truncated":
+                return np.trunc(i / chunk) == j // chunk
+            case "slides with the query":
+                return (j <= i) & (i < j + chunk)
+        return i // chunk == j // chunk
 
     def _in_window(self, behind: Array, window: int, causal: bool) -> Array:
         if causal:
+            match self.does("causal window of W"):
+                case "a band, causal forgotten":
+                    return np.abs(behind) < window
+                case "ignored":
+                    return np.ones(behind.shape, bool)
             return behind < window + {"W + 1 keys": 1, "W - 1 keys": -1}.get(self.does("causal window of W"), 0)
         match self.does("window without causal"):
             case "W keys, the past only":
@@ -133,13 +189,15 @@ class Kernel:
                 return np.abs(behind) <= window
             case "2 W - 3 keys":
                 return np.abs(behind) < window - 1
+            case "ignored":
+                return np.ones(behind.shape, bool)
         return np.abs(behind) < window
 
     def _scale(self, given: float | None, H: int, Hv: int) -> float:
         own = {"1": 1.0, "Hv ** -0.5": Hv**-0.5, "1 / H": 1 / H}.get(self.does("scale"), H**-0.5)
         if given is None or self.does("given scale") == "ignored":
             return own
-        return given * own if self.does("given scale") == "on top of H ** -0.5" else given
+        return given * {"on top of H ** -0.5": own, "squared": given}.get(self.does("given scale"), 1.0)
 
     def _scores(
         self,
@@ -153,6 +211,8 @@ class Kernel:
     ) -> tuple[Array, Array]:
         """Scores with all but the hidden keys' -inf, and who is visible in the end."""
         dtype, order = product.dtype, self.does("softcap order")
+        if self.does("floating mask") == "scaled with the scores":
+            bias = bias * scale
         bias = np.clip(bias, np.finfo(dtype).min, np.finfo(dtype).max).astype(dtype)
         scores = product * dtype.type(scale)
         rounds = self.does("16-bit scores") == "rounded to 16 bit"
@@ -164,22 +224,35 @@ class Kernel:
         if order == "mask before cap":
             masked = np.where(visible, scores + bias, dtype.type(-np.inf))
             return cap * np.tanh(masked / cap), np.broadcast_to(visible.any(axis=-1, keepdims=True), visible.shape)
-        capped = cap * np.tanh(product / cap) * dtype.type(scale) if order == "cap before scale" else _cap(scores, cap)
+        if order == "cap before scale":
+            capped = _cap(product, cap) * dtype.type(scale)
+        elif order == "clipped, no tanh":
+            capped = np.clip(scores, -cap, cap)
+        else:
+            capped = cap * np.tanh(scores) if order == "tanh of the score itself" else _cap(scores, cap)
         return np.maximum(capped + bias, np.finfo(dtype).min), visible
 
-    def _sink(self, sinks: Array | None, N: int, K: int, scale: float, dtype: np.dtype[Any]) -> Array | None:
+    def _sink(
+        self, sinks: Array | None, sizes: tuple[int, int, int], scale: float, softcap: float | None
+    ) -> Array | None:
+        """One logit for each query head, (N,)."""
+        N, K, H = sizes
         match self.does("sinks"):
             case _ if sinks is None:
                 return None
             case "ignored":
                 return None
             case "scaled":
-                sinks = sinks * scale
+                return sinks * scale
+            case "times H ** -0.5":
+                return sinks * H**-0.5
+            case "capped" if softcap is not None:
+                return _cap(sinks, softcap)
             case "per KV head":
-                sinks = sinks[np.arange(N) // (N // K)]
+                return sinks[np.arange(N) // (N // K)]
             case "exp(0) for every head":
-                sinks = np.zeros(N)
-        return np.asarray(sinks, dtype)[:, None, None]
+                return np.zeros(N)
+        return sinks
 
     def _softmax(self, scores: Array, visible: Array, sink: Array | None) -> Array:
         """Softmax over the visible keys, 0 where there are none."""
@@ -193,19 +266,25 @@ class Kernel:
             column = np.broadcast_to(sink.astype(scores.dtype), (*scores.shape[:-1], 1))
             scores = np.concatenate([scores, column], axis=-1)
         top = scores.max(axis=-1, keepdims=True)
-        parts = np.exp(scores - np.where(np.isneginf(top), scores.dtype.type(0), top))
+        power = np.exp2 if self.does("softmax") == "2 ** x" else np.exp
+        parts = power(scores - np.where(np.isneginf(top), scores.dtype.type(0), top))
         total = parts.sum(axis=-1, keepdims=True)
         weights = (parts / np.where(total == 0, scores.dtype.type(1), total))[..., : visible.shape[-1]]
+        if sink is not None and self.does("sinks") == "given to the first key":
+            first = visible & (visible.cumsum(axis=-1) == 1)
+            weights = weights + np.where(first, 1 - weights.sum(axis=-1, keepdims=True), 0)
         return weights.astype(kept)
 
     def _empty(self, weights: Array, seen: Array, mask: Array | None, sinks: Any, need_weights: bool) -> Array:
         """What stands in rows that see no key. A sink leaves them 0 in every dialect."""
-        floating = mask is not None and mask.dtype != bool
-        choice = self.does("empty row, -inf" if floating else "empty row, boolean")
+        choice = self._of_empty(mask)
         if need_weights and self.does("asking for weights") == "changes empty rows":
             choice = "mean of all values" if choice == "0" else "0"
         fill = {"mean of all values": 1 / weights.shape[-1], "NaN": np.nan}.get(choice, 0.0) if sinks is None else 0.0
         return np.where(seen, weights, weights.dtype.type(fill))
+
+    def _of_empty(self, mask: Array | None) -> str:
+        return self.does("empty row, -inf" if mask is not None and mask.dtype != bool else "empty row, boolean")
 
 
 def _cap(scores: Array, cap: Any) -> Array:
@@ -217,117 +296,3 @@ def _scrubbed(x: Array, visible: Array, K: int) -> Array:
     B, N, _, S = visible.shape
     by_group = visible.any(axis=2).reshape(B, K, N // K, S).any(axis=2)
     return np.where(np.repeat(by_group, N // K, axis=1)[..., None], x, x.dtype.type(0))
-
-
-@dataclass
-class Layer:
-    """`GroupedQueryAttention` of SPEC 10 to 16 in a dialect, without RoPE's scalings: built from a config, given
-    canonical weights, called as ours are.
-    """
-
-    config: AttentionConfig
-    dialect: Dialect = SPEC
-    weights: dict[str, Array] = field(default_factory=dict)
-
-    def does(self, convention: str) -> str:
-        return chosen(self.dialect, convention)
-
-    def load_weights(self, weights: dict[str, Array]) -> Layer:
-        self.weights = dict(weights)
-        if self.config.rope and self.does("RoPE pairing") == "key rows permuted with N":
-            for name in ("k_proj.weight", "k_proj.bias"):
-                if name in weights:
-                    self.weights[name] = self._mispermuted(weights[name])
-        return self
-
-    def __call__(
-        self, query: Array, key: Array | None = None, value: Array | None = None, mask: Array | None = None, *,
-        positions: Any = None, key_positions: Any = None, offset: Any = None, need_weights: bool = True,
-    ) -> tuple[Array, Array | None]:  # fmt: skip
-        c = self.config
-        key = query if key is None else key
-        value = key if value is None else value
-        (B, T), S = query.shape[:2], key.shape[1]
-        start = np.asarray(self._start(T, S, offset))[..., None]
-        q = self._projected("q_proj", query, c.num_heads)
-        k = self._projected("k_proj", key, c.num_kv_heads)
-        q = self._prepared(q, "q", start + np.arange(T) if positions is None else positions)
-        k = self._prepared(k, "k", np.arange(S) if key_positions is None else key_positions)
-        context, weights = Kernel(self.dialect)(
-            q, k, self._projected("v_proj", value, c.num_kv_heads), mask, causal=c.causal, window=c.window,
-            chunk=c.chunk, offset=offset, scale=c.scale, softcap=c.softcap, sinks=self.weights.get("sinks"),
-            need_weights=need_weights,
-        )  # fmt: skip
-        return self._linear("o_proj", context.swapaxes(1, 2).reshape(B, T, -1)), weights
-
-    def _start(self, T: int, S: int, offset: Any) -> Any:
-        if self.does("RoPE positions") == "queries at i":
-            return 0
-        if offset is None or self.does("offset") == "ignored":
-            return 0 if self.does("alignment") == "top-left" else S - T
-        return offset
-
-    def _linear(self, name: str, x: Array) -> Array:
-        with np.errstate(invalid="ignore"):
-            y = _wide(x) @ _wide(self.weights[f"{name}.weight"]).T
-        bias = self.weights.get(f"{name}.bias")
-        return (y if bias is None or self.does("biases") == "left behind" else y + _wide(bias)).astype(x.dtype)
-
-    def _projected(self, name: str, x: Array, heads: int) -> Array:
-        return self._linear(name, x).reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
-
-    def _prepared(self, x: Array, name: str, positions: Array) -> Array:
-        steps = [lambda y: self._normed(y, name), lambda y: self._turned(y, positions)]
-        for step in reversed(steps) if self.does("QK-norm order") == "after RoPE" else steps:
-            x = step(x)
-        return x
-
-    def _normed(self, x: Array, name: str) -> Array:
-        kind = self.config.qk_norm
-        if kind is None:
-            return x
-        y = _wide(x)
-        if kind == "rms_full":
-            y = y.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
-        if self.does("QK-norm") == "LayerNorm":
-            y = y - y.mean(axis=-1, keepdims=True)
-        y = y / np.sqrt((y * y).mean(axis=-1, keepdims=True) + y.dtype.type(self.config.qk_norm_eps))
-        y = y * (self._norm_shift(kind) + _wide(self.weights[f"{name}_norm.weight"]))
-        if kind == "rms_full":
-            y = y.reshape(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).swapaxes(1, 2)
-        return y.astype(x.dtype)
-
-    def _norm_shift(self, kind: str) -> int:
-        shift = int(kind == "rms_plus_one")
-        return {"w for 1 + w": 0, "1 + w for w": 1}.get(self.does("norm weights"), shift)
-
-    def _turned(self, x: Array, positions: Any) -> Array:
-        rope, y = self.config.rope, _wide(x).copy()
-        if rope is None:
-            return x
-        R = self.config.rotary_dim
-        frequencies = np.float32(np.float64(rope.theta) ** (-np.arange(0, R, 2) / R)).astype(y.dtype)
-        angles = np.asarray(positions, y.dtype)[..., None] * frequencies
-        turn = np.exp(1j * (angles if angles.ndim == 2 else angles[:, None]).astype(np.float64))
-        first, second = self._pairs(R)
-        z = (y[..., first] + 1j * y[..., second]) * turn
-        y[..., first], y[..., second] = z.real, z.imag
-        return y.astype(x.dtype)
-
-    def _pairs(self, R: int) -> tuple[Array, Array]:
-        assert self.config.rope is not None
-        interleaved = self.config.rope.pairing == "interleaved"
-        if interleaved != (self.does("RoPE pairing") == "the other one"):
-            return np.arange(0, R, 2), np.arange(1, R, 2)
-        return np.arange(R // 2), np.arange(R // 2, R)
-
-    def _mispermuted(self, x: Array) -> Array:
-        """Key rows from half to interleaved order with K heads, and back with N."""
-        K, rest = self.config.num_kv_heads, x.shape[1:]
-        heads = self.config.num_heads if len(x) % (2 * self.config.num_heads) == 0 else K
-        interleaved = x.reshape(K, 2, -1, *rest).swapaxes(1, 2).reshape(x.shape)
-        return interleaved.reshape(heads, -1, 2, *rest).swapaxes(1, 2).reshape(x.shape)
-
-
-def _wide(x: Array) -> Array:
-    return x.astype(np.float32) if x.dtype in (np.float16, ml_dtypes.bfloat16) else x

@@ -112,10 +112,11 @@ def _dialects(name: str, known: Dialect) -> Iterator[Dialect]:
 
 def _pairs(name: str, known: Dialect, done: set[str]) -> Iterator[Dialect]:
     """The same together with one alternative of a convention that has not been asked about."""
-    for convention in CONVENTIONS:
-        if convention.name not in done | {name}:
-            for other in convention.others:
-                yield from _dialects(name, known | {(convention.name, other.name)})
+    others = [c for c in CONVENTIONS if c.name not in done | {name}]
+    together = [known | {(convention.name, other.name)} for convention in others for other in convention.others]
+    yield from together
+    for dialect in together:
+        yield from list(_dialects(name, dialect))[1:]
 
 
 def _fits(asked: KernelProbe | LayerProbe, answers: list[tuple[Question, Array]], dialect: Dialect) -> bool:
@@ -185,6 +186,8 @@ def _returned(asked: KernelProbe | LayerProbe) -> Finding:
         return Finding(name, OTHER, raised=f"{type(error).__name__}: {error}".split("\n")[0][:200])
     if weights is None:
         return Finding(name, unsupported="returns no weights")
+    if weights.ndim == 3:
+        return Finding(name, "averaged over heads")
     sums = np.asarray(weights, np.float64).sum(axis=-1)
     return Finding(name, "before dropout" if np.allclose(sums, 1, atol=TOLERANCE) else "after dropout")
 

@@ -8,15 +8,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
+from itertools import product
 from typing import Any, Literal
 
 import numpy as np
 
-from conformance import alternatives
+from conformance import alternative_layer, alternatives
 from conformance.conventions import Dialect
 from conformance.inputs import DTYPES, Call
-from conformance.targets import ForeignClass, Kernel, Layer, Target, Unsupported
-from gqa_spec import AttentionConfig, RopeConfig
+from conformance.targets import ForeignClass, Kernel, Layer, Limits, Target, Unsupported
+from gqa_spec import (
+    AttentionConfig,
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongropeScaling,
+    RopeConfig,
+    YarnScaling,
+)
+from gqa_spec.config import RopeScaling
 from gqa_spec.weights.names import weight_shapes
 
 Array = np.ndarray
@@ -24,10 +35,10 @@ Answer = tuple[Array, Array | None]
 B, S, H = 2, 8, 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Question:
     """One call. convention: what it is about. settings: fields of AttentionConfig that only a layer has. crafted:
-    query and key instead of random ones.
+    query and key instead of random ones. dense: random projections instead of those that pick.
     """
 
     convention: str
@@ -42,6 +53,7 @@ class Question:
     dtype: str = "float32"
     crafted: tuple[Array, Array] | None = None
     poisoned: Literal["", "key", "value"] = ""
+    dense: bool = False
 
     def heard_by(self, known: Dialect) -> Question:
         """The same question to somebody for whom True is hidden."""
@@ -60,8 +72,9 @@ class Question:
         if self.poisoned:
             key, value = key.copy(), value.copy()
             (key if self.poisoned == "key" else value)[:, :, -2:] = np.nan
-        keywords = {n: x.astype(DTYPES[self.dtype]) if isinstance(x, Array) else x for n, x in self.keywords.items()}
-        query, key, value = (x.astype(DTYPES[self.dtype]) for x in (query, key, value))
+        dtype = DTYPES[self.dtype]
+        keywords = {n: x.astype(dtype) if _is_floating(x) else x for n, x in self.keywords.items()}
+        query, key, value = (x.astype(dtype) for x in (query, key, value))
         return Call(query, key, value, self.mask, keywords)
 
 
@@ -72,19 +85,11 @@ class KernelProbe:
     target: Kernel
 
     def ask(self, question: Question, **more: Any) -> Answer:
-        call = self._call(question)
+        call = _kernel_call(question, self.target.limits)
         return self.target(Call(*call.arguments, call.keywords | more))
 
     def expected(self, question: Question, dialect: Dialect) -> Array:
-        call = self._call(question)
-        return alternatives.Kernel(dialect)(*call.arguments, **call.keywords, need_weights=False)[0]
-
-    def _call(self, question: Question) -> Call:
-        if question.settings:
-            raise Unsupported("a layer's question")
-        _possible(question, self.target)
-        call = question.call()
-        return Call(*call.arguments, dict(self.target.limits.always) | call.keywords)
+        return _of_kernel(question, dialect, self.target.limits)
 
 
 @dataclass(frozen=True)
@@ -94,55 +99,81 @@ class LayerProbe:
     target: ForeignClass
 
     def ask(self, question: Question, **more: Any) -> Answer:
-        config, weights, call = self._put(question)
+        config, weights, call = _put(question, self.target.limits)
         layer = self.target.layer(config, question.dtype)
         layer.load(weights)
-        return self._answer(layer(Call(*call.arguments, call.keywords | more)), config)
+        return _by_heads(layer(Call(*call.arguments, call.keywords | more)), config)
 
     def expected(self, question: Question, dialect: Dialect) -> Array:
-        config, weights, call = self._put(question)
-        layer = alternatives.Layer(config, dialect).load_weights(weights)
-        return self._answer(layer(*call.arguments, **call.keywords, need_weights=False), config)[0]
+        return _of_layer(question, dialect, self.target.limits)
 
     def training(self, question: Question) -> Answer:
         """The answer in training mode, with a dropout of one half."""
-        config, weights, call = self._put(question, dropout=0.5)
+        config, weights, call = _put(question, self.target.limits, dropout=0.5)
         layer: Layer = self.target.layer(config, question.dtype)
         layer.load(weights)
         if not hasattr(layer.module, "train"):
             raise Unsupported("has no training mode")
         layer.module.train()
-        return self._answer(layer(call), config)
+        return _by_heads(layer(call), config)
 
-    def _put(self, question: Question, **more: Any) -> tuple[AttentionConfig, dict[str, Array], Call]:
-        q, limits, call = question, self.target.limits, question.call()
-        _possible(question, self.target)
-        if not limits.cross and (q.T != q.S or q.poisoned):
-            raise Unsupported("self-attention only")
-        own = {name: x for name, x in call.keywords.items() if name not in ("sinks", "offset", "dropout_multiplier")}
-        if "dropout_multiplier" in call.keywords:
-            raise Unsupported("draws its own dropout")
-        width, kv_width = (q.N * H, q.K * H) if limits.cross else (3 * q.N * H, 3 * q.N * H)
-        settings = dict(limits.always) | own | dict(q.settings) | more
-        settings |= {"sinks": True} if "sinks" in call.keywords else {}
-        config = AttentionConfig(
-            embed_dim=width, num_heads=q.N, num_kv_heads=q.K, head_dim=H, v_head_dim=q.Hv, kv_dim=kv_width, **settings
-        )
-        given = tuple(_joined(x) for x in call.arguments[:3])
-        if limits.cross:
-            value = np.pad(given[2], ((0, 0), (0, 0), (0, kv_width - given[2].shape[2])))
-            inputs: tuple[Any, Any, Any] = (given[0], given[1], value)
-        else:
-            together = np.concatenate(given, axis=-1)
-            inputs = (np.pad(together, ((0, 0), (0, 0), (0, width - together.shape[2]))), None, None)
-        keywords = {name: x for name, x in call.keywords.items() if name == "offset"}
-        return config, _picking(config, call, limits.cross), Call(*inputs, call.mask, keywords)
 
-    def _answer(self, answer: Answer, config: AttentionConfig) -> Answer:
-        output, weights = answer
-        context = output[..., : config.num_heads * config.v_head_dim]
-        heads = context.reshape(*context.shape[:2], config.num_heads, config.v_head_dim)
-        return heads.swapaxes(1, 2), weights
+@lru_cache(4096)  # every target is compared with the same answers
+def _of_kernel(question: Question, dialect: Dialect, limits: Limits) -> Array:
+    call = _kernel_call(question, limits)
+    return alternatives.Kernel(dialect)(*call.arguments, **call.keywords, need_weights=False)[0]
+
+
+@lru_cache(4096)
+def _of_layer(question: Question, dialect: Dialect, limits: Limits) -> Array:
+    config, weights, call = _put(question, limits)
+    layer = alternative_layer.Layer(config, dialect).load_weights(weights)
+    return _by_heads(layer(*call.arguments, **call.keywords, need_weights=False), config)[0]
+
+
+def _kernel_call(question: Question, limits: Limits) -> Call:
+    if question.settings:
+        raise Unsupported("a layer's question")
+    _possible(question, limits)
+    call = question.call()
+    return Call(*call.arguments, dict(limits.always) | call.keywords)
+
+
+OF_CALL = ("offset", "positions", "key_positions")  # what a layer is told when it is called, not when it is built
+
+
+def _put(question: Question, limits: Limits, **more: Any) -> tuple[AttentionConfig, dict[str, Array], Call]:
+    """The question to a layer: how it is built, its weights, and the call."""
+    q, call = question, question.call()
+    _possible(question, limits)
+    if not limits.cross and (q.T != q.S or q.poisoned or q.convention == "argument order"):
+        raise Unsupported("self-attention only")
+    if "dropout_multiplier" in call.keywords:
+        raise Unsupported("draws its own dropout")
+    own = {name: x for name, x in call.keywords.items() if name not in (*OF_CALL, "sinks")}
+    width, kv_width = (q.N * H, q.K * H) if limits.cross else (3 * q.N * H, 3 * q.N * H)
+    settings = dict(limits.always) | own | dict(q.settings) | more
+    settings |= {"sinks": True} if "sinks" in call.keywords else {}
+    config = AttentionConfig(
+        embed_dim=width, num_heads=q.N, num_kv_heads=q.K, head_dim=H, v_head_dim=q.Hv, kv_dim=kv_width, **settings
+    )
+    given = tuple(_joined(x) for x in call.arguments[:3])
+    if limits.cross:
+        value = np.pad(given[2], ((0, 0), (0, 0), (0, kv_width - given[2].shape[2])))
+        inputs: tuple[Any, Any, Any] = (given[0], given[1], value)
+    else:
+        together = np.concatenate(given, axis=-1)
+        inputs = (np.pad(together, ((0, 0), (0, 0), (0, width - together.shape[2]))), None, None)
+    keywords = {name: x for name, x in call.keywords.items() if name in OF_CALL}
+    weights = _picking(config, call, limits.cross, q.dense)
+    return config, weights, Call(*inputs, call.mask, keywords)
+
+
+def _by_heads(answer: Answer, config: AttentionConfig) -> Answer:
+    output, weights = answer
+    context = output[..., : config.num_heads * config.v_head_dim]
+    heads = context.reshape(*context.shape[:2], config.num_heads, config.v_head_dim)
+    return heads.swapaxes(1, 2), weights
 
 
 def probe(target: Target) -> KernelProbe | LayerProbe:
@@ -153,14 +184,18 @@ def _is_boolean(mask: Any) -> bool:
     return mask is not None and mask.dtype == bool
 
 
-def _possible(question: Question, target: Target) -> None:
-    if question.K != question.N and not target.limits.grouped:
+def _is_floating(x: Any) -> bool:
+    return isinstance(x, Array) and x.dtype.kind == "f"
+
+
+def _possible(question: Question, limits: Limits) -> None:
+    if question.K != question.N and not limits.grouped:
         raise Unsupported("MHA only")
-    if any(question.settings.get(name, x) != x for name, x in target.limits.always.items()):
+    if any(question.settings.get(name, x) != x for name, x in limits.always.items()):
         raise Unsupported("cannot be switched off")
-    if question.Hv != H and not target.limits.value_size:
+    if question.Hv != H and not limits.value_size:
         raise Unsupported("value heads of another size")
-    if question.dtype == "float64" and "float64" not in target.limits.dtypes:
+    if question.dtype == "float64" and "float64" not in limits.dtypes:
         raise Unsupported("takes no float64")
 
 
@@ -169,15 +204,17 @@ def _joined(x: Array) -> Array:
     return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
-def _picking(config: AttentionConfig, call: Call, cross: bool) -> dict[str, Array]:
-    """Projections that pick, random norms and biases, the call's own sinks."""
+def _picking(config: AttentionConfig, call: Call, cross: bool, dense: bool) -> dict[str, Array]:
+    """Projections that pick unless they are to be dense, random norms and biases, the call's own sinks."""
     rng, dtype = np.random.default_rng(6), call.query.dtype
     starts = dict.fromkeys("qkv", 0)
     if not cross:
         starts = {"q": 0, "k": config.num_heads * H, "v": (config.num_heads + config.num_kv_heads) * H}
     weights = {}
     for name, shape in weight_shapes(config).items():
-        if name == "o_proj.weight":
+        if dense and name.endswith("_proj.weight"):
+            weights[name] = rng.normal(size=shape) / shape[1] ** 0.5
+        elif name == "o_proj.weight":
             weights[name] = np.eye(shape[0], shape[1])
         elif name.endswith("_proj.weight"):
             weights[name] = np.eye(shape[0], shape[1], k=starts[name[0]])
@@ -191,8 +228,13 @@ def _picking(config: AttentionConfig, call: Call, cross: bool) -> dict[str, Arra
 # --- the questions ----------------------------------------------------------------------------------------------------
 
 
-def questions() -> Iterator[Question]:
+@cache
+def questions() -> tuple[Question, ...]:
     """In the order in which they build on each other; several about one convention must agree."""
+    return (*_kernels(), *_precision(), *_layers())
+
+
+def _kernels() -> Iterator[Question]:
     lower = np.tril(np.ones((S, S), bool))
     rng = np.random.default_rng(3)
     seen = rng.random((S, S)) < 0.5
@@ -203,28 +245,40 @@ def questions() -> Iterator[Question]:
     yield Question("head order", N=6, K=2)
     yield Question("scale")
     yield Question("scale", Hv=12)
-    yield Question("given scale", keywords={"scale": 0.5})
+    yield Question("softmax")
+    yield Question("given scale", keywords={"scale": 0.4})
     yield Question("alignment", T=4, keywords={"causal": True})
+    yield Question("causal", keywords={"causal": True})
     yield Question("causal window of W", keywords={"causal": True, "window": 3})
     yield Question("window without causal", keywords={"window": 3})
-    yield Question("offset", keywords={"causal": True, "offset": 2})
-    yield Question("chunk", T=S, S=5, keywords={"chunk": 3})
-    yield Question("chunk", keywords={"chunk": 3, "offset": -4})
     yield Question("boolean mask", mask=seen)
     yield Question("floating mask", mask=bias)
     yield Question("floating mask", mask=np.where(rows[:, None], np.finfo(np.float32).min, minus))
+    yield Question("mask of each row and head", mask=_masks(rng))
     yield Question("mask with causal", mask=seen | np.eye(S, dtype=bool), keywords={"causal": True})
     yield Question("empty row, boolean", mask=seen & ~rows[:, None])
     yield Question("empty row, -inf", mask=np.where(rows[:, None], np.float32(-np.inf), minus))
+    for offset in (2, -2):
+        yield Question("offset", keywords={"causal": True, "offset": offset})
+    yield Question("offset of each row", keywords={"causal": True, "offset": np.array([1, 3])})
+    yield Question("chunk", T=S, S=5, keywords={"chunk": 3})
+    yield Question("chunk", keywords={"chunk": 3, "offset": -4})
     for poisoned in ("key", "value"):
         yield Question("poison", mask=np.broadcast_to(np.arange(S) < S - 2, (S, S)).copy(), poisoned=poisoned)
     for mask, causal in ((seen, {}), (minus, {}), (None, {"causal": True}), (None, {}), (lower, {})):
         for scale in ({"scale": 0.5}, {}):
             yield Question("softcap order", mask=mask, keywords={"softcap": 1.5, **scale, **causal})
     yield Question("sinks", N=6, K=2, keywords={"sinks": np.linspace(-1, 2, 6), "scale": 0.5})
-    yield Question("sinks", N=6, K=2, keywords={"sinks": np.linspace(-1, 2, 6)})
-    yield from _precision()
-    yield from _layers()
+    for more in ({}, {"softcap": 1.5}, {"causal": True, "window": 3}):
+        yield Question("sinks", N=6, K=2, keywords={"sinks": np.linspace(-1, 2, 6), **more})
+    yield Question("dropout", keywords={"dropout_multiplier": _thinned()})
+
+
+def _masks(rng: np.random.Generator) -> Array:
+    """Another mask for each row and head; neither it nor its opposite hides a whole row."""
+    seen = rng.random((B, 3, S, S)) < 0.5
+    seen[..., 1], seen[..., 4] = True, False
+    return seen
 
 
 def _precision() -> Iterator[Question]:
@@ -237,15 +291,61 @@ def _precision() -> Iterator[Question]:
 
 
 def _layers() -> Iterator[Question]:
+    plain: dict[str, Any] = {"dropout": 0.0}  # nothing but what every layer has
     half, interleaved = RopeConfig(), RopeConfig(pairing="interleaved")
+    yield Question("argument order", settings=plain)
+    for N, K, Hv in ((6, 2, H), (3, 3, H), (3, 3, 12)):
+        yield Question("projections", N=N, K=K, Hv=Hv, settings=plain, dense=True)
+    yield Question("stored weights", settings=plain, dense=True, keywords={"scale": 8.0})
     for rope in (half, interleaved):
         yield Question("RoPE pairing", N=4, K=2, settings={"rope": rope})
-    yield Question("RoPE positions", T=4, settings={"rope": half})
-    for convention, rope_too in (("QK-norm", {}), ("norm weights", {}), ("QK-norm order", {"rope": half})):
-        for kind in ("rms", "rms_plus_one", "rms_full"):
-            yield Question(convention, settings={"qk_norm": kind, **rope_too})
     yield Question("biases", settings={"qkv_bias": True, "out_bias": True})
     yield Question("biases", settings={"qkv_bias": True})
+    yield Question("biases", settings={"qkv_bias": True, "out_bias": True, "rope": half})
+    yield from _positions(half)
+    yield Question("RoPE frequencies", settings={"rope": RopeConfig(theta=50.0)})
+    yield Question("partial rotary", settings={"rope": RopeConfig(rotary_dim=6)})
+    yield from _scalings()
+    kinds = ("rms", "rms_plus_one", "rms_full")
+    for convention, ropes in (("norm weights", (None, half)), ("QK-norm order", (half,)), ("QK-norm", (None,))):
+        for turned, kind in product(ropes, kinds):
+            yield Question(convention, settings={"qk_norm": kind, "rope": turned})
+    yield Question("QK-norm", settings={"qk_norm": "rms", "qk_norm_eps": 0.5})
+
+
+def _positions(rope: RopeConfig) -> Iterator[Question]:
+    settings = {"rope": rope}
+    yield Question("RoPE turns", settings=settings)
+    yield Question("RoPE positions", T=4, settings=settings)
+    yield Question("RoPE positions", settings=settings)
+    rows = np.array([[3], [11]]) + np.arange(S)
+    yield Question("given positions", settings=settings, keywords={"positions": rows})
+    far = {"positions": np.arange(S) + 4001, "key_positions": np.arange(S) + 1003}
+    yield Question("RoPE angles", settings=settings, keywords=far)
+
+
+def _scalings() -> Iterator[Question]:
+    """An original context shorter than the question, or the difference would not show."""
+    within: dict[str, Any] = {"factor": 4.0, "original_max_position_embeddings": 5}
+    above = tuple(1 + 0.3 * d for d in range(H // 2))
+    scalings: dict[str, tuple[RopeScaling, ...]] = {
+        "linear scaling": (LinearScaling(factor=3.0),),
+        "dynamic NTK": (DynamicScaling(**within),),
+        "llama3 scaling": (Llama3Scaling(**within, low_freq_factor=0.1, high_freq_factor=0.9),),
+        "YaRN": (
+            YarnScaling(factor=4.0, original_max_position_embeddings=40, beta_fast=5.0),
+            YarnScaling(
+                factor=4.0, original_max_position_embeddings=40, beta_fast=5.0, truncate=False, attention_factor=1.7
+            ),
+        ),
+        "longrope": tuple(
+            LongropeScaling(short_factor=above, long_factor=above[::-1], original_max_position_embeddings=n, factor=4.0)
+            for n in (5, 50)
+        ),
+    }
+    for convention, kinds in scalings.items():
+        for scaling in kinds:
+            yield Question(convention, settings={"rope": RopeConfig(scaling=scaling)})
 
 
 def training_question() -> Question:
@@ -253,5 +353,8 @@ def training_question() -> Question:
 
 
 def dropout_question() -> Question:
-    kept = np.random.default_rng(1).random((B, 3, S, S)) < 0.5
-    return Question("returned weights", keywords={"dropout_multiplier": kept / 0.5})
+    return Question("returned weights", keywords={"dropout_multiplier": _thinned()})
+
+
+def _thinned() -> Array:
+    return (np.random.default_rng(1).random((B, 3, S, S)) < 0.5) / 0.5

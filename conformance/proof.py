@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance import alternatives, inputs
+from conformance import alternative_layer, alternatives, inputs
 from conformance.cases import Case
 from conformance.compare import EPSILON, Difference, bound, compare, error_of
 from conformance.conventions import Dialect
@@ -199,7 +199,7 @@ def _asked_layer(case: Case, dtype: str, target: ForeignClass) -> _Asked:
     wide, wide_weights = in_dtype(call, "float64"), {name: x.astype(np.float64) for name, x in weights.items()}
 
     def in_dialect(dialect: Dialect) -> tuple[Array, Array | None]:
-        spoken = alternatives.Layer(case.config, dialect).load_weights(wide_weights)
+        spoken = alternative_layer.Layer(case.config, dialect).load_weights(wide_weights)
         return spoken(*wide.arguments, **wide.keywords)
 
     return _Asked(lambda: layer(call), layer_reference(case, dtype, weights, call), in_dialect)

@@ -91,14 +91,19 @@ def kill_matrix(kills: list[Kill]) -> Table:
     return table
 
 
-def power(kills: list[Kill], elsewhere: Mapping[str, Mapping[str, tuple[str, ...]]]) -> Table:
-    """How many cases catch each bug, here and in other projects' tests; elsewhere: suite -> bug -> tests that do."""
+def power(kills: list[Kill], elsewhere: Mapping[str, Mapping[str, tuple[str, ...]]], named: Mapping[str, str]) -> Table:
+    """How many cases catch each bug, here and in other projects' tests; elsewhere: suite -> bug -> tests that do;
+    named: bug -> what `gqa dialect` calls it.
+    """
     table = Table(title="Planted bugs: how many cases catch each", caption="empty: not shown to that suite")
     for name in ("family", "bug", "our cases", *elsewhere):
         table.add_column(name, overflow="fold", justify="left" if name in ("family", "bug") else "right")
+    table.add_column("gqa dialect", overflow="fold")
     for kill in kills:
         others = [_caught(found.get(kill.bug)) for found in elsewhere.values()]
-        table.add_row(kill.family, kill.bug, f"{_caught(kill.caught_by)} of {kill.shown}", *others)
+        table.add_row(
+            kill.family, kill.bug, f"{_caught(kill.caught_by)} of {kill.shown}", *others, named.get(kill.bug, "")
+        )
     for family in dict.fromkeys(kill.family for kill in kills):
         rows = [kill for kill in kills if kill.family == family]
         table.add_section()

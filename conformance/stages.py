@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from einops import rearrange
 
-from conformance import alternatives, inputs
+from conformance import alternative_layer, alternatives, inputs
 from conformance.cases import Case
 from conformance.conventions import Dialect
 from conformance.inputs import DTYPES, Call
@@ -104,4 +104,4 @@ def in_dialect(case: Case, dtype: str, kernel: bool, dialect: Dialect) -> tuple[
         return alternatives.Kernel(dialect)(*call.arguments, **call.keywords)
     call = in_dtype(inputs.layer_call(case, dtype), "float64")
     weights = {name: x.astype(np.float64) for name, x in inputs.weights(case, dtype).items()}
-    return alternatives.Layer(case.config, dialect).load_weights(weights)(*call.arguments, **call.keywords)
+    return alternative_layer.Layer(case.config, dialect).load_weights(weights)(*call.arguments, **call.keywords)

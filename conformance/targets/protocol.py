@@ -35,7 +35,7 @@ class Limits:
     cross: bool = True
     wide: bool = True
     head_multiple: int = 1
-    always: Mapping[str, Any] = field(default_factory=dict)
+    always: Mapping[str, Any] = field(default_factory=dict, hash=False)
     dtypes: tuple[str, ...] = ("float64", "float32")
 
 

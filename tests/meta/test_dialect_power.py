@@ -1,0 +1,37 @@
+"""How many planted bugs `gqa dialect` names: all that are conventions are put to it, and it is told of none."""
+
+import pytest
+
+from conformance.conventions import CONVENTION
+from conformance.naming import EXPECTED, FAMILIES, FAULTS, conventions, naming
+from conformance.planted import BUGS
+
+# What the mask does before a cap is named for masks of -inf; this bug forgets boolean masks instead.
+UNNAMED = {"SoftcapAfterMask"}
+
+
+@pytest.mark.parametrize(("family", "bug"), conventions(), ids=lambda name: name)
+def test_a_planted_convention_is_named(family, bug):
+    assert naming(family, bug).right == (bug not in UNNAMED)
+
+
+def test_at_least_nine_of_ten_are_named():
+    assert len(UNNAMED) <= 0.1 * len(conventions())
+
+
+def test_every_bug_that_a_forward_call_shows_is_a_convention_or_a_fault():
+    planted = {bug.__name__ for family in FAMILIES for bug in BUGS[family]}
+    assert planted == EXPECTED.keys() | FAULTS.keys() | UNNAMED
+    assert not EXPECTED.keys() & FAULTS.keys()
+    for choices in EXPECTED.values():
+        assert all(choice in CONVENTION[name].choices[1:] for name, choice in choices.items())
+
+
+def test_correct_code_speaks_no_dialect():
+    from conformance.dialect import OTHER, findings
+    from conformance.kill import INNOCENT
+    from conformance.naming import as_target
+
+    for family in ("kernel", "layer", "RoPE"):
+        found = findings(as_target(family, INNOCENT[family]))
+        assert not [f for f in found if f.agrees is False or f.answer == OTHER or f.raised]
