@@ -63,14 +63,14 @@ def _in_other_order(weights: Weights, config: AttentionConfig, dialect: Dialect)
     if chosen(dialect, "norm weights") == left and config.qk_norm is not None:
         found |= {name: _interleaved(x, len(x) // H) for name, x in weights.items() if name.endswith("_norm.weight")}
     if chosen(dialect, "RoPE pairing") == "key rows permuted with N":
-        for name in ("k_proj.weight",):
-            heads = N if len(weights[name]) % (2 * N) == 0 else K
-            found[name] = _halves(_interleaved(weights[name], K), heads)
+        rows = weights["k_proj.weight"]
+        heads = N if len(rows) % (2 * N) == 0 else K  # or they could not be reshaped
+        found["k_proj.weight"] = _halves(_interleaved(rows, K), heads)
     if chosen(dialect, "partial rotary") == "rows permuted over the whole head" and R < H:
         for name, n in (("q_proj.weight", N), ("k_proj.weight", K)):
             whole = weights[name].reshape(n, H, -1)
-            rows = np.stack([np.concatenate([_interleaved(head[:R], 1), head[R:]]) for head in whole])
-            found[name] = _halves(rows.reshape(weights[name].shape), n)
+            stored = np.stack([np.concatenate([_interleaved(head[:R], 1), head[R:]]) for head in whole])
+            found[name] = _halves(stored.reshape(weights[name].shape), n)
     return found
 
 

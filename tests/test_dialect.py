@@ -92,8 +92,8 @@ def test_without_a_dialect_the_kernel_is_the_oracle(dtype):
 
 def test_without_a_dialect_the_layer_is_the_oracle():
     for case in layer_cases():
-        if case.grouping not in KERNEL_ROWS or (case.config.rope and case.config.rope.scaling):
-            continue  # the layer in dialects has no scalings of RoPE
+        if case.grouping not in KERNEL_ROWS:
+            continue
         call, weights = inputs.layer_call(case, "float64"), inputs.weights(case, "float64")
         oracle = Wing("numpy").layer(case.config, "float64")
         oracle.load(weights)
