@@ -6,12 +6,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
 
-from conformance.conventions import CONVENTION, CONVENTIONS, SPEC, Dialect
+from conformance.conventions import CONVENTION, CONVENTIONS, SPEC, Convention, Dialect
 from conformance.probes import KernelProbe, LayerProbe, Question, dropout_question, probe, questions, training_question
 from conformance.targets import Target, Unsupported
 from conformance.targets.foreign import accepted
@@ -95,7 +95,8 @@ def _settle(
     rest = frozenset(pair for pair in known if pair[0] != name)
     fits = [d for d in _dialects(name, rest) if _fits(asked, answers, d)]
     if not fits:
-        fits = [d for d in _pairs(name, rest, done) if _fits(asked, answers, d)][:1]
+        pairs = _pairs(name, rest, _untold(asked, done))
+        fits = list(islice((d for d in pairs if _fits(asked, answers, d)), 1))
     if not fits:
         return Finding(name, OTHER, evidence=_evidence(asked, name, rest, answers)), known
     if len(fits) == len(CONVENTION[name].choices):
@@ -110,9 +111,14 @@ def _dialects(name: str, known: Dialect) -> Iterator[Dialect]:
         yield known | {(name, other.name)}
 
 
-def _pairs(name: str, known: Dialect, done: set[str]) -> Iterator[Dialect]:
-    """The same together with one alternative of a convention that has not been asked about."""
-    others = [c for c in CONVENTIONS if c.name not in done | {name}]
+def _untold(asked: KernelProbe | LayerProbe, done: set[str]) -> list[Convention]:
+    """What has not been asked about."""
+    return [c for c in CONVENTIONS if c.name not in done and not (c.layer and isinstance(asked, KernelProbe))]
+
+
+def _pairs(name: str, known: Dialect, untold: list[Convention]) -> Iterator[Dialect]:
+    """The same together with one alternative of another convention."""
+    others = [convention for convention in untold if convention.name != name]
     together = [known | {(convention.name, other.name)} for convention in others for other in convention.others]
     yield from together
     for dialect in together:

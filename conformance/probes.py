@@ -131,6 +131,7 @@ def _of_layer(question: Question, dialect: Dialect, limits: Limits) -> Array:
     return _by_heads(layer(*call.arguments, **call.keywords, need_weights=False), config)[0]
 
 
+@lru_cache(256)
 def _kernel_call(question: Question, limits: Limits) -> Call:
     if question.settings:
         raise Unsupported("a layer's question")
@@ -142,6 +143,7 @@ def _kernel_call(question: Question, limits: Limits) -> Call:
 OF_CALL = ("offset", "positions", "key_positions")  # what a layer is told when it is called, not when it is built
 
 
+@lru_cache(256)
 def _put(question: Question, limits: Limits, **more: Any) -> tuple[AttentionConfig, dict[str, Array], Call]:
     """The question to a layer: how it is built, its weights, and the call."""
     q, call = question, question.call()
@@ -246,7 +248,8 @@ def _kernels() -> Iterator[Question]:
     yield Question("scale")
     yield Question("scale", Hv=12)
     yield Question("softmax")
-    yield Question("given scale", keywords={"scale": 0.4})
+    for scale in (0.5, 0.4):  # 0.5 is one that Gemma can have, but its square is H ** -0.5
+        yield Question("given scale", keywords={"scale": scale})
     yield Question("alignment", T=4, keywords={"causal": True})
     yield Question("causal", keywords={"causal": True})
     yield Question("causal window of W", keywords={"causal": True, "window": 3})
@@ -317,7 +320,6 @@ def _positions(rope: RopeConfig) -> Iterator[Question]:
     settings = {"rope": rope}
     yield Question("RoPE turns", settings=settings)
     yield Question("RoPE positions", T=4, settings=settings)
-    yield Question("RoPE positions", settings=settings)
     rows = np.array([[3], [11]]) + np.arange(S)
     yield Question("given positions", settings=settings, keywords={"positions": rows})
     far = {"positions": np.arange(S) + 4001, "key_positions": np.arange(S) + 1003}
