@@ -248,8 +248,8 @@ def _kernels() -> Iterator[Question]:
     yield Question("scale")
     yield Question("scale", Hv=12)
     yield Question("softmax")
-    for scale in (0.5, 0.4):  # 0.5 is one that Gemma can have, but its square is H ** -0.5
-        yield Question("given scale", keywords={"scale": scale})
+    for given in (0.5, 0.4):  # 0.5 is one that Gemma can have, but its square is H ** -0.5
+        yield Question("given scale", keywords={"scale": given})
     yield Question("alignment", T=4, keywords={"causal": True})
     yield Question("causal", keywords={"causal": True})
     yield Question("causal window of W", keywords={"causal": True, "window": 3})
