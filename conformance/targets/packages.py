@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+
+from conformance.targets.protocol import Unsupported
+from gqa_spec import AttentionConfig, RopeConfig
+from gqa_spec.config import QKNorm
+from gqa_spec.weights import LAYOUTS, from_canonical
 
 Array = np.ndarray
 
@@ -29,6 +36,49 @@ def x_transformers(
     return context, intermediates.post_softmax_attn
 
 
+class LitGPT(nn.Module):
+    """litgpt.model.CausalSelfAttention: one fused tensor; causal unless a mask is given, which then stands alone."""
+
+    def __init__(
+        self, embed_dim: int, num_heads: int, num_kv_heads: int, *, head_dim: int | None = None, qkv_bias: bool = False,
+        out_bias: bool = False, causal: bool = False, softcap: float | None = None, qk_norm: QKNorm | None = None,
+        qk_norm_eps: float = 1e-6, rope: RopeConfig | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        from litgpt.model import CausalSelfAttention, Config
+
+        if qk_norm == "rms_plus_one" or (out_bias and not qkv_bias):
+            raise Unsupported(f"qk_norm={qk_norm!r}, qkv_bias={qkv_bias}, out_bias={out_bias}")
+        if rope is not None and (rope.pairing != "half" or rope.scaling is not None):
+            raise Unsupported("half pairs without scaling only")
+        sizes: dict[str, Any] = {} if head_dim is None else {"head_dim": head_dim}
+        self.config = c = AttentionConfig(
+            embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads, causal=causal, softcap=softcap,
+            qkv_bias=qkv_bias, out_bias=out_bias, qk_norm=qk_norm, qk_norm_eps=qk_norm_eps, rope=rope, **sizes,
+        )  # fmt: skip
+        settings = Config(
+            n_layer=1, n_head=num_heads, n_embd=embed_dim, head_size=c.head_dim, n_query_groups=num_kv_heads,
+            bias=out_bias, attn_bias=qkv_bias, padded_vocab_size=8, rotary_percentage=c.rotary_dim / c.head_dim,
+            attention_logit_softcapping=softcap, norm_class_name="RMSNorm", norm_eps=qk_norm_eps,
+            norm_qk=qk_norm is not None, norm_qk_type="olmo2" if qk_norm == "rms_full" else "default",
+        )  # fmt: skip
+        self.attention = CausalSelfAttention(settings, 0)
+
+    def load_weights(self, weights: Mapping[str, Array]) -> None:
+        stored = from_canonical(LAYOUTS["litgpt"], weights, self.config)
+        self.attention.load_state_dict({name: torch.from_numpy(x) for name, x in stored.items()})
+
+    def forward(self, query: Tensor, key: None = None, value: None = None, mask: Tensor | None = None) -> Tensor:
+        from litgpt.model import build_rope_cache
+
+        if mask is not None and self.config.causal:
+            raise Unsupported("a mask replaces its causal one")
+        T, rope = query.shape[1], self.config.rope
+        cos, sin = build_rope_cache(T, self.config.rotary_dim, base=int(rope.theta) if rope else 10_000)
+        shown = mask if mask is not None or self.config.causal else torch.ones(T, T, dtype=torch.bool)
+        return self.attention(query, cos[None].to(query.dtype), sin[None].to(query.dtype), shown)
+
+
 def tinygrad(query: Array, key: Array, value: Array, mask: Array | None = None, *, causal: bool = False) -> Array:
     """Tensor.scaled_dot_product_attention."""
     from tinygrad import Tensor as Lazy
@@ -47,8 +97,6 @@ def mlx(
 ) -> Array:  # fmt: skip
     """mlx.core.fast.scaled_dot_product_attention: a mask, or the word "causal"."""
     import mlx.core as mx
-
-    from conformance.targets.protocol import Unsupported
 
     if causal and mask is not None:
         raise Unsupported("a mask or causal")

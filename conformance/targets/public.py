@@ -83,6 +83,8 @@ def _rows() -> tuple[Public, ...]:
                Limits(dtypes=SINGLE)),
         Public("onnxruntime.GroupQueryAttention", f"{here}.onnx:runtime_gqa", "numpy", ("onnxruntime", "onnx"),
                Limits(value_size=False, head_multiple=8, always={"causal": True}, dtypes=SINGLE)),
+        Public("litgpt", f"{here}.packages:LitGPT", "torch", ("litgpt", "torch"),
+               Limits(value_size=False, cross=False)),
         Public("x_transformers", f"{here}.packages:x_transformers", "torch", ("x_transformers", "torch")),
         Public("tinygrad", f"{here}.packages:tinygrad", "numpy", ("tinygrad",), Limits(dtypes=SINGLE)),
         Public("mlx", f"{here}.packages:mlx", "numpy", ("mlx",), Limits(value_size=False, dtypes=SINGLE)),
