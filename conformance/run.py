@@ -60,7 +60,7 @@ def run(
     quick_to_compile()
     checks: dict[Task, list[Check]] = {}
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"), initializer=one_thread) as pool:
-        kills = pool.submit(kill_table, KILLED, whole=False) if planted_bugs else None  # first, because it is the longest
+        kills = pool.submit(kill_table, KILLED, whole=False) if planted_bugs else None  # the longest
         futures = {pool.submit(perform, task): task for task in tasks}
         for future in as_completed(futures):
             checks[futures[future]] = future.result()
