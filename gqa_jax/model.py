@@ -160,10 +160,11 @@ class Transformer(nnx.Module):
         request = Request.of(self.config, prompts, max_new_tokens, temperature, top_k, top_p, stop_tokens, uniforms)
         cache = self.init_cache(request.batch_size, request.cache_length)
         graph, state = nnx.split(self)
+        structure = _Structure(graph)
 
         def step(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
             nonlocal cache
-            logits, cache = compiled_step(graph, state, jnp.asarray(tokens), cache, jnp.asarray(lengths))
+            logits, cache = compiled_step(structure, state, jnp.asarray(tokens), cache, jnp.asarray(lengths))
             return np.asarray(logits.astype(compute_dtype(logits.dtype)))
 
         return request.run(step, callback, bucketed=True)
@@ -228,13 +229,28 @@ class Transformer(nnx.Module):
         return _real(logits, count) if last else logits
 
 
-@partial(jax.jit, static_argnames="graph", donate_argnames="cache")
-def compiled_step(graph: Any, state: Any, tokens: Array, cache: Caches, lengths: Array) -> tuple[Array, Caches]:
+class _Structure:
+    """A model without its arrays, as `compiled_step` takes it: hashed once, since a hash walks the whole model."""
+
+    def __init__(self, graph: Any) -> None:
+        self.graph, self._hash = graph, hash(graph)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Structure) and self.graph == other.graph
+
+
+@partial(jax.jit, static_argnames="structure", donate_argnames="cache")
+def compiled_step(
+    structure: _Structure, state: Any, tokens: Array, cache: Caches, lengths: Array
+) -> tuple[Array, Caches]:
     """`extend` with last=True, for a model split by `nnx.split`: the storage of the given cache becomes the next one's.
 
     Not nnx.jit, which walks the whole model anew at each call.
     """
-    return nnx.merge(graph, state).extend(tokens, cache, lengths=lengths, last=True)
+    return nnx.merge(structure.graph, state).extend(tokens, cache, lengths=lengths, last=True)
 
 
 class _Embedding(nnx.Module):

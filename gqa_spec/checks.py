@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from numbers import Integral, Real
 from typing import Any
+
+import numpy as np
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 WIDER = {  # the dtypes that hold every value of the key exactly
@@ -151,7 +154,14 @@ def norm_bias(norm: str, bias: bool) -> None:
 
 def dtype_name(array: Any) -> str:
     """`float32` for NumPy's, JAX's and PyTorch's float32 alike."""
-    return str(array.dtype).removeprefix("torch.")
+    dtype = array.dtype
+    return _numpy_name(dtype) if isinstance(dtype, np.dtype) else str(dtype).removeprefix("torch.")
+
+
+@lru_cache
+def _numpy_name(dtype: np.dtype[Any]) -> str:
+    """NumPy spells it anew at each call, which costs a decoded token more than all other checks."""
+    return str(dtype)
 
 
 def is_integer_dtype(array: Any) -> bool:

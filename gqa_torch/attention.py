@@ -131,8 +131,13 @@ def attend(
         query, key, value, mask, causal=causal, window=window, chunk=chunk, offset=offset, scale=scale,
         softcap=softcap, sinks=sinks, dropout_multiplier=dropout_multiplier, need_weights=False,
     )  # fmt: skip
-    hidden, rows = hides(T, S, mask, *rule, offset), block_queries(path, query, key)
+    hidden = hides(T, S, mask, *rule, offset)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
+    if path == "packed" and not hidden:
+        return fast.packed(query, key, value, None, scale)
+    if path == "fused":
+        return fast.fused(query, key, value, None, scale, causal=hidden)
+    rows = block_queries(path, query, key)
 
     def kernel(q: Array, k: Array, v: Array, visible: Array | None, bias: Array | None, multiplier: Any) -> Array:
         if path == "packed":
@@ -143,8 +148,6 @@ def attend(
             return fast.fused(q, k, v, visible, scale)
         return plain_attention(q, k, v, visible, bias, scale, softcap, sinks, multiplier)["context"]
 
-    if path == "fused":
-        return fast.fused(query, key, value, None, scale, causal=hidden)
     if rows >= T and not hidden:
         return kernel(query, key, value, None, None, dropout_multiplier)
     if not clean and (mask is not None or isinstance(offset, Array) or None not in rule[1:]):

@@ -6,16 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float, Integer
+from jaxtyping import Float
 from torch import Tensor as Array
 from torch import nn
 from torch.nn import functional
 
 from gqa_spec import ModelConfig
-from gqa_torch.cache import KVCache
+from gqa_torch.cache import Append, KVCache
 from gqa_torch.layer import GroupedQueryAttention
 from gqa_torch.norm import layer_norm, rms_norm
-from gqa_torch.precision import compute_dtype
+from gqa_torch.precision import widened
 
 
 class Block(nn.Module):
@@ -24,13 +24,13 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, number: int, **options: Any) -> None:
         super().__init__()
         before, after = config.norm_placement != "post", config.norm_placement != "pre"
-        self.attention_norm = Norm(config, **options) if before else nn.Identity()
+        self.attention_norm = Norm(config, **options) if before else None
         self.attention = GroupedQueryAttention.from_config(config.attention[number], **options)
-        self.attention_post_norm = Norm(config, **options) if after else nn.Identity()
-        self.feed_forward_norm = Norm(config, **options) if before else nn.Identity()
+        self.attention_post_norm = Norm(config, **options) if after else None
+        self.feed_forward_norm = Norm(config, **options) if before else None
         self.feed_forward = FeedForward(config, **options)
-        self.feed_forward_post_norm = Norm(config, **options) if after else nn.Identity()
-        self.dropout = nn.Dropout(config.dropout)
+        self.feed_forward_post_norm = Norm(config, **options) if after else None
+        self.dropout = nn.Dropout(config.dropout) if config.dropout > 0 else None
 
     def forward(self, x: Float[Array, "B T D"], mask: Array | None, rope_length: int | None) -> Float[Array, "B T D"]:
         def attend(normed: Array) -> Array:
@@ -38,23 +38,21 @@ class Block(nn.Module):
 
         return self._residual(x, attend)
 
-    def extend(
-        self, x: Float[Array, "B T D"], cache: KVCache, lengths: Integer[Array, "B"] | None
-    ) -> tuple[Float[Array, "B T D"], KVCache]:
+    def append(self, x: Float[Array, "B T D"], cache: KVCache, step: Append) -> tuple[Float[Array, "B T D"], KVCache]:
         longer = cache
 
         def attend(normed: Array) -> Array:
             nonlocal longer
-            output, longer = self.attention.extend(normed, cache, lengths=lengths)
+            output, longer = self.attention.append(normed, cache, step)
             return output
 
         return self._residual(x, attend), longer
 
     def _residual(self, x: Array, attend: Callable[[Array], Array]) -> Array:
-        attended = attend(self.attention_norm(x))
-        x = x + self.dropout(self.attention_post_norm(attended))
-        fed = self.feed_forward(self.feed_forward_norm(x))
-        return x + self.dropout(self.feed_forward_post_norm(fed))
+        attended = attend(applied(self.attention_norm, x))
+        x = x + applied(self.dropout, applied(self.attention_post_norm, attended))
+        fed = self.feed_forward(applied(self.feed_forward_norm, x))
+        return x + applied(self.dropout, applied(self.feed_forward_post_norm, fed))
 
 
 class FeedForward(nn.Module):
@@ -70,11 +68,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         up = self.up(x)
-        dtype = compute_dtype(up.dtype)
         if self.gate is None:
-            return self.down(activation(up.to(dtype), self.config.activation).to(up.dtype))
-        gate = activation(self.gate(x).to(dtype), self.config.activation)
-        return self.down((gate * up.to(dtype)).to(up.dtype))
+            return self.down(activation(widened(up), self.config.activation).to(up.dtype))
+        gate = activation(widened(self.gate(x)), self.config.activation)
+        return self.down((gate * widened(up)).to(up.dtype))
 
 
 class Norm(nn.Module):
@@ -97,3 +94,8 @@ def activation(x: Array, kind: str) -> Array:
     if kind == "silu":
         return functional.silu(x)
     return functional.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+
+
+def applied(module: nn.Module | None, x: Array) -> Array:
+    """What a module gives; x itself where the model has none in this place."""
+    return x if module is None else module(x)

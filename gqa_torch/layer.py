@@ -18,10 +18,12 @@ from gqa_spec.weights.names import symbolic_shapes, weight_shapes
 from gqa_torch import cache as cache_
 from gqa_torch import rope
 from gqa_torch.attention import attend, attention_stages, grouped_query_attention
-from gqa_torch.cache import KVCache
+from gqa_torch.cache import Append, KVCache
 from gqa_torch.masks import Offset, query_positions
 from gqa_torch.norm import qk_norm
 from gqa_torch.precision import autocast_dtype, compute_dtype
+
+Tables = tuple[Array, Array]  # cos and sin
 
 
 class GroupedQueryAttention(nn.Module):
@@ -154,23 +156,28 @@ class GroupedQueryAttention(nn.Module):
         torch.compile, where it cannot, that row is NaN from then on).
         """
         count = self._count(x, cache, lengths)
-        T = x.shape[1]
-        positions = None if self.config.rope is None else cache.length[:, None] + torch.arange(T, device="cpu")
-        tokens = x
-        if lengths is not None:
-            real = (torch.arange(T, device=count.device) < count[:, None]).to(x.device)[..., None]
-            tokens = torch.where(real, x, 0)
-        q, k, v = _newest(self._heads(tokens, None, None, None, positions, positions, None, cache.rope_length))
-        settings = cache_.visibility(cache, T, self.config, device=x.device)
-        longer, keys, values = cache_.appended(cache, k, v, count)
-        settings = self._kernel_settings(q, keys, None) | settings
+        x, _, _ = self._checked(
+            x, None, None, None, dict.fromkeys(("positions", "key_positions", "offset", "rope_length"))
+        )
+        step = Append(x.shape[1], cache.length, count, lengths is not None, x.device)
+        return self.append(x, cache, step)
+
+    def append(self, x: Float[Array, "B T D"], cache: KVCache, step: Append) -> tuple[Float[Array, "B T D"], KVCache]:
+        """`extend` once its arguments are checked, by a step that all layers of a model share."""
+        tokens = x if step.real is None else torch.where(step.real, x, 0)
+        stages = self._projected(tokens, tokens, tokens)
+        if self.config.rope is not None:
+            tables = step.cos_sin((self.config.rope, self.config.rotary_dim, cache.rope_length), like=x)
+            stages |= self._turned(stages, tables, tables)
+        q, k, v = _newest(stages)
+        visible = cache_.visibility(cache, self.config, step)
+        longer, keys, values = cache_.appended(cache, k, v, step)
+        settings = self._kernel_settings(q, keys, None) | visible
         context = attend(q, keys.to(q.dtype), values.to(q.dtype), **settings, clean=True)
         output = self._output(context)
-        output = output if lengths is None else torch.where(real, output, 0)
-        if torch.compiler.is_compiling():  # else a row without room has raised
-            fits = cache_.fits(cache, count).to(x.device)
-            output = torch.where(fits[:, None, None], output, torch.nan)
-        return output, longer
+        output = output if step.real is None else torch.where(step.real, output, 0)
+        fits = cache_.fits(cache, step)
+        return output if fits is None else torch.where(fits.to(x.device)[:, None, None], output, torch.nan), longer
 
     @torch.no_grad()
     def load_weights(self, mapping: Mapping[str, Any]) -> Self:
@@ -193,13 +200,33 @@ class GroupedQueryAttention(nn.Module):
         self, query: Any, key: Any, value: Any, mask: Any, positions: Any, key_positions: Any, offset: Any, length: Any
     ) -> dict[str, Array]:
         """The stages before the kernel, heads split."""
+        rotation = {"positions": positions, "key_positions": key_positions, "offset": offset, "rope_length": length}
+        query, key, value = self._checked(query, key, value, mask, rotation)
+        stages, config = self._projected(query, key, value), self.config
+        if config.rope is not None:
+            T, S = query.shape[1], key.shape[1]
+            positions = query_positions(T, S, offset, device=query.device) if positions is None else positions
+            key_positions = torch.arange(S, device=key.device) if key_positions is None else key_positions
+            settings = (config.rope, config.rotary_dim, S if length is None else length)
+            tables = (rope.cos_sin(each, *settings, like=query) for each in (positions, key_positions))
+            stages |= self._turned(stages, *tables)
+        return stages
+
+    def _checked(self, query: Any, key: Any, value: Any, mask: Any, rotation: dict[str, Any]) -> tuple[Array, ...]:
+        """query, key and value with their defaults, as autocast's linear layers would take them."""
         key = query if key is None else key
         value = key if value is None else value
-        rotation = {"positions": positions, "key_positions": key_positions, "offset": offset, "rope_length": length}
-        config, dtype = self.config, autocast_dtype(self.q_proj.weight.dtype, self.q_proj.weight.device)
-        query, key, value = (self._autocast(x, dtype) for x in (query, key, value))
-        checks.layer_call(config, str(dtype).removeprefix("torch."), query, key, value, mask, Array, rotation)
-        T, S = query.shape[1], key.shape[1]
+        weight = self.q_proj.weight
+        dtype = autocast_dtype(weight.dtype, weight.device)
+        query, key, value = (
+            x.to(dtype) if isinstance(x, Array) and x.dtype == weight.dtype else x for x in (query, key, value)
+        )
+        checks.layer_call(self.config, str(dtype).removeprefix("torch."), query, key, value, mask, Array, rotation)
+        return query, key, value
+
+    def _projected(self, query: Array, key: Array, value: Array) -> dict[str, Array]:
+        """Heads split, and normed where there is a QK-norm."""
+        config = self.config
         stages = {
             "q_proj": _split(self.q_proj(query), config.num_heads),
             "k_proj": _split(self.k_proj(key), config.num_kv_heads),
@@ -210,17 +237,14 @@ class GroupedQueryAttention(nn.Module):
                 stages[f"{name}_norm"] = qk_norm(
                     stages[f"{name}_proj"], norm.weight, config.qk_norm, config.qk_norm_eps
                 )
-        if config.rope is not None:
-            q, k, _ = _newest(stages)
-            length = S if length is None else length
-            positions = query_positions(T, S, offset, device=q.device) if positions is None else positions
-            key_positions = torch.arange(S, device=k.device) if key_positions is None else key_positions
-            settings, pairing = (config.rope, config.rotary_dim, length), config.rope.pairing
-            tables = rope.cos_sin(positions, *settings, like=q)
-            stages["q_rope"] = rope.turn(q, tables, pairing)
-            same = key_positions is positions  # as in `extend`
-            stages["k_rope"] = rope.turn(k, tables if same else rope.cos_sin(key_positions, *settings, like=k), pairing)
         return stages
+
+    def _turned(self, stages: dict[str, Array], query_tables: Tables, key_tables: Tables) -> dict[str, Array]:
+        """Queries and keys turned by RoPE's tables of cos and sin."""
+        assert self.config.rope is not None
+        q, k, _ = _newest(stages)
+        pairing = self.config.rope.pairing
+        return {"q_rope": rope.turn(q, query_tables, pairing), "k_rope": rope.turn(k, key_tables, pairing)}
 
     def _count(self, x: Array, cache: KVCache, lengths: Array | None) -> Integer[Array, "B"]:
         """How many of x's tokens each row appends, once everything that is known has been checked."""
@@ -238,10 +262,6 @@ class GroupedQueryAttention(nn.Module):
         if not cache.rolling:
             checks.cache_room(cache.capacity, cache_.known(cache.length) or (), cache_.known(count) or ())
         return count
-
-    def _autocast(self, x: Any, dtype: torch.dtype) -> Any:
-        """An input as autocast's linear layers would take it; without autocast as it is."""
-        return x.to(dtype) if isinstance(x, Array) and x.dtype == self.q_proj.weight.dtype else x
 
     def _kernel_settings(self, q: Array, k: Array, offset: Offset) -> dict[str, Any]:
         config = self.config
@@ -284,8 +304,8 @@ def _split(x: Float[Array, "B T W"], heads: int) -> Float[Array, "B heads T size
 
 def _newest(stages: Mapping[str, Array]) -> tuple[Array, Array, Array]:
     """query, key and value as they are after the last stage so far."""
-    q, k = (next(stages[f"{n}_{s}"] for s in ("rope", "norm", "proj") if f"{n}_{s}" in stages) for n in ("q", "k"))
-    return q, k, stages["v_proj"]
+    last = next(stage for stage in ("rope", "norm", "proj") if f"q_{stage}" in stages)
+    return stages[f"q_{last}"], stages[f"k_{last}"], stages["v_proj"]
 
 
 def tensor(x: Array | np.ndarray) -> Array:

@@ -21,9 +21,9 @@ from gqa_spec.weights.names import model_symbolic_shapes, model_weight_shapes
 from gqa_torch import cache as cache_
 from gqa_torch import masks
 from gqa_torch.block import Block, Norm
-from gqa_torch.cache import KVCache
+from gqa_torch.cache import Append, KVCache
 from gqa_torch.layer import array, tensor
-from gqa_torch.precision import autocast_dtype, compute_dtype
+from gqa_torch.precision import autocast_dtype, widened
 
 Caches = tuple[KVCache, ...]
 
@@ -46,7 +46,7 @@ class Transformer(nn.Module):
             self.embed: nn.Embedding | nn.Linear = nn.Embedding(config.vocab_size, config.hidden_size, **options)
         else:
             self.embed = nn.Linear(config.input_dim or 0, config.hidden_size, **options)
-        self.blocks = nn.ModuleList(Block(config, i, **options) for i in range(config.num_layers))
+        self.blocks: Any = nn.ModuleList(Block(config, i, **options) for i in range(config.num_layers))
         self.norm = Norm(config, **options)
         own_head = config.output == "logits" and not config.tied
         self.head = nn.Linear(config.hidden_size, config.output_size, bias=False, **options) if own_head else None
@@ -119,8 +119,8 @@ class Transformer(nn.Module):
         dtype is the model's when None. Raises ValueError for a model that is not causal.
         """
         return tuple(
-            self._block(i).attention.init_cache(batch_size, max_length, rolling=rolls, dtype=dtype)
-            for i, rolls in enumerate(self.config.rolling(max_length))
+            block.attention.init_cache(batch_size, max_length, rolling=rolls, dtype=dtype)
+            for block, rolls in zip(self.blocks, self.config.rolling(max_length), strict=True)
         )
 
     @torch.no_grad()
@@ -139,17 +139,16 @@ class Transformer(nn.Module):
         written. No gradients.
         """
         count = self._count(tokens, lengths)
-        checks.model_cache(cache, self.config.num_layers, KVCache)
-        for held in cache:
-            checks.cache_unspent(held.spent)
-            if not held.rolling:
-                checks.cache_room(held.capacity, cache_.known(held.length) or (), cache_.known(count) or ())
-        x, longer = self._embed(tokens), []
-        for i, held in enumerate(cache):
-            x, extended = self._block(i).extend(x, held, None if lengths is None else count)
+        self._check_cache(tokens, cache, count)
+        x, longer, step = self._embed(tokens), [], None
+        for block, held in zip(self.blocks, cache, strict=True):
+            if step is None or not step.serves(held):
+                step = Append(tokens.shape[1], held.length, count, lengths is not None, x.device)
+            x, extended = block.append(x, held, step)
             longer.append(extended)
         return self._result(x, count, last), tuple(longer)
 
+    @torch.inference_mode()
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -177,7 +176,7 @@ class Transformer(nn.Module):
             nonlocal cache
             given = None if (lengths == tokens.shape[1]).all() else torch.from_numpy(lengths)
             logits, cache = self.extend(torch.from_numpy(tokens).to(device), cache, lengths=given, last=True)
-            return logits.to("cpu", compute_dtype(logits.dtype)).numpy()
+            return widened(logits).cpu().numpy()
 
         return request.run(step, callback)
 
@@ -198,11 +197,6 @@ class Transformer(nn.Module):
         """Canonical names -> NumPy arrays, copied."""
         return {name: array(self.get_parameter(name)) for name in model_weight_shapes(self.config)}
 
-    def _block(self, number: int) -> Block:
-        block = self.blocks[number]
-        assert isinstance(block, Block)
-        return block
-
     def _count(self, tokens: Array, lengths: Array | None) -> Integer[Array, "B"]:
         """How many of each row's tokens are real, once everything that is known has been checked."""
         weight = self.norm.weight
@@ -220,6 +214,18 @@ class Transformer(nn.Module):
         checks.cache_lengths_in_chunk(cache_.known(lengths) or (), T)
         return lengths.to("cpu", torch.int64).clamp(0, T)
 
+    def _check_cache(self, tokens: Array, cache: Caches, count: Integer[Array, "B"]) -> None:
+        """Every layer's before any is written; those that are alike once."""
+        checks.model_cache(cache, self.config.num_layers, KVCache)
+        layers = zip(self.config.attention, cache, strict=True)
+        for layer, keys, values, rolling in {(x, c.keys.shape, c.values.shape, c.rolling) for x, c in layers}:
+            checks.extend(layer, (*tokens.shape[:2], self.config.hidden_size), keys, values, rolling)
+        counts = cache_.known(count) or ()
+        for held in cache:
+            checks.cache_unspent(held.spent)
+            if not held.rolling:
+                checks.cache_room(held.capacity, cache_.known(held.length) or (), counts)
+
     def _embed(self, tokens: Array) -> Float[Array, "B T D"]:
         x = self.embed(tokens)
         if self.config.embedding_scale != 1:
@@ -235,7 +241,7 @@ class Transformer(nn.Module):
             return _real(x, count)
         logits = self.head(x) if self.head is not None else functional.linear(x, self.embed.weight)
         if self.config.logit_softcap is not None:
-            wide = logits.to(compute_dtype(logits.dtype)) / self.config.logit_softcap
+            wide = widened(logits) / self.config.logit_softcap
             logits = (wide.tanh() * self.config.logit_softcap).to(logits.dtype)
         return _real(logits, count) if last else logits
 

@@ -7,16 +7,15 @@ from jaxtyping import Float
 from torch import Tensor as Array
 from torch.nn import functional
 
-from gqa_torch.precision import compute_dtype
+from gqa_torch.precision import widened
 
 
 def rms_norm(
     x: Float[Array, "*axes W"], weight: Float[Array, "W"], eps: float, *, plus_one: bool = False
 ) -> Float[Array, "*axes W"]:
     """x / rms(x) * w, or * (1 + w) as Gemma stores it; in float32 for 16-bit inputs, rounded once at the end."""
-    dtype = compute_dtype(x.dtype)
-    wide, scale = x.to(dtype), weight.to(dtype)
-    normed = wide / torch.sqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+    wide, scale = widened(x), widened(weight)
+    normed = wide * torch.rsqrt((wide * wide).mean(dim=-1, keepdim=True) + eps)
     return (normed * (scale + 1 if plus_one else scale)).to(x.dtype)
 
 
@@ -24,9 +23,8 @@ def layer_norm(
     x: Float[Array, "*axes W"], weight: Float[Array, "W"], bias: Float[Array, "W"] | None, eps: float
 ) -> Float[Array, "*axes W"]:
     """(x - mean) / sqrt(variance + eps) * w + b; in float32 for 16-bit inputs, rounded once at the end."""
-    dtype = compute_dtype(x.dtype)
-    wide = None if bias is None else bias.to(dtype)
-    return functional.layer_norm(x.to(dtype), weight.shape, weight.to(dtype), wide, eps).to(x.dtype)
+    wide = None if bias is None else widened(bias)
+    return functional.layer_norm(widened(x), weight.shape, widened(weight), wide, eps).to(x.dtype)
 
 
 def qk_norm(x: Float[Array, "B N T H"], weight: Float[Array, "W"], kind: str, eps: float) -> Float[Array, "B N T H"]:

@@ -5,10 +5,16 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import Tensor as Array
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.itemsize == 2 else dtype
+
+
+def widened(x: Array) -> Array:
+    """x in its compute dtype: itself where it is, since even a cast to the same dtype costs a decoded token time."""
+    return x.float() if x.dtype.itemsize == 2 else x
 
 
 def autocasts(device: torch.device) -> bool:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor as Array
 
 from gqa_spec import DynamicScaling, LinearScaling, Llama3Scaling, LongropeScaling, RopeConfig, YarnScaling
-from gqa_torch.precision import compute_dtype
+from gqa_torch.precision import compute_dtype, widened
 
 
 def rotate(
@@ -41,16 +41,16 @@ def turn(x: Float[Array, "B N T H"], tables: tuple[Array, Array], pairing: str) 
     """x with as many leading dimensions turned as there are angles for."""
     cos, sin = tables
     rotary_dim = 2 * cos.shape[-1]
-    first, second = _pairs(x[..., :rotary_dim].to(cos.dtype), pairing)
+    first, second = _pairs(widened(x), rotary_dim, pairing)
     turned = _joined(first * cos - second * sin, second * cos + first * sin, pairing).to(x.dtype)
     return turned if rotary_dim == x.shape[-1] else torch.cat([turned, x[..., rotary_dim:]], dim=-1)
 
 
-def _pairs(x: Array, pairing: str) -> tuple[Array, Array]:
+def _pairs(x: Array, rotary_dim: int, pairing: str) -> tuple[Array, Array]:
     if pairing == "interleaved":
-        return x[..., 0::2], x[..., 1::2]
-    half = x.shape[-1] // 2
-    return x[..., :half], x[..., half:]
+        return x[..., 0:rotary_dim:2], x[..., 1:rotary_dim:2]
+    half = rotary_dim // 2
+    return x[..., :half], x[..., half:rotary_dim]
 
 
 def _joined(first: Array, second: Array, pairing: str) -> Array:

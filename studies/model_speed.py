@@ -22,6 +22,7 @@ from studies.memory import cache_bytes
 from studies.timing import paired
 
 PROMPT, TOKENS = tuple(range(1000, 1016)), 8  # what a prompt says is no matter for the time that it takes
+SPINNING = 0.15  # seconds; OpenBLAS's threads spin for 0.12 after a call, on a core that the other contender may want
 BANDWIDTH, TRANSFORMERS = "read bandwidth", "transformers"
 FLOAT32 = 4
 NEEDS = {
@@ -126,7 +127,7 @@ def measure(row: Row, contenders: Contenders, limits: Limits | None, budget: flo
         found, expected = (contenders.decode(name)(TOKENS)[0] for name in (row.contender, row.ours))
         if found != expected:
             raise DifferentText(f"continues with {found}, ours with {expected}")
-    pairs = paired(partial(_seconds_per_token, ours), theirs, budget)
+    pairs = paired(partial(_seconds_per_token, ours), theirs, budget, SPINNING)
     our_rate, their_rate = (_median_rate(times) for times in (pairs.ours, pairs.theirs))
     ratio = pairs.ratio()
     verdict = "" if row.target is None else "reached" if ratio >= row.target else "missed"

@@ -31,15 +31,16 @@ class Pairs:
         return float(np.quantile(np.divide(self.theirs, self.ours), quantile))
 
 
-def paired(ours: Callable[[], float], theirs: Callable[[], float], budget: float) -> Pairs:
+def paired(ours: Callable[[], float], theirs: Callable[[], float], budget: float, rest: float = 0.0) -> Pairs:
     """Runs both in turn until `budget` seconds are spent, each a clock that runs its contender once.
 
-    After each the machine rests for a tenth as long: memory that a call gives back is otherwise the next one's cost.
+    After each the machine rests for a tenth as long, and `rest` seconds at least: what a call leaves behind, memory to
+    give back and worker threads that go on spinning, is otherwise the next one's cost.
     """
 
     def rested(clock: Callable[[], float]) -> float:
         spent = clock()
-        time.sleep(spent / 10)
+        time.sleep(max(spent / 10, rest))
         return spent
 
     ours(), theirs()  # warm-up
