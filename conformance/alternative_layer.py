@@ -17,6 +17,24 @@ from gqa_spec import AttentionConfig
 Array = np.ndarray
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a cache holds: keys and values (B, K, S, H), nothing at first."""
+
+    max_length: int
+    keys: Any = None
+    values: Any = None
+
+    @property
+    def length(self) -> int:
+        return 0 if self.keys is None else self.keys.shape[2]
+
+    def longer(self, keys: Array, values: Array) -> Held:
+        if self.length:
+            keys, values = (np.concatenate(pair, axis=2) for pair in ((self.keys, keys), (self.values, values)))
+        return Held(self.max_length, keys, values)
+
+
 @dataclass
 class Layer:
     """`GroupedQueryAttention` of SPEC 10 to 16 in a dialect: built from a config, given canonical weights, called as
@@ -59,6 +77,27 @@ class Layer:
         if self.does("projections") != "heads joined across tokens":
             context = context.swapaxes(1, 2)
         return self._linear("o_proj", context.reshape(B, T, -1)), weights
+
+    def init_cache(self, batch_size: int, max_length: int) -> Held:
+        return Held(max_length)
+
+    def extend(self, x: Array, cache: Held) -> tuple[Array, Held]:
+        """Appends x's tokens (B, T, D) to a cache and attends to all so far."""
+        c, does, T = self.config, self.does("cached tokens"), x.shape[1]
+        start = cache.length
+        if start + T > cache.max_length and self.does("full cache") == "refuses":
+            raise ValueError(f"cache: no room for {T} more tokens")
+        places = np.arange(T) + (0 if does == "turned from 0" else start)
+        q = self._prepared(self._projected("q_proj", x, c.num_heads), "q", places, cache.max_length)
+        k = self._prepared(self._projected("k_proj", x, c.num_kv_heads), "k", places, cache.max_length)
+        longer = cache.longer(k, self._projected("v_proj", x, c.num_kv_heads))
+        offset = {"causal from the first key held": 0, "a token does not see itself": start - 1}.get(does, start)
+        context, _ = Kernel(self.dialect)(
+            q, longer.keys, longer.values, causal=c.causal, window=c.window, chunk=c.chunk,
+            offset=np.full(len(x), offset),
+            scale=c.scale, softcap=c.softcap, sinks=self.weights.get("sinks"), need_weights=False,
+        )  # fmt: skip
+        return self._linear("o_proj", context.swapaxes(1, 2).reshape(len(x), T, -1)), longer
 
     def _start(self, T: int, S: int, offset: Any) -> Any:
         if self.does("RoPE positions") == "queries at i":

@@ -72,13 +72,13 @@ def _yarn(plain: Array, s: YarnScaling, theta: float, does: str) -> Array:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, R - 1)
     divided = np.clip((np.arange(R // 2) - low) / (high - low or 0.001), 0, 1)
-    if does == "ramp inverted":
+    if does in ("ramp inverted", "ramp inverted, no attention factor"):
         divided = 1 - divided
     return plain / s.factor * divided + plain * (1 - divided)
 
 
 def _yarn_factor(s: YarnScaling, does: str) -> float:
-    if does == "no attention factor":
+    if does in ("no attention factor", "ramp inverted, no attention factor"):
         return 1.0
     if does == "attention_factor ignored":
         s = replace(s, attention_factor=None, mscale=None)

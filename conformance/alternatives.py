@@ -35,7 +35,7 @@ class Kernel:
     ) -> tuple[Array, Array | None]:  # fmt: skip
         (B, N, T, H), (_, K, S, Hv) = query.shape, value.shape
         dtype = query.dtype if query.dtype.itemsize > 2 else np.dtype(np.float32)
-        visible, bias = self._mask(mask, (B, N, T, S), causal)
+        visible, bias = self._mask(mask, (B, N, T, S), causal, softcap is not None)
         visible = visible & self._placed(B, T, S, causal and self._counts(mask), window, chunk, offset)
         seen = visible.any(axis=-1, keepdims=True)
         key, value, raw = key[:, self._key_heads(N, K)], value[:, self._value_heads(N, K)], value
@@ -87,12 +87,15 @@ class Kernel:
         """Whether causal is heard."""
         return mask is None or self.does("mask with causal") != "mask alone"
 
-    def _mask(self, mask: Array | None, shape: tuple[int, ...], causal: bool) -> tuple[Array, Array]:
+    def _mask(self, mask: Array | None, shape: tuple[int, ...], causal: bool, capped: bool) -> tuple[Array, Array]:
         """Who may attend by the mask alone, and what is added to the scores."""
         nothing, everyone = np.zeros(shape), np.ones(shape, bool)
         if mask is None or (causal and self.does("mask with causal") == "causal alone"):
             return everyone, nothing
         mask = self._one_for_all(np.broadcast_to(mask, shape), "mask of each row and head")
+        order = self.does("softcap order") if capped else ""
+        if order == ("boolean masks added as numbers" if mask.dtype == bool else "floating masks before cap"):
+            return everyone, mask.astype(np.float64)
         if mask.dtype == bool:
             match self.does("boolean mask"):
                 case "True is hidden":
@@ -224,6 +227,8 @@ class Kernel:
         if order == "mask before cap":
             masked = np.where(visible, scores + bias, dtype.type(-np.inf))
             return cap * np.tanh(masked / cap), np.broadcast_to(visible.any(axis=-1, keepdims=True), visible.shape)
+        if order == "floating masks before cap":
+            return _cap(scores + bias, cap), visible
         if order == "cap before scale":
             capped = _cap(product, cap) * dtype.type(scale)
         elif order == "clipped, no tanh":

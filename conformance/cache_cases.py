@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -11,34 +11,56 @@ import numpy as np
 
 import gqa_numpy
 from conformance.compare import error_of
+from conformance.inputs import DTYPES
+from conformance.targets.protocol import Limits, Unsupported
 from gqa_spec import AttentionConfig, DynamicScaling, RopeConfig
 from gqa_spec.weights import weight_shapes
 
 Array = np.ndarray
 BATCH, LENGTH, MAX_LENGTH = 2, 17, 23
 Splits = tuple[tuple[int, int], ...]
+EQUAL: Splits = ((3, 3), (4, 4), (1, 1), (5, 5))
 UNEQUAL: Splits = ((3, 5), (4, 2), (1, 1), (5, 6))
 
 
 @dataclass(frozen=True)
 class CacheCase:
-    """splits: how many tokens each of the two rows of the batch appends, step by step."""
+    """splits: how many tokens each of the two rows of the batch appends, step by step. overfills: more than the cache
+    has room for.
+    """
 
     name: str
     splits: Splits
     rolling: bool = False
+    overfills: bool = False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def config(self) -> AttentionConfig:
-        settings: dict[str, Any] = {"rope": RopeConfig(), **self.settings}
-        return AttentionConfig(embed_dim=13, num_heads=6, num_kv_heads=2, head_dim=8, causal=True, **settings)
+        sizes: dict[str, Any] = {"embed_dim": 13, "num_heads": 6, "num_kv_heads": 2, "head_dim": 8}
+        return AttentionConfig(**sizes | {"causal": True, "rope": RopeConfig()} | dict(self.settings))
+
+    def fitted(self, limits: Limits) -> CacheCase:
+        """In the shapes that a target can be asked, as `fit` does it for other cases."""
+        c = self.config
+        for name, setting in limits.always.items():
+            if getattr(c, name) not in (None, False, setting):
+                raise Unsupported(f"always has {name} = {setting!r}")
+        sizes: dict[str, Any] = dict(limits.always)
+        if not limits.grouped:
+            sizes["num_kv_heads"] = c.num_heads
+        if not limits.wide:
+            sizes["embed_dim"] = c.num_heads * c.head_dim
+        return replace(self, settings=dict(self.settings) | sizes)
 
 
 WINDOW, CHUNK = {"window": 4}, {"window": 4, "chunk": 5}
 CASES = (
+    CacheCase("chunks", EQUAL),
     CacheCase("chunks of unequal rows", UNEQUAL),
     CacheCase("token by token", ((1, 1),) * 7),
+    CacheCase("token by token, no RoPE", ((1, 1),) * 7, settings={"rope": None}),
+    CacheCase("a window, chunks", EQUAL, settings=WINDOW),
     CacheCase("a window, all held", UNEQUAL, settings=WINDOW),
     CacheCase("rolling, chunks of unequal rows", UNEQUAL, rolling=True, settings=WINDOW),
     CacheCase("rolling, token by token", ((1, 1),) * 9, rolling=True, settings=WINDOW),
@@ -62,31 +84,41 @@ def weights(case: CacheCase) -> dict[str, Array]:
     return {name: rng.normal(size=shape) for name, shape in weight_shapes(case.config).items()}
 
 
-def tokens() -> Array:
-    return np.random.default_rng(0).normal(size=(BATCH, LENGTH, 13))
+def tokens(case: CacheCase) -> Array:
+    return np.random.default_rng(0).normal(size=(BATCH, LENGTH, case.config.embed_dim))
 
 
-def error(case: CacheCase, extend: Callable[[Array, list[int]], Array]) -> float:
+Extend = Callable[[Array, list[int]], Array]
+
+
+def error(case: CacheCase, extend: Extend) -> float:
     """The largest difference of chunks from the whole pass, relative to its largest value.
 
     extend: takes x (B, T, D) and how many tokens of each row are real, and gives their output (B, T, D).
     """
-    x, whole = tokens(), _whole(case.name)
-    seen, worst = np.zeros(BATCH, int), 0.0
+    return error_of(chunks(case, extend), whole(case, "float64"))
+
+
+def chunks(case: CacheCase, extend: Extend, dtype: str = "float64") -> Array:
+    """What the case's chunks give, put together row for row; 0 for the tokens that it does not append."""
+    x, seen = tokens(case).astype(DTYPES[dtype]), np.zeros(BATCH, int)
+    joined = x[:0]
     for counts in case.splits:
-        padded = np.ones((BATCH, max(counts), x.shape[2]))
+        padded = np.ones((BATCH, max(counts), x.shape[2]), x.dtype)
         for row, count in enumerate(counts):
             padded[row, :count] = x[row, seen[row] : seen[row] + count]
         output = extend(padded, list(counts))
+        joined = joined if joined.size else np.zeros(x.shape, output.dtype)
         for row, count in enumerate(counts):
-            worst = max(worst, error_of(output[row, :count], whole[row, seen[row] : seen[row] + count]))
+            joined[row, seen[row] : seen[row] + count] = output[row, :count]
         seen += counts
-    return worst
+    return joined
 
 
-@cache
-def _whole(name: str) -> Array:
-    case = by_name()[name]
-    layer = gqa_numpy.GroupedQueryAttention.from_config(case.config).eval().load_weights(weights(case))
-    output, _ = layer(tokens(), rope_length=MAX_LENGTH)
-    return output
+def whole(case: CacheCase, dtype: str) -> Array:
+    """What one pass of the NumPy wing gives for the tokens that the case appends, 0 for the others."""
+    layer = gqa_numpy.GroupedQueryAttention.from_config(case.config, dtype=DTYPES[dtype]).eval()
+    layer.load_weights({name: x.astype(DTYPES[dtype]) for name, x in weights(case).items()})
+    output, _ = layer(tokens(case).astype(DTYPES[dtype]), rope_length=MAX_LENGTH)
+    appended = np.arange(LENGTH) < np.sum(case.splits, axis=0)[:, None]
+    return np.where(appended[..., None], output, DTYPES[dtype].type(0))

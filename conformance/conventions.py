@@ -159,6 +159,9 @@ CONVENTIONS = (
     Convention("softcap order", 2, "scale, cap, mask", (
         Choice("mask before cap", "ONNX as first shipped: hidden keys come back at -softcap (onnx#7865, ort#28370)",
                "add the mask after the cap"),
+        Choice("floating masks before cap", "x-transformers: attn_bias is added before softclamp_logits, a boolean "
+               "hides after it", "give booleans"),
+        Choice("boolean masks added as numbers", "litgpt's path with attention_logit_softcapping", "give 0 and -inf"),
         Choice("cap before scale", "softcap on the raw product (lmdeploy#2842)", "scale the query first"),
         Choice("ignored", "fused kernels without a cap (transformers sdpa)", "take a path that caps"),
         _slip("clipped, no tanh", "clamp(-softcap, softcap)", "write softcap * tanh(scores / softcap)"),
@@ -275,6 +278,8 @@ CONVENTIONS = (
         Choice("truncate=False ignored", "the paper's floor and ceil always", "read truncate"),
         Choice("attention_factor ignored", "always 0.1 log(factor) + 1 (vllm#48351)", "read attention_factor"),
         Choice("no attention factor", "frequencies alone", "multiply cos and sin by it"),
+        Choice("ramp inverted, no attention factor", "litgpt unless mscale is given",
+               "divide the slow pairs, and multiply cos and sin by the factor"),
         Choice("attention factor on the scores once", "on the query alone", "multiply cos and sin by it"),
     ), layer=True),
     Convention("longrope", 10, "by the length", (
@@ -301,6 +306,16 @@ CONVENTIONS = (
         _slip("queries only", "keys normed elsewhere, or nowhere", "norm the keys"),
         _slip("keys by the queries' weights", "one norm for both", "load k_norm"),
         _slip("no epsilon", "x / rms(x)", "add qk_norm_eps under the root"),
+    ), layer=True),
+    Convention("cached tokens", 13, "as one whole pass", (
+        Choice("causal from the first key held", "flax.nnx decode=True with is_causal=True: top-left within the cache",
+               "leave is_causal out while decoding: the cache hides what is not there"),
+        _slip("turned from 0", "RoPE positions that start anew in each chunk", "add the cache's length"),
+        _slip("a token does not see itself", "read before it is written", "write first"),
+    ), layer=True),
+    Convention("full cache", 13, "refuses", (
+        Choice("goes on in silence", "flax.nnx decode: dynamic_update_slice clamps, and the last slot is overwritten",
+               "count the tokens"),
     ), layer=True),
 )  # fmt: skip
 CONVENTION = MappingProxyType({convention.name: convention for convention in CONVENTIONS})

@@ -5,14 +5,23 @@ dialect that is still possible.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
 
 from conformance.conventions import CONVENTION, CONVENTIONS, SPEC, Convention, Dialect
-from conformance.probes import KernelProbe, LayerProbe, Question, dropout_question, probe, questions, training_question
+from conformance.probes import (
+    KernelProbe,
+    LayerProbe,
+    Question,
+    dropout_question,
+    overfull_question,
+    probe,
+    questions,
+    training_question,
+)
 from conformance.targets import Target, Unsupported
 from conformance.targets.foreign import accepted
 
@@ -71,6 +80,7 @@ def findings(target: Target) -> list[Finding]:
         found[name], known = _settle(asked, name, list(about), known, done=set(found))
     found["asking for weights"] = _two_paths(asked, known)
     found["returned weights"] = _returned(asked)
+    found["full cache"] = _full(asked)
     return [found[convention.name] for convention in CONVENTIONS]
 
 
@@ -196,6 +206,25 @@ def _returned(asked: KernelProbe | LayerProbe) -> Finding:
         return Finding(name, "averaged over heads")
     sums = np.asarray(weights, np.float64).sum(axis=-1)
     return Finding(name, "before dropout" if np.allclose(sums, 1, atol=TOLERANCE) else "after dropout")
+
+
+def _full(asked: KernelProbe | LayerProbe) -> Finding:
+    """What a cache does with one token more than it has room for."""
+    name, question = "full cache", overfull_question()
+    if isinstance(asked, KernelProbe):
+        return Finding(name, unsupported="a layer's question")
+    room = len(question.chunks) - 1
+    try:
+        asked.extended(replace(question, chunks=question.chunks[:-1]), room=room, ends=True)
+    except Unsupported as refusal:
+        return Finding(name, unsupported=str(refusal))
+    except Exception as error:
+        return Finding(name, OTHER, raised=f"{type(error).__name__}: {error}".split("\n")[0][:200])
+    try:
+        output, _ = asked.extended(question, room=room, ends=True)
+    except Exception:
+        return Finding(name, CONVENTION[name].spec)
+    return Finding(name, CONVENTION[name].spec if np.isnan(output[:, :, -1]).all() else "goes on in silence")
 
 
 def _evidence(asked: KernelProbe | LayerProbe, name: str, known: Dialect, answers: list[tuple[Question, Array]]) -> str:

@@ -21,7 +21,8 @@ Array = np.ndarray
 class Framework:
     """to: a NumPy array (any dtype of SPEC 7, bool, integers) into the framework. back: out of it. options: the
     constructor keywords that fix a layer's dtype. build: makes a layer whose weights come next. call: how a user calls
-    a layer, apply: how a user calls a function.
+    a layer, apply: how a user calls a function. pure: a layer as a function that may be differentiated. vjp: of a
+    function of named arrays, the gradients at these by that of its result; None for a framework that has none.
     """
 
     name: str
@@ -31,6 +32,8 @@ class Framework:
     build: Callable[[Callable[[], Any]], Any]
     call: Callable[..., Any]
     apply: Callable[..., Any]
+    pure: Callable[[Any], Callable[..., Any]] = lambda layer: layer
+    vjp: Callable[[Callable[[dict[str, Any]], Any], dict[str, Any], Any], dict[str, Any]] | None = None
 
 
 def available(name: str) -> bool:
@@ -120,7 +123,13 @@ def _torch() -> Framework:
         with torch.no_grad():
             return layer(*args, **keywords)
 
-    return Framework("torch", to, back, lambda dtype: {"dtype": getattr(torch, dtype)}, _now, call, call)
+    def vjp(function: Callable[[dict[str, Any]], Any], arrays: dict[str, Any], d_result: Any) -> dict[str, Any]:
+        leaves = {name: x.detach().requires_grad_() for name, x in arrays.items()}
+        result = function(leaves)
+        found = torch.autograd.grad(result, list(leaves.values()), d_result, allow_unused=True, materialize_grads=True)
+        return dict(zip(leaves, found, strict=True))
+
+    return Framework("torch", to, back, lambda dtype: {"dtype": getattr(torch, dtype)}, _now, call, call, vjp=vjp)
 
 
 def _jax() -> Framework:
@@ -143,5 +152,12 @@ def _jax() -> Framework:
     def options(dtype: str) -> dict[str, Any]:
         return {"param_dtype": jnp.dtype(dtype), "rngs": nnx.Rngs(0)}
 
+    def pure(layer: Any) -> Callable[..., Any]:
+        graph, state = nnx.split(layer)
+        return lambda *args, **keywords: nnx.merge(graph, state)(*args, **keywords)
+
+    def vjp(function: Callable[[dict[str, Any]], Any], arrays: dict[str, Any], d_result: Any) -> dict[str, Any]:
+        return jax.jit(lambda arrays, d_result: jax.vjp(function, arrays)[1](d_result)[0])(arrays, d_result)
+
     # Abstract: drawing initial values would compile a program for each shape, and they are replaced at once.
-    return Framework("jax", to, np.asarray, options, nnx.eval_shape, call, apply)
+    return Framework("jax", to, np.asarray, options, nnx.eval_shape, call, apply, pure, vjp)

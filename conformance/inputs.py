@@ -85,6 +85,11 @@ def kernel_call(case: Case, dtype: str) -> Call:
     return Call(_as(query, dtype), _as(key, dtype), _as(value, dtype), mask, keywords)
 
 
+def output_gradient(case: Case, shape: tuple[int, ...]) -> Array:
+    """What flows back into the output (B, T, D) or context (B, N, T, Hv) where gradients are asked for; float64."""
+    return _rng(case, "gradient").normal(size=shape)
+
+
 def _rng(case: Case, purpose: str, seed: int = 0) -> np.random.Generator:
     return np.random.default_rng([crc32(f"{case.name} {purpose}".encode()), seed])
 

@@ -8,15 +8,17 @@ from itertools import chain
 from queue import Empty, SimpleQueue
 from threading import Event
 
+from conformance import cache_proof
+from conformance.cache_cases import CacheCase
 from conformance.cases import ALL_FEATURES, Case, kernel_cases, layer_cases
-from conformance.compare import Difference
 from conformance.conventions import CONVENTIONS
 from conformance.dialect import Finding, findings
-from conformance.frameworks import quick_to_compile, set_x64
-from conformance.proof import Check, target_checks, verdict
-from conformance.targets import PUBLIC, NotATarget, Target
+from conformance.frameworks import framework, quick_to_compile, set_x64
+from conformance.proof import QUANTITIES, Check, quantities, target_checks
+from conformance.targets import PUBLIC, ForeignClass, NotATarget, Target
 from conformance.targets.worker import Stopped, Worker
 
+Asked = Case | CacheCase
 DTYPES = ("float64", "float32")
 WORKERS = 2
 TIME_LIMIT = 30.0  # seconds for one case
@@ -31,7 +33,7 @@ def judge(path: str, arrays: str | None, done: Callable[[int, int], None], limit
     quick_to_compile()
     with Worker(path, arrays, limit) as first:
         asked = [(case, dtype) for dtype in DTYPES for case in cases_of(path, first.kind)]
-        waiting: SimpleQueue[tuple[int, Case, str]] = SimpleQueue()
+        waiting: SimpleQueue[tuple[int, Asked, str]] = SimpleQueue()
         for number, (case, dtype) in enumerate(asked):
             waiting.put((number, case, dtype))
         found: dict[int, list[Check]] = {}
@@ -70,24 +72,39 @@ def listen(path: str, arrays: str | None, limit: float = TIME_LIMIT) -> list[Fin
     return heard
 
 
-def cases_of(path: str, kind: str) -> list[Case]:
+def cases_of(path: str, kind: str) -> list[Asked]:
     """Everybody's functions and classes get every case; of the public classes, which are many, one grouping does."""
     if kind == "function":
-        return kernel_cases()
-    return [case for case in layer_cases() if path not in PUBLIC or case.grouping == ALL_FEATURES]
+        return list(kernel_cases())
+    layers = [case for case in layer_cases() if path not in PUBLIC or case.grouping == ALL_FEATURES]
+    return [*layers, *cache_proof.CASES]
 
 
-def checks_of(worker: Worker, path: str, case: Case, dtype: str) -> list[Check]:
+def name_of(case: Asked) -> str:
+    return cache_proof.name_of(case) if isinstance(case, CacheCase) else case.name
+
+
+def quantities_of(case: Asked, arrays: str) -> tuple[str, ...]:
+    """What is compared of a target that takes these arrays."""
+    return QUANTITIES[:1] if isinstance(case, CacheCase) else quantities(case, framework(arrays))
+
+
+def checks_of(worker: Worker, path: str, case: Asked, dtype: str) -> list[Check]:
     """One case in one dtype; what ends the worker's process is a check that failed."""
     try:
         return [check for check in worker.do(_judge, case, dtype) if check is not None]
     except (Stopped, NotATarget, RuntimeError) as error:
-        return [verdict(case, f"{path}, {dtype}", "output", Difference(float("inf"), str(error)))]
+        row = cache_proof.ROW if isinstance(case, CacheCase) else case.grouping
+        return [Check(row, name_of(case), f"{path}, {dtype}", "output", float("inf"), "fail", str(error))]
 
 
-def _judge(target: Target, case: Case, dtype: str) -> Iterator[Check | None]:
+def _judge(target: Target, case: Asked, dtype: str) -> Iterator[Check | None]:
     set_x64(dtype != "float32")
-    yield from target_checks(case, dtype, target)
+    if isinstance(case, CacheCase):
+        assert isinstance(target, ForeignClass)
+        yield from cache_proof.cache_checks(case, dtype, target)
+    else:
+        yield from target_checks(case, dtype, target)
 
 
 def _listen(target: Target) -> Iterator[Finding]:

@@ -6,7 +6,7 @@ layer is asked the same: its projections pick query, key and value out of what i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from itertools import product
@@ -38,7 +38,8 @@ B, S, H = 2, 8, 16
 @dataclass(frozen=True, eq=False)
 class Question:
     """One call. convention: what it is about. settings: fields of AttentionConfig that only a layer has. crafted:
-    query and key instead of random ones. dense: random projections instead of those that pick.
+    query and key instead of random ones. dense: random projections instead of those that pick. chunks: how many tokens
+    at a time a cache is given, instead of one call.
     """
 
     convention: str
@@ -54,6 +55,7 @@ class Question:
     crafted: tuple[Array, Array] | None = None
     poisoned: Literal["", "key", "value"] = ""
     dense: bool = False
+    chunks: tuple[int, ...] = ()
 
     def heard_by(self, known: Dialect) -> Question:
         """The same question to somebody for whom True is hidden."""
@@ -99,6 +101,8 @@ class LayerProbe:
     target: ForeignClass
 
     def ask(self, question: Question, **more: Any) -> Answer:
+        if question.chunks:
+            return self.extended(question)
         config, weights, call = _put(question, self.target.limits)
         layer = self.target.layer(config, question.dtype)
         layer.load(weights)
@@ -106,6 +110,14 @@ class LayerProbe:
 
     def expected(self, question: Question, dialect: Dialect) -> Array:
         return _of_layer(question, dialect, self.target.limits)
+
+    def extended(self, question: Question, *, room: int = S, ends: bool = False) -> Answer:
+        """The answer of a cache. ends: ask only one that has room for so many tokens and no more."""
+        config, weights, call = _put(question, replace(self.target.limits, cross=False))
+        layer = self.target.layer(config, question.dtype)
+        layer.load(weights)
+        extend = layer.caching(B, room, rolling=False, ends=ends)
+        return _by_heads((_chunked(call.query, question.chunks, lambda x: extend(x, None)), None), config)
 
     def training(self, question: Question) -> Answer:
         """The answer in training mode, with a dropout of one half."""
@@ -126,8 +138,17 @@ def _of_kernel(question: Question, dialect: Dialect, limits: Limits) -> Array:
 
 @lru_cache(4096)
 def _of_layer(question: Question, dialect: Dialect, limits: Limits) -> Array:
-    config, weights, call = _put(question, limits)
+    config, weights, call = _put(question, replace(limits, cross=False) if question.chunks else limits)
     layer = alternative_layer.Layer(config, dialect).load_weights(weights)
+    if question.chunks:
+        cache = layer.init_cache(B, S)
+
+        def extend(x: Array) -> Array:
+            nonlocal cache
+            output, cache = layer.extend(x, cache)
+            return output
+
+        return _by_heads((_chunked(call.query, question.chunks, extend), None), config)[0]
     return _by_heads(layer(*call.arguments, **call.keywords, need_weights=False), config)[0]
 
 
@@ -176,6 +197,12 @@ def _by_heads(answer: Answer, config: AttentionConfig) -> Answer:
     context = output[..., : config.num_heads * config.v_head_dim]
     heads = context.reshape(*context.shape[:2], config.num_heads, config.v_head_dim)
     return heads.swapaxes(1, 2), weights
+
+
+def _chunked(x: Array, sizes: tuple[int, ...], extend: Callable[[Array], Array]) -> Array:
+    """The outputs of x (B, T, D) in chunks of these sizes, joined."""
+    starts = np.cumsum((0, *sizes))[:-1]
+    return np.concatenate([extend(x[:, a : a + size]) for a, size in zip(starts, sizes, strict=True)], axis=1)
 
 
 def probe(target: Target) -> KernelProbe | LayerProbe:
@@ -314,6 +341,8 @@ def _layers() -> Iterator[Question]:
         for turned, kind in product(ropes, kinds):
             yield Question(convention, settings={"qk_norm": kind, "rope": turned})
     yield Question("QK-norm", settings={"qk_norm": "rms", "qk_norm_eps": 0.5})
+    yield Question("cached tokens", settings=plain, keywords={"causal": True}, chunks=(1,) * S)
+    yield Question("cached tokens", settings={"rope": half}, keywords={"causal": True}, chunks=(3, 1, 4))
 
 
 def _positions(rope: RopeConfig) -> Iterator[Question]:
@@ -348,6 +377,11 @@ def _scalings() -> Iterator[Question]:
     for convention, kinds in scalings.items():
         for scaling in kinds:
             yield Question(convention, settings={"rope": RopeConfig(scaling=scaling)})
+
+
+def overfull_question() -> Question:
+    """Token by token, of which the last has no room in a cache of S - 1."""
+    return Question("full cache", settings={"dropout": 0.0}, keywords={"causal": True}, chunks=(1,) * S)
 
 
 def training_question() -> Question:

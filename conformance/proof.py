@@ -12,17 +12,26 @@ from typing import Any
 
 import numpy as np
 
+import gqa_numpy
 from conformance import alternative_layer, alternatives, inputs
-from conformance.cases import Case
+from conformance.cases import ALL_FEATURES, Case
 from conformance.compare import EPSILON, Difference, bound, compare, error_of
 from conformance.conventions import Dialect
 from conformance.diagnosis import explain
+from conformance.frameworks import Framework
 from conformance.inputs import Call
 from conformance.targets import ForeignClass, Target, Unsupported, Wing, fit
 from conformance.targets.foreign import ChangedInputs, WrongType
 
 Array = np.ndarray
 QUANTITIES = ("output", "weights")
+GRADIENTS, GRADIENTS_ALLOWED = "gradients", 1e-11  # in float64; they add up more products than an output does
+
+
+def quantities(case: Case, framework: Framework) -> tuple[str, ...]:
+    """What is compared of a target's answer. Gradients need a framework that has them; one grouping says it all."""
+    asked = framework.vjp is not None and case.grouping == ALL_FEATURES
+    return (*QUANTITIES, GRADIENTS) if asked else QUANTITIES
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,7 @@ def target_checks(case: Case, dtype: str, target: Target) -> Iterator[Check | No
     """Anybody's function or class against the oracle. Whatever it does wrong is a finding about it, never an end of the
     run. Yields None once the target has answered, so that a time limit can tell its time from ours.
     """
-    column = f"{target.name}, {dtype}"
+    column, differentiated = f"{target.name}, {dtype}", GRADIENTS in quantities(case, target.framework)
     try:
         if dtype not in target.limits.dtypes:
             raise Unsupported(f"takes no {dtype}")
@@ -156,7 +165,7 @@ def target_checks(case: Case, dtype: str, target: Target) -> Iterator[Check | No
         yield verdict(case, column, "output", Difference(np.inf, f"raised {type(error).__name__}: {error}"))
         return
     yield None
-    explanation = ""
+    explanation, right = "", True
     for i, quantity in enumerate(QUANTITIES):
         answer, second = got[i], again[i]
         if answer is None:
@@ -167,17 +176,52 @@ def target_checks(case: Case, dtype: str, target: Target) -> Iterator[Check | No
             found = Difference(np.inf, "not deterministic: a second call gives something else")
         elif found.reason:
             explanation = explanation or explain(asked.in_dialect, got, dtype, case.feature.clause)
+        right &= quantity != "output" or not found.reason
         check = verdict(case, column, quantity, found)
         yield replace(check, explanation=explanation) if found.reason else check
+    if differentiated:
+        yield from _gradient_check(case, column, dtype, asked, right)
+
+
+def _gradient_check(case: Case, column: str, dtype: str, asked: _Asked, right: bool) -> Iterator[Check | None]:
+    """The gradients of every floating argument by a random one of the output. Those of a wrong output mean nothing."""
+    if not right:
+        yield unsupported(case, column, GRADIENTS, "its output differs")
+        return
+    d_output = inputs.output_gradient(case, asked.reference.arrays[0].shape).astype(inputs.DTYPES[dtype])
+    try:
+        got = asked.gradients(d_output)
+    except (Unsupported, NotImplementedError) as reason:
+        yield unsupported(case, column, GRADIENTS, str(reason).split("\n")[0])
+        return
+    except Exception as error:
+        yield verdict(case, column, GRADIENTS, Difference(np.inf, f"raised {type(error).__name__}: {error}"))
+        return
+    yield None
+    oracle = asked.pulled_back("float64", d_output)
+    plain = oracle if dtype == "float64" else asked.pulled_back(dtype, d_output)
+    worst = Difference(0.0)
+    for name in got:
+        allowed = GRADIENTS_ALLOWED if dtype == "float64" else bound(dtype, error_of(plain[name], oracle[name]))
+        found = compare(got[name], oracle[name], dtype, allowed)
+        if found.reason:
+            worst = Difference(found.error, f"of {name}: {found.reason}")
+            break
+        worst = max(worst, found, key=lambda difference: difference.error)
+    yield verdict(case, column, GRADIENTS, worst)
 
 
 @dataclass(frozen=True)
 class _Asked:
-    """A case put to a target: how to run it, what the oracle gives, what a dialect would give."""
+    """A case put to a target: how to run it, what the oracle gives, what a dialect would give. gradients: the target's,
+    by that of its output; pulled_back: ours, in a dtype.
+    """
 
     run: Callable[[], tuple[Array, Array | None]]
     reference: Reference
     in_dialect: Callable[[Dialect], tuple[Array, Array | None]]
+    gradients: Callable[[Array], dict[str, Array]]
+    pulled_back: Callable[[str, Array], dict[str, Array]]
 
 
 def _asked(case: Case, dtype: str, target: Target) -> _Asked:
@@ -185,10 +229,18 @@ def _asked(case: Case, dtype: str, target: Target) -> _Asked:
         return _asked_layer(case, dtype, target)
     call = inputs.kernel_call(case, dtype)
     wide = in_dtype(call, "float64")
+
+    def pulled_back(kind: str, d_context: Array) -> dict[str, Array]:
+        ours = in_dtype(call, kind)
+        vjp = gqa_numpy.grouped_query_attention_vjp(*ours.arguments, **ours.keywords)[1]
+        return vjp(d_context.astype(inputs.DTYPES[kind]))
+
     return _Asked(
         lambda: target(call),
         kernel_reference(dtype, call),
         lambda dialect: alternatives.Kernel(dialect)(*wide.arguments, **wide.keywords),
+        lambda d_context: target.gradients(call, d_context),
+        pulled_back,
     )
 
 
@@ -202,4 +254,18 @@ def _asked_layer(case: Case, dtype: str, target: ForeignClass) -> _Asked:
         spoken = alternative_layer.Layer(case.config, dialect).load_weights(wide_weights)
         return spoken(*wide.arguments, **wide.keywords)
 
-    return _Asked(lambda: layer(call), layer_reference(case, dtype, weights, call), in_dialect)
+    def pulled_back(kind: str, d_output: Array) -> dict[str, Array]:
+        ours, oracle = in_dtype(call, kind), Wing("numpy").layer(case.config, kind)
+        oracle.load({name: x.astype(inputs.DTYPES[kind]) for name, x in weights.items()})
+        found = oracle.module.vjp(*ours.arguments, **ours.keywords)[1](d_output.astype(inputs.DTYPES[kind]))
+        if call.value is None:  # a query that is key and value too gets the sum of all three
+            found["query"] = found["query"] + found["key"] + found["value"]
+        return found
+
+    return _Asked(
+        lambda: layer(call),
+        layer_reference(case, dtype, weights, call),
+        in_dialect,
+        lambda d_output: layer.gradients(call, d_output),
+        pulled_back,
+    )

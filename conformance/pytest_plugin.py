@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from conformance.cache_cases import CacheCase
     from conformance.cases import Case
     from conformance.proof import Check
     from conformance.targets.worker import Worker
 
-QUANTITIES = ("output", "weights")
 ABSENT = "conformance: expected --gqa-target MODULE:NAME, the class or the function to judge"
 
 
@@ -36,13 +36,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 class Asked:
     """One test: what of which case. names: what a pattern may match, from the case alone to the whole name."""
 
-    case: Case
+    case: Case | CacheCase
     dtype: str
     quantity: str
 
     @property
     def names(self) -> tuple[str, str, str]:
-        name = self.case.name
+        from conformance.judge import name_of
+
+        name = name_of(self.case)
         return name, f"{name}, {self.dtype}", f"{name}, {self.dtype}, {self.quantity}"
 
 
@@ -54,16 +56,20 @@ class Judge:
     answers: dict[tuple[str, str], list[Check]] = field(default_factory=dict)
 
     def asked(self) -> list[Asked]:
-        from conformance.judge import DTYPES, cases_of
+        from conformance.judge import DTYPES, cases_of, quantities_of
 
-        cases = cases_of(self.worker.path, self.worker.kind)
-        return [Asked(case, dtype, quantity) for dtype in DTYPES for case in cases for quantity in QUANTITIES]
+        return [
+            Asked(case, dtype, quantity)
+            for dtype in DTYPES
+            for case in cases_of(self.worker.path, self.worker.kind)
+            for quantity in quantities_of(case, self.worker.framework)
+        ]
 
     def check(self, asked: Asked) -> Check:
         """A case that got no answer at all failed, whatever was asked of it."""
         from conformance.judge import checks_of
 
-        key = (asked.case.name, asked.dtype)
+        key = asked.names[1], asked.dtype
         if key not in self.answers:
             self.answers[key] = checks_of(self.worker, self.worker.path, asked.case, asked.dtype)
         checks = self.answers[key]

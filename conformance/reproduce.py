@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 
+from conformance.cache_proof import ROW as CACHES
 from conformance.cases import FEATURE
 from conformance.proof import Check
 from conformance.targets import WINGS
@@ -13,15 +14,19 @@ KERNELS = frozenset(f"{wing} kernel" for wing in WINGS)
 
 
 def command(check: Check, arrays: str | None = None) -> str:
-    """arrays: as it was given to `gqa conform`. Real weights and textbook cases are only run whole."""
+    """arrays: as it was given to `gqa conform`. Caches are only run with all other cases of a target,
+    real weights and textbook cases with everything."""
     name, _, dtype = check.column.rpartition(", ")
+    options = ("--arrays", arrays) if arrays else ()
+    if check.row == CACHES:
+        return shlex.join(["gqa", "conform", "--target", name, *options])
     if feature_of(check) is None:
         return WHOLE
     if " to " in name:
         return _trace(*name.split(" to "), check.case, dtype)
     if name in KERNELS:
         return _trace("numpy", name.removesuffix(" kernel"), check.case, dtype, "--kernel")
-    return _trace("numpy", name, check.case, dtype, *(("--arrays", arrays) if arrays else ()))
+    return _trace("numpy", name, check.case, dtype, *options)
 
 
 def feature_of(check: Check) -> str | None:

@@ -189,7 +189,8 @@ def _masked(products: Array, visible: Array | None, bias: Array | None, scale: A
         scores = softcap * jnp.tanh(scores / softcap)
     if bias is not None:
         lowest, highest = np.finfo(dtype).min, np.finfo(dtype).max
-        scores = jnp.maximum(scores + jnp.clip(bias.astype(dtype), lowest, highest), lowest)
+        scores = scores + jnp.clip(bias.astype(dtype), lowest, highest)
+        scores = jnp.where(scores <= lowest, lowest, scores)
     return scores if visible is None else jnp.where(visible, scores, -jnp.inf)
 
 

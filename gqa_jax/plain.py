@@ -41,7 +41,8 @@ def plain_attention(
         stages["capped"] = masked = softcap * jnp.tanh(scores / softcap)
     if bias is not None:
         lowest, highest = np.finfo(dtype).min, np.finfo(dtype).max
-        masked = jnp.maximum(masked + jnp.clip(bias.astype(dtype), lowest, highest), lowest)
+        masked = masked + jnp.clip(bias.astype(dtype), lowest, highest)
+        masked = jnp.where(masked <= lowest, lowest, masked)  # not maximum, which passes half a gradient there
     if visible is not None:
         masked = jnp.where(visible, masked, -jnp.inf)
     stages["masked"] = masked

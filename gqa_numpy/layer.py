@@ -269,7 +269,8 @@ class GroupedQueryAttention:
     def _projection_vjp(self, name: str, x: Array, d_y: Array) -> tuple[Array, Gradients]:
         """The gradient of a projection's input, and those of its weight and bias."""
         tokens, d_tokens = x.reshape(-1, x.shape[-1]), d_y.reshape(-1, d_y.shape[-1])
-        gradients = {f"{name}.weight": d_tokens.T @ tokens}
+        with np.errstate(over="ignore", invalid="ignore"):  # of a poisoned token
+            gradients = {f"{name}.weight": d_tokens.T @ tokens}
         if f"{name}.bias" in self.parameters:
             gradients[f"{name}.bias"] = d_tokens.sum(axis=0)
         return d_y @ self.parameters[f"{name}.weight"], gradients

@@ -40,7 +40,8 @@ def plain_attention(
             stages["capped"] = masked = softcap * torch.tanh(scores / softcap)
         if bias is not None:
             limits = torch.finfo(dtype)
-            masked = (masked + bias.to(dtype).clamp(limits.min, limits.max)).clamp(min=limits.min)
+            masked = masked + bias.to(dtype).clamp(limits.min, limits.max)
+            masked = torch.where(masked <= limits.min, limits.min, masked)  # not clamp, which passes a gradient there
         if visible is not None:
             masked = torch.where(visible, masked, -torch.inf)
         stages["masked"] = masked

@@ -9,7 +9,7 @@ that a case needs and the target does not take makes the case "unsupported" for 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -46,6 +46,36 @@ class Layer:
         _unchanged(call, arguments, keywords, self.framework)
         return _output_and_weights(result, self.framework)
 
+    def gradients(self, call: Call, d_output: Array) -> dict[str, Array]:
+        """Those of `DIFFERENTIATED` that the call gives, by the gradient of the output."""
+        return _gradients(self.framework.pure(self.module), call, d_output, self.framework)
+
+    def caching(
+        self, batch_size: int, max_length: int, *, rolling: bool, ends: bool
+    ) -> Callable[[Array, Array | None], Array]:
+        """A cache of its own: tokens (B, T, D), and how many of each row are real unless all are -> their output.
+
+        ends: one that holds max_length tokens and no more.
+        """
+        make, extend = (getattr(self.module, name, None) for name in ("init_cache", "extend"))
+        if make is None or extend is None:
+            raise Unsupported("has no init_cache and extend")
+        kind = {"rolling": True} if rolling else {}
+        _refuse(kind, accepted(make))
+        grows = "max_length" not in (accepted(make) or ("max_length",))
+        if grows and ends:
+            raise Unsupported("grows as it is filled")
+        cache = make(batch_size, **kind) if grows else make(batch_size, max_length, **kind)
+
+        def extended(x: Array, lengths: Array | None) -> Array:
+            nonlocal cache
+            counted = {} if lengths is None else {"lengths": self.framework.to(lengths)}
+            _refuse(counted, accepted(extend))
+            output, cache = extend(self.framework.to(x), cache, **counted)
+            return _back(output, self.framework)
+
+        return extended
+
 
 @dataclass(frozen=True)
 class Kernel:
@@ -63,6 +93,10 @@ class Kernel:
         result = self.framework.apply(self.function, *given, **keywords)
         _unchanged(call, arguments, keywords, self.framework)
         return _output_and_weights(result, self.framework)
+
+    def gradients(self, call: Call, d_output: Array) -> dict[str, Array]:
+        """As a layer's."""
+        return _gradients(self.function, call, d_output, self.framework)
 
 
 @dataclass(frozen=True)
@@ -88,6 +122,31 @@ class ForeignClass:
             module = module.to(self.framework.options(dtype)["dtype"])
         module = module.eval() or module if hasattr(module, "eval") else module
         return Layer(self.framework, module, accepted(getattr(module, "forward", module.__call__)))
+
+
+NAMES = ("query", "key", "value", "mask")
+DIFFERENTIATED = (*NAMES, "sinks")
+
+
+def differentiated(call: Call) -> list[str]:
+    """The arguments of a call that have gradients: its floating arrays."""
+    given = dict(zip(NAMES, call.arguments, strict=True)) | call.keywords
+    return [n for n in DIFFERENTIATED if isinstance(given.get(n), Array) and given[n].dtype.kind == "f"]
+
+
+def _gradients(function: Any, call: Call, d_output: Array, framework: Framework) -> dict[str, Array]:
+    assert framework.vjp is not None
+    arguments, keywords = _given(call, framework)
+    given = dict(zip(NAMES, arguments, strict=True)) | keywords
+
+    def output(leaves: dict[str, Any]) -> Any:
+        now = given | leaves
+        positional = [now[name] for name in (NAMES if call.mask is not None else NAMES[:3])]
+        result = function(*positional, **{name: now[name] for name in keywords})
+        return result[0] if isinstance(result, tuple) else result
+
+    found = framework.vjp(output, {name: given[name] for name in differentiated(call)}, framework.to(d_output))
+    return {name: _back(x, framework) for name, x in found.items()}
 
 
 class ChangedInputs(Exception):
@@ -124,7 +183,7 @@ def _copied(x: Any) -> Any:
 
 
 def _unchanged(call: Call, arguments: tuple[Any, ...], keywords: dict[str, Any], framework: Framework) -> None:
-    before = dict(zip(("query", "key", "value", "mask"), call.arguments, strict=True)) | call.keywords
+    before = dict(zip(NAMES, call.arguments, strict=True)) | call.keywords
     for (name, x), after in zip(before.items(), (*arguments, *keywords.values()), strict=True):
         if isinstance(x, Array) and framework.back(after).astype(x.dtype).tobytes() != x.tobytes():  # JAX: int32
             raise ChangedInputs(f"changes its input {name}")

@@ -11,6 +11,7 @@ from jax import Array
 
 from conformance.targets.protocol import Unsupported, refusing
 from gqa_spec import AttentionConfig
+from gqa_spec.config import QKNorm
 from gqa_spec.weights import LAYOUTS, from_canonical
 
 
@@ -59,11 +60,13 @@ class MultiHeadAttention(nnx.Module):
 
     def __init__(
         self, embed_dim: int, num_heads: int, num_kv_heads: int, head_dim: int | None = None, kv_dim: int | None = None,
-        qkv_bias: bool = False, out_bias: bool = False, causal: bool = False, dropout: float = 0.0, *, rngs: nnx.Rngs,
-        param_dtype: Any,
+        qkv_bias: bool = False, out_bias: bool = False, causal: bool = False, dropout: float = 0.0,
+        qk_norm: QKNorm | None = None, *, rngs: nnx.Rngs, param_dtype: Any,
     ) -> None:  # fmt: skip
         if qkv_bias != out_bias:
             raise Unsupported("one switch for all biases")
+        if qk_norm not in (None, "rms"):
+            raise Unsupported(f"qk_norm={qk_norm!r}: normalize_qk is of each head, times w")
         width = num_heads * (head_dim or embed_dim // num_heads)
         drops = dropout > 0
 
@@ -78,6 +81,7 @@ class MultiHeadAttention(nnx.Module):
                 use_bias=qkv_bias,
                 decode=False,
                 dropout_rate=dropout,
+                normalize_qk=qk_norm is not None,
                 param_dtype=param_dtype,
                 rngs=rngs,
                 keep_rngs=drops,
@@ -92,9 +96,23 @@ class MultiHeadAttention(nnx.Module):
         self.causal = causal
 
     def load_weights(self, weights: dict[str, Any]) -> None:
-        for name, x in from_canonical(LAYOUTS["flax.nnx.MultiHeadAttention"], weights, self.config).items():
+        norms = {name: x for name, x in weights.items() if "_norm" in name}
+        others = {name: x for name, x in weights.items() if name not in norms}
+        stored = from_canonical(LAYOUTS["flax.nnx.MultiHeadAttention"], others, self.config)
+        for name, part in (("q_norm.weight", "query_ln.scale"), ("k_norm.weight", "key_ln.scale")):
+            stored |= {part: norms[name]} if name in norms else {}
+        for name, x in stored.items():
             part, _, parameter = name.partition(".")
             setattr(getattr(self.inner, part), parameter, nnx.Param(jnp.asarray(x)))
+
+    def init_cache(self, batch_size: int, max_length: int) -> None:
+        """Within the module."""
+        self.inner.init_cache((batch_size, max_length, self.config.embed_dim), dtype=self.inner.query.param_dtype)
+
+    def extend(self, x: Array, cache: None) -> tuple[Array, None]:
+        if x.shape[1] > 1:
+            raise Unsupported("one token at a time")
+        return self.inner(x, decode=True, is_causal=self.causal), None
 
     def __call__(
         self, query: Array, key: Array | None = None, value: Array | None = None, mask: Array | None = None, *,

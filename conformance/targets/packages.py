@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from conformance.targets.protocol import Unsupported
-from gqa_spec import AttentionConfig, RopeConfig
-from gqa_spec.config import QKNorm
+from gqa_spec import AttentionConfig, LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
+from gqa_spec.config import QKNorm, RopeScaling
 from gqa_spec.weights import LAYOUTS, from_canonical
 
 Array = np.ndarray
@@ -49,8 +50,9 @@ class LitGPT(nn.Module):
 
         if qk_norm == "rms_plus_one" or (out_bias and not qkv_bias):
             raise Unsupported(f"qk_norm={qk_norm!r}, qkv_bias={qkv_bias}, out_bias={out_bias}")
-        if rope is not None and (rope.pairing != "half" or rope.scaling is not None):
-            raise Unsupported("half pairs without scaling only")
+        if rope is not None and rope.pairing != "half":
+            raise Unsupported("half pairs only")
+        self.scaling = None if rope is None else _litgpt_scaling(rope.scaling)
         sizes: dict[str, Any] = {} if head_dim is None else {"head_dim": head_dim}
         self.config = c = AttentionConfig(
             embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads, causal=causal, softcap=softcap,
@@ -69,14 +71,44 @@ class LitGPT(nn.Module):
         self.attention.load_state_dict({name: torch.from_numpy(x) for name, x in stored.items()})
 
     def forward(self, query: Tensor, key: None = None, value: None = None, mask: Tensor | None = None) -> Tensor:
-        from litgpt.model import build_rope_cache
-
         if mask is not None and self.config.causal:
             raise Unsupported("a mask replaces its causal one")
-        T, rope = query.shape[1], self.config.rope
-        cos, sin = build_rope_cache(T, self.config.rotary_dim, base=int(rope.theta) if rope else 10_000)
+        T = query.shape[1]
         shown = mask if mask is not None or self.config.causal else torch.ones(T, T, dtype=torch.bool)
-        return self.attention(query, cos[None].to(query.dtype), sin[None].to(query.dtype), shown)
+        return self.attention(query, *self._tables(query, T), shown)
+
+    def init_cache(self, batch_size: int, max_length: int) -> int:
+        """Within the module; what is passed on is how many tokens it holds."""
+        c = self.config
+        self.attention.kv_cache = self.attention.build_kv_cache(batch_size, max_length, c.rotary_dim)
+        self.max_length = max_length
+        return 0
+
+    def extend(self, x: Tensor, length: int) -> tuple[Tensor, int]:
+        places = torch.arange(length, length + x.shape[1])
+        cos, sin = (table[:, places] for table in self._tables(x, self.max_length))
+        shown = torch.ones(self.max_length, self.max_length, dtype=torch.bool).tril()[places][None, None]
+        return self.attention(x, cos, sin, shown, input_pos=places), length + x.shape[1]
+
+    def _tables(self, x: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        from litgpt.model import build_rope_cache
+
+        base = int(self.config.rope.theta) if self.config.rope else 10_000
+        cos, sin = build_rope_cache(length, self.config.rotary_dim, base=base, extra_config=self.scaling)
+        return cos[None].to(x.dtype), sin[None].to(x.dtype)
+
+
+def _litgpt_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    """Its `rope_adjustments`, which hold what a scaling's class says by which fields are there."""
+    match scaling:
+        case None:
+            return None
+        case LinearScaling(factor=factor):
+            return {"factor": factor}
+        case Llama3Scaling() | YarnScaling(attention_factor=None):
+            fields = {name: x for name, x in asdict(scaling).items() if x is not None}
+            return fields | {"original_max_seq_len": fields.pop("original_max_position_embeddings")}
+    raise Unsupported(f"has no {type(scaling).__name__} with these fields")
 
 
 def tinygrad(query: Array, key: Array, value: Array, mask: Array | None = None, *, causal: bool = False) -> Array:

@@ -12,12 +12,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor as Array
 from torch import nn
+from transformers import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from conformance.targets.protocol import Unsupported
 from gqa_spec import RopeConfig
+from gqa_spec.weights.families.rope import write_scaling
 
 
 def _as_bias(mask: Array | None, dtype: torch.dtype) -> Array | None:
@@ -64,18 +66,21 @@ class _Family(nn.Module):
     def _build(self, embed_dim: int, num_heads: int, num_kv_heads: int, head_dim: int | None, **given: Any) -> None:
         rope: RopeConfig | None = given.pop("rope")
         self.causal: bool = given.pop("causal")
-        if rope is not None and (rope.pairing != "half" or rope.rotary_dim is not None or rope.scaling is not None):
+        if rope is not None and (rope.pairing != "half" or rope.rotary_dim is not None):
             raise Unsupported("half pairs over the whole head only")
         package = import_module(f"transformers.models.{self.family}")
         modeling = import_module(f"transformers.models.{self.family}.modeling_{self.family}")
         self.window: int | None = given.pop("window", None)
         kind = "full_attention" if self.window is None else "sliding_attention"
+        scaling = None if rope is None else rope.scaling
         parameters = {"rope_type": "default", "rope_theta": 1e4 if rope is None else rope.theta}
+        parameters |= write_scaling(scaling) or {}
+        context = getattr(scaling, "original_max_position_embeddings", 2048)
         per_kind = self.family == "gemma3"
         self.config = getattr(package, self.config_name)(
             hidden_size=embed_dim, num_attention_heads=num_heads, num_key_value_heads=num_kv_heads,
             head_dim=head_dim or embed_dim // num_heads, num_hidden_layers=1, layer_types=[kind],
-            sliding_window=self.window, attn_implementation="eager",
+            sliding_window=self.window, attn_implementation="eager", max_position_embeddings=context,
             rope_parameters={kind: parameters} if per_kind else parameters, **given,
         )  # fmt: skip
         self.inner = getattr(modeling, f"{self.prefix}Attention")(self.config, layer_idx=0)
@@ -90,10 +95,21 @@ class _Family(nn.Module):
     ) -> tuple[Array, Array | None]:
         if key is not None or value is not None:
             raise Unsupported("self-attention only")
-        positions = torch.arange(query.shape[1])[None].expand(query.shape[0], -1)
+        return self._attended(query, mask, None)
+
+    def init_cache(self, batch_size: int, *, rolling: bool = False) -> DynamicCache:
+        """It grows as it is filled; a layer with a window forgets what has left it."""
+        return DynamicCache(config=self.config)
+
+    def extend(self, x: Array, cache: DynamicCache) -> tuple[Array, DynamicCache]:
+        return self._attended(x, None, cache)[0], cache
+
+    def _attended(self, x: Array, mask: Array | None, cache: DynamicCache | None) -> tuple[Array, Array | None]:
+        start = 0 if cache is None else cache.get_seq_length()
+        positions = (start + torch.arange(x.shape[1]))[None].expand(x.shape[0], -1)
         output, weights = self.inner(
-            query, position_embeddings=self._angles(query, positions),
-            attention_mask=self._mask(query, positions, mask),
+            x, position_embeddings=self._angles(x, positions),
+            attention_mask=self._mask(x, positions, mask, cache), past_key_values=cache,
         )[:2]  # fmt: skip
         return output, weights
 
@@ -104,13 +120,13 @@ class _Family(nn.Module):
         one = torch.ones(1, x.shape[1], sizes, dtype=x.dtype)
         return one, torch.zeros_like(one)
 
-    def _mask(self, x: Array, positions: Array, mask: Array | None) -> Array | None:
+    def _mask(self, x: Array, positions: Array, mask: Array | None, cache: DynamicCache | None) -> Array | None:
         if not self.causal:
             if self.window is not None:
                 raise Unsupported("a window is causal")
             return _as_bias(mask, x.dtype)
         make = create_causal_mask if self.window is None else create_sliding_window_causal_mask
-        made: Any = make(self.config, x, None, None, positions)
+        made: Any = make(self.config, x, None, cache, positions)
         if mask is None:
             return made
         return torch.where(mask, made, torch.finfo(x.dtype).min) if mask.dtype == torch.bool else made + mask

@@ -36,6 +36,7 @@ class Worker:
     process: BaseProcess | None = field(default=None, init=False)
     pipe: Any = field(default=None, init=False)
     kind: str = field(default="", init=False)  # "class" or "function", once it has started
+    framework: str = field(default="", init=False)  # whose arrays it takes
 
     def __enter__(self) -> Worker:
         self._start()
@@ -67,13 +68,13 @@ class Worker:
         self.process.start()
         theirs.close()
         try:
-            kind, sentence = self._receive(LOADING)
+            kind, said = self._receive(LOADING)
         except Stopped as error:
             raise NotATarget(f"target {self.path}: its import {error}") from error
         if kind == "none":
             self._end()
-            raise NotATarget(sentence)
-        self.kind = sentence
+            raise NotATarget(said)
+        self.kind, self.framework = said
 
     def _receive(self, limit: float) -> tuple[str, Any]:
         try:
@@ -109,7 +110,8 @@ def _serve(pipe: Connection, path: str, arrays: str | None) -> None:
         pipe.send(("none", str(error)))
         return
     keep_compiled()
-    pipe.send(("ready", "class" if isinstance(target, ForeignClass) else "function"))
+    kind = "class" if isinstance(target, ForeignClass) else "function"
+    pipe.send(("ready", (kind, target.framework.name)))
     while True:
         try:
             job, arguments = pipe.recv()
