@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from conformance import judge
+from conformance import cache_proof, judge
 from conformance.cases import kernel_cases
 from conformance.report import counts
 from conformance.targets import PUBLIC, Limits, NotATarget, Unsupported, find_target, fit
@@ -186,6 +186,125 @@ def test_a_worker_starts_again_after_a_job_that_does_not_end(somebody):
         assert list(worker.do(once)) == ["somebody:correct"]
 
 
+# --- gradients and caches ---------------------------------------------------------------------------------------------
+
+DIFFERENTIATED = """
+import jax, torch
+import gqa_jax, gqa_torch
+
+def correct(query, key, value, mask=None, *, causal=False):
+    return gqa_torch.grouped_query_attention(query, key, value, mask, causal=causal)
+
+class Halved(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(context, d_x):
+        return d_x / 2
+
+def halves_the_keys(query, key, value, mask=None, *, causal=False):
+    return correct(query, Halved.apply(key), value, mask, causal=causal)
+
+def refuses(query, key, value, mask=None, *, causal=False):
+    if query.requires_grad:
+        raise NotImplementedError("forward only")
+    return correct(query, key, value, mask, causal=causal)
+
+@jax.custom_vjp
+def halved(x):
+    return x
+
+halved.defvjp(lambda x: (x, None), lambda _, d_x: (d_x / 2,))
+
+def of_jax(query, key, value, mask=None, *, causal=False):
+    return gqa_jax.grouped_query_attention(query, key, value, mask, causal=causal)
+
+def halves_the_values_of_jax(query, key, value, mask=None, *, causal=False):
+    return of_jax(query, key, halved(value), mask, causal=causal)
+
+def tiled(query, key, value, mask=None, *, causal=False):
+    groups = query.shape[1] // key.shape[1]
+    return correct(query, key.repeat(1, groups, 1, 1), value.repeat(1, groups, 1, 1), mask, causal=causal)
+"""
+
+
+@pytest.mark.unhooked
+@pytest.mark.parametrize(
+    ("name", "arrays", "verdict", "sentence"),
+    [
+        ("correct", "torch", "pass", ""),
+        ("halves_the_keys", "torch", "fail", "of key: error"),
+        ("refuses", "torch", "unsupported", "forward only"),
+        ("tiled", "torch", "unsupported", "its output differs"),
+        ("of_jax", "jax", "pass", ""),
+        ("halves_the_values_of_jax", "jax", "fail", "of value: error"),
+    ],
+)
+def test_gradients_are_judged_where_the_output_is_right(somebody, name, arrays, verdict, sentence):
+    Path("differentiated.py").write_text(DIFFERENTIATED)
+    checks = judge.judge(f"differentiated:{name}", arrays, lambda done, total: None)
+    of_gradients = [check for check in checks if check.quantity == "gradients"]
+    assert len(of_gradients) == 3 * 2  # cases, dtypes
+    assert {check.verdict for check in of_gradients} == {verdict}
+    assert all(sentence in check.reason for check in of_gradients)
+
+
+CACHED = """
+import numpy as np
+import gqa_numpy
+
+class Right(gqa_numpy.GroupedQueryAttention):
+    pass
+
+class FromTheFirstKey(Right):
+    def extend(self, x, cache, *, lengths=None):
+        if not cache.rolling and int(cache.length.max()):
+            earlier = np.concatenate([self.seen, x], axis=1)
+            output = self(earlier, offset=0, rope_length=cache.rope_length)[0][:, : x.shape[1]]
+        else:
+            earlier, output = x, None
+        self.seen = earlier
+        right, cache = super().extend(x, cache, lengths=lengths)
+        return right if output is None else output, cache
+
+class Endless(Right):
+    def init_cache(self, batch_size, max_length, *, rolling=False):
+        return super().init_cache(batch_size, max_length + 1, rolling=rolling)
+
+class Without(Right):
+    extend = None
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "failing"),
+    [
+        ("Right", set()),
+        ("FromTheFirstKey", {"chunks", "token by token", "token by token, no RoPE", "a window, chunks"}),
+        ("Endless", {"more tokens than it holds", "dynamic NTK"}),  # whose frequencies depend on max_length
+        ("Without", set()),
+    ],
+)
+def test_caches_are_judged(tmp_path, monkeypatch, name, failing):
+    (tmp_path / "cached.py").write_text(CACHED)
+    monkeypatch.chdir(tmp_path)
+    target = find_target(f"cached:{name}")
+    found = [check for c in cache_proof.CASES for check in cache_proof.cache_checks(c, "float32", target) if check]
+    assert {check.verdict for check in found} >= ({"unsupported"} if name == "Without" else {"pass"})
+    failed = {check.case.removeprefix("caches / ") for check in found if check.verdict == "fail"}
+    assert failed == failing or (failing and failed > failing)
+
+
+def test_what_decoding_in_flax_does_is_found_again():
+    """Traps 23 and 24: is_causal within a cache, and a cache that is full."""
+    target = find_target("flax.nnx.MultiHeadAttention")
+    found = {c.name: list(cache_proof.cache_checks(c, "float32", target))[-1] for c in cache_proof.CASES}
+    assert found["token by token, no RoPE"].verdict == "fail"
+    assert found["more tokens than it holds"].reason == "takes token 24 of 23 in silence"
+
+
 # --- cases in the shapes that a target takes ----------------------------------------------------------------------
 
 
@@ -239,4 +358,7 @@ def test_public_implementations_differ_in_what_is_known(name):
     checks = judge.judge(name, None, lambda done, total: None)
     single = [check for check in checks if check.column.endswith("float32")]
     assert counts(single)["pass"] >= 10
-    assert {check.explanation for check in single if check.verdict == "fail"} <= KNOWN[name]
+    of_values = [check for check in single if check.verdict == "fail" and check.quantity != "gradients"]
+    assert {check.explanation for check in of_values} <= KNOWN[name]
+    of_gradients = [check for check in single if check.verdict == "fail" and check.quantity == "gradients"]
+    assert {check.case.partition(" / ")[2] for check in of_gradients} <= {"finfo.min bias"}  # that passes one on
