@@ -91,7 +91,9 @@ class Layer:
         q = self._prepared(self._projected("q_proj", x, c.num_heads), "q", places, cache.max_length)
         k = self._prepared(self._projected("k_proj", x, c.num_kv_heads), "k", places, cache.max_length)
         longer = cache.longer(k, self._projected("v_proj", x, c.num_kv_heads))
-        offset = {"causal from the first key held": 0, "a token does not see itself": start - 1}.get(does, start)
+        offset = {"causal from the first key held": 0, "a token does not see itself": max(start - 1, 0)}.get(
+            does, start
+        )
         context, _ = Kernel(self.dialect)(
             q, longer.keys, longer.values, causal=c.causal, window=c.window, chunk=c.chunk,
             offset=np.full(len(x), offset),

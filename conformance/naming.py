@@ -1,6 +1,5 @@
-"""Which planted bugs `gqa dialect` names: those that are somebody's choice or habit, and that a forward call shows.
-
-Bugs of caches and gradients are not asked: a dialect is of one forward call.
+"""Which planted bugs `gqa dialect` names: those that are somebody's choice or habit, and that a forward call shows, or
+a cache that is given equal rows. Gradients are not asked.
 """
 
 from __future__ import annotations
@@ -139,6 +138,13 @@ EXPECTED: dict[str, dict[str, str]] = {
 }
 
 
+CACHED: dict[str, dict[str, str]] = {
+    "ChunkStandsAtZero": {"cached tokens": "causal from the first key held"},
+    "TurnedFromZero": {"cached tokens": "turned from 0"},
+    "NewTokenUnseen": {"cached tokens": "a token does not see itself"},
+}
+
+
 @dataclass(frozen=True)
 class Naming:
     """What was heard of a planted bug. right: whether that is what the bug does, nothing more and nothing less."""
@@ -157,7 +163,7 @@ def naming(family: str, bug: str) -> Naming:
     """One planted bug put to `findings` as anybody's function or class."""
     planted = next(found for found in BUGS[family] if found.__name__ == bug)
     heard = dialect_of(findings(as_target(family, planted)))
-    expected: Dialect = frozenset(EXPECTED.get(bug, {}).items())
+    expected: Dialect = frozenset((EXPECTED | CACHED).get(bug, {}).items())
     return Naming(bug, named(heard), bool(expected) and heard == expected)
 
 
@@ -168,6 +174,8 @@ def as_target(family: str, planted: Any) -> Kernel | ForeignClass:
     """
     if family == "kernel":
         return Kernel(planted.__name__, framework("numpy"), _function(planted()))
+    if family == "cache":
+        return ForeignClass(planted.__name__, framework("numpy"), _cached(planted))
     if family == "RoPE":
         planted = type(planted.__name__, (TextbookLayer,), {"rope": planted()})
     quick = type(planted.__name__, (planted,), {"kernel": staticmethod(gqa_numpy.grouped_query_attention)})
@@ -211,6 +219,23 @@ def _class(planted: Any) -> type:
             return _rounded(answer, query)
 
     return Planted
+
+
+def _cached(planted: Any) -> type:
+    """The textbook layer with a planted cache, which has room for any number of tokens."""
+
+    class Quick(TextbookLayer):
+        kernel = staticmethod(gqa_numpy.grouped_query_attention)
+
+    class Cached(_class(Quick)):  # type: ignore[misc]
+        def init_cache(self, batch_size: int) -> Any:
+            return planted(self.layer, batch_size, 64, rolling=False)
+
+        def extend(self, x: Array, cache: Any) -> tuple[Array, Any]:
+            output = cache.extend(x.astype(np.float64), [x.shape[1]] * len(x))
+            return output.astype(x.dtype), cache
+
+    return Cached
 
 
 def _lowest(mask: Array | None) -> Array | None:

@@ -3,7 +3,7 @@
 import pytest
 
 from conformance.conventions import CONVENTION
-from conformance.naming import EXPECTED, FAMILIES, FAULTS, conventions, naming
+from conformance.naming import CACHED, EXPECTED, FAMILIES, FAULTS, conventions, naming
 from conformance.planted import BUGS
 
 # What the mask does before a cap is named for masks of -inf; this bug forgets boolean masks instead.
@@ -13,6 +13,12 @@ UNNAMED = {"SoftcapAfterMask"}
 @pytest.mark.parametrize(("family", "bug"), conventions(), ids=lambda name: name)
 def test_a_planted_convention_is_named(family, bug):
     assert naming(family, bug).right == (bug not in UNNAMED)
+
+
+@pytest.mark.parametrize("bug", CACHED)
+def test_a_planted_bug_of_caches_is_named(bug):
+    found = naming("cache", bug)
+    assert found.right, found.heard
 
 
 def test_at_least_nine_of_ten_are_named():
@@ -32,6 +38,6 @@ def test_correct_code_speaks_no_dialect():
     from conformance.kill import INNOCENT
     from conformance.naming import as_target
 
-    for family in ("kernel", "layer", "RoPE"):
+    for family in ("kernel", "layer", "RoPE", "cache"):
         found = findings(as_target(family, INNOCENT[family]))
         assert not [f for f in found if f.agrees is False or f.answer == OTHER or f.raised]
