@@ -275,7 +275,8 @@ CONVENTIONS = (
     Convention("YaRN", 10, "as in the paper", (
         Choice("ignored", "rope_scaling left unread", "read rope_scaling"),
         _slip("ramp inverted", "fast pairs divided", "divide the slow ones"),
-        Choice("truncate=False ignored", "the paper's floor and ceil always", "read truncate"),
+        Choice("truncate=False ignored", "the paper's floor and ceil always; transformers where rope_parameters are "
+               "given by layer type, as Gemma 3's", "read truncate"),
         Choice("attention_factor ignored", "always 0.1 log(factor) + 1 (vllm#48351)", "read attention_factor"),
         Choice("no attention factor", "frequencies alone", "multiply cos and sin by it"),
         Choice("ramp inverted, no attention factor", "litgpt unless mscale is given",

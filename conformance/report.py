@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import platform
-from collections import defaultdict
+import re
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
+from conformance.cache_proof import ROW as CACHES
+from conformance.conventions import CONVENTION
 from conformance.kill import Kill
-from conformance.proof import Check
+from conformance.proof import GRADIENTS, Check
 
 PACKAGES = ("numpy", "torch", "jax", "flax", "transformers")
 
@@ -59,15 +63,28 @@ def _cell(checks: list[Check]) -> str:
 
 
 def targets(checks: dict[str, list[Check]]) -> Table:
-    """One row per target: what it passed, and the names of what reproduces the rest."""
+    """One row per target: what it passed, and what reproduces the rest, each name with the checks it has a part in."""
     table = Table(title="Targets")
     for name in ("target", "pass", "fail", "unsupported", "its failures are reproduced by"):
         table.add_column(name, overflow="fold")
     for name, found in checks.items():
         counted = counts(found)
-        named = sorted({check.explanation or "nothing named" for check in found if check.verdict == "fail"})
-        table.add_row(name, *(str(counted[v]) for v in ("pass", "fail", "unsupported")), "\n".join(named))
+        named = Counter(name for check in found if check.verdict == "fail" for name in _causes(check))
+        lines = [f"{cause} ({count})" for cause, count in named.most_common()]
+        table.add_row(name, *(str(counted[v]) for v in ("pass", "fail", "unsupported")), Text("\n".join(lines)))
     return table
+
+
+_BETWEEN = rf" \+ (?={'|'.join(map(re.escape, CONVENTION))}: )"  # a choice has a plus of its own: W + 1 keys
+
+
+def _causes(check: Check) -> list[str]:
+    """The names in an explanation, or where there is none what kind of failure it is."""
+    if check.explanation:
+        return re.split(_BETWEEN, check.explanation)
+    if check.row == CACHES or check.quantity == GRADIENTS:
+        return [CACHES if check.row == CACHES else GRADIENTS]
+    return [check.reason.partition(":")[0] if check.reason.startswith("raised") else "nothing named"]
 
 
 def failures(checks: list[Check]) -> Table:

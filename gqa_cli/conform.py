@@ -80,10 +80,11 @@ def _targets(console: Console, names: list[str], reports: Reports) -> int:
                 typer.echo(error, err=True)
                 return 2
             not_run.append(str(error))
-    for name, found in checks.items():
-        _print(console, found, name)
-    if len(names) > 1:
+    if len(names) > 1:  # case by case that would be thousands of lines, which are for a file
         console.print(report.targets(checks))
+    else:
+        for name, found in checks.items():
+            _print(console, found, name)
     everything = [check for found in checks.values() for check in found]
     failed = _summary(console, everything, [], not_run)
     reports.write(everything, [], not_run, f"gqa conform: {', '.join(checks)}", list(checks))

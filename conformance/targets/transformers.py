@@ -72,10 +72,7 @@ class _Family(nn.Module):
         modeling = import_module(f"transformers.models.{self.family}.modeling_{self.family}")
         self.window: int | None = given.pop("window", None)
         kind = "full_attention" if self.window is None else "sliding_attention"
-        scaling = None if rope is None else rope.scaling
-        parameters = {"rope_type": "default", "rope_theta": 1e4 if rope is None else rope.theta}
-        parameters |= write_scaling(scaling) or {}
-        context = getattr(scaling, "original_max_position_embeddings", 2048)
+        parameters, context = _rope_parameters(rope)
         per_kind = self.family == "gemma3"
         self.config = getattr(package, self.config_name)(
             hidden_size=embed_dim, num_attention_heads=num_heads, num_key_value_heads=num_kv_heads,
@@ -130,6 +127,17 @@ class _Family(nn.Module):
         if mask is None:
             return made
         return torch.where(mask, made, torch.finfo(x.dtype).min) if mask.dtype == torch.bool else made + mask
+
+
+def _rope_parameters(rope: RopeConfig | None) -> tuple[dict[str, Any], int]:
+    """Also `max_position_embeddings`, which is where dynamic NTK looks for the original context."""
+    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4 if rope is None else rope.theta}
+    parameters |= (rope and write_scaling(rope.scaling)) or {}
+    original = parameters.get("original_max_position_embeddings", 2048)
+    if parameters["rope_type"] == "dynamic":
+        del parameters["original_max_position_embeddings"]
+        return parameters, original
+    return parameters, round(original * parameters.get("factor", 1))
 
 
 def _scalar(scale: float | None, head_dim: int) -> int:
