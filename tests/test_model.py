@@ -31,7 +31,8 @@ def decoder(*layers: AttentionConfig, **settings: Any) -> ModelConfig:
 
 CONFIGS = {
     "gemma": decoder(
-        attention(window=3, qk_norm="rms_plus_one", scale=0.3), attention(softcap=5.0, qk_norm="rms_plus_one"),
+        attention(window=3, qk_norm="rms_plus_one", scale=0.3),
+        attention(softcap=5.0, qk_norm="rms_plus_one", rope=RopeConfig(theta=500.0)),
         norm="rms_plus_one", norm_placement="both", activation="gelu_tanh", tied=True, embedding_scale=3.7,
         logit_softcap=7.0, max_length=23,
     ),
@@ -196,6 +197,23 @@ def test_cached_is_whole(wing: str, name: str) -> None:
             np.testing.assert_allclose(got[row][-1], expected[row], rtol=1e-9, atol=1e-11)
         else:
             np.testing.assert_allclose(np.stack(got[row]), expected[row, :length], rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("other", ["torch", "jax"])
+def test_each_layer_goes_by_the_length_of_its_own_cache(other: str) -> None:
+    """Layers share what a step needs, but only where their caches hold equally much."""
+
+    def mixed(wing: str) -> np.ndarray:
+        transformer, x = model(wing, "gemma"), batch(CONFIGS["gemma"])
+        held = []
+        for count in (2, 4):
+            start = transformer.init_cache(B, 2 * T)
+            _, longer = extend(wing, transformer, x[:, :count], start, np.full(B, count))
+            held.append(longer)
+        result, _ = extend(wing, transformer, x[:, 4:6], (held[0][0], held[1][1]), np.full(B, 2))
+        return result
+
+    np.testing.assert_allclose(mixed(other), mixed("numpy"), rtol=1e-9, atol=1e-11)
 
 
 def test_last_gives_each_rows_last_real_logits(wing: str) -> None:
