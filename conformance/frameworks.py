@@ -126,6 +126,8 @@ def _torch() -> Framework:
     def vjp(function: Callable[[dict[str, Any]], Any], arrays: dict[str, Any], d_result: Any) -> dict[str, Any]:
         leaves = {name: x.detach().requires_grad_() for name, x in arrays.items()}
         result = function(leaves)
+        if not result.requires_grad:  # made for inference alone
+            raise NotImplementedError("its output carries no gradient")
         found = torch.autograd.grad(result, list(leaves.values()), d_result, allow_unused=True, materialize_grads=True)
         return dict(zip(leaves, found, strict=True))
 

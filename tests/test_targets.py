@@ -212,6 +212,10 @@ def refuses(query, key, value, mask=None, *, causal=False):
         raise NotImplementedError("forward only")
     return correct(query, key, value, mask, causal=causal)
 
+@torch.no_grad()
+def infers(query, key, value, mask=None, *, causal=False):
+    return correct(query, key, value, mask, causal=causal)
+
 @jax.custom_vjp
 def halved(x):
     return x
@@ -237,6 +241,7 @@ def tiled(query, key, value, mask=None, *, causal=False):
         ("correct", "torch", "pass", ""),
         ("halves_the_keys", "torch", "fail", "of key: error"),
         ("refuses", "torch", "unsupported", "forward only"),
+        ("infers", "torch", "unsupported", "its output carries no gradient"),
         ("tiled", "torch", "unsupported", "its output differs"),
         ("of_jax", "jax", "pass", ""),
         ("halves_the_values_of_jax", "jax", "fail", "of value: error"),
