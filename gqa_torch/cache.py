@@ -72,7 +72,7 @@ class Append:
     count: Integer[Array, "B"]
     padded: bool
     device: torch.device
-    tables: dict[Rope, tuple[Array, Array]] = field(default_factory=dict)
+    tables: dict[Rope, tuple[Array, Array]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         self.end = self.start + self.count
@@ -132,9 +132,8 @@ def _write(
         return
     count = step.count if fit is None else step.count * fit
     token = torch.arange(min(x.shape[2], C), device="cpu")
-    slots = ((step.start[:, None] + token) % C).to(
-        x.device
-    )  # all different; where nothing is stored, what is there stays
+    # all different; where nothing is stored, what is there stays
+    slots = ((step.start[:, None] + token) % C).to(x.device)
     stored = (token < count[:, None]).to(x.device)[..., None, None]
     rows = torch.arange(x.shape[0], device=x.device)[:, None]
     held[rows, :, slots] = torch.where(stored, x[:, :, :C].transpose(1, 2), held[rows, :, slots])

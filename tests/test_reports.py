@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -320,3 +321,29 @@ def test_a_folder_that_is_not_there_is_told_before_the_run(somebody):
         result = CliRunner().invoke(app, ["conform", "--target", "somebody:top_left", option, "nowhere/file"])
         assert result.exit_code == 2
         assert result.output.strip() == f"{option}: there is no folder nowhere"
+
+
+def test_a_summary_counts_each_cause_and_splits_no_name_that_has_a_plus():
+    from rich.console import Console
+
+    from conformance.proof import Check
+    from conformance.report import targets
+
+    def failed(explanation="", row="GQA 6 over 2", quantity="output", reason="error"):
+        return Check(row, "a case", "somebody, float32", quantity, 1.0, "fail", reason, explanation)
+
+    checks = [
+        failed("alignment: top-left + causal window of W: W + 1 keys"),
+        failed("alignment: top-left"),
+        failed(row="caches"),
+        failed(quantity="gradients"),
+        failed(reason="raised ValueError: no"),
+    ]
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(targets({"somebody": checks}))
+    text = console.export_text()
+    for line in (
+        "alignment: top-left (2)", "causal window of W: W + 1 keys (1)", "caches (1)", "gradients (1)",
+        "raised ValueError (1)",
+    ):  # fmt: skip
+        assert line in text
