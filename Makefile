@@ -16,7 +16,7 @@ test: lint shapes
 
 # The maths under runtime checks of every annotated shape.
 shapes: .venv/ready
-	GQA_SHAPES=1 $(BIN)/pytest -n 2 -q -m "not unhooked" tests/test_kernels.py tests/test_layers.py
+	GQA_SHAPES=1 $(BIN)/pytest -n 2 -q -m "not no_shape_checks" tests/kernel/test_kernels.py tests/layer/test_layers.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

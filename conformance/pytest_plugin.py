@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from conformance.cache_cases import CacheCase
-    from conformance.cases import Case
-    from conformance.proof import Check
+    from conformance.cases.caches import CacheCase
+    from conformance.cases.table import Case
+    from conformance.checks.arrays import Check
     from conformance.targets.worker import Worker
 
 ABSENT = "conformance: expected --gqa-target MODULE:NAME, the class or the function to judge"
@@ -42,7 +42,7 @@ class Asked:
 
     @property
     def names(self) -> tuple[str, str, str]:
-        from conformance.judge import name_of
+        from conformance.checks.judge import name_of
 
         name = name_of(self.case)
         return name, f"{name}, {self.dtype}", f"{name}, {self.dtype}, {self.quantity}"
@@ -56,7 +56,7 @@ class Judge:
     answers: dict[tuple[str, str], list[Check]] = field(default_factory=dict)
 
     def asked(self) -> list[Asked]:
-        from conformance.judge import DTYPES, cases_of, quantities_of
+        from conformance.checks.judge import DTYPES, cases_of, quantities_of
 
         return [
             Asked(case, dtype, quantity)
@@ -67,7 +67,7 @@ class Judge:
 
     def check(self, asked: Asked) -> Check:
         """A case that got no answer at all failed, whatever was asked of it."""
-        from conformance.judge import checks_of
+        from conformance.checks.judge import checks_of
 
         key = asked.names[1], asked.dtype
         if key not in self.answers:
@@ -101,9 +101,9 @@ def pytest_configure(config: pytest.Config) -> None:
     path = config.getoption("gqa_target")
     if path is None:
         return
-    from conformance.frameworks import quick_to_compile
-    from conformance.judge import TIME_LIMIT
+    from conformance.checks.judge import TIME_LIMIT
     from conformance.targets import NotATarget
+    from conformance.targets.frameworks import quick_to_compile
     from conformance.targets.worker import Worker
 
     config.stash[PATTERNS] = (_patterns(config.getoption("gqa_skips")), _patterns(config.getoption("gqa_xfails")))

@@ -16,7 +16,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float
 
 from gqa_jax import masks
-from gqa_jax.plain import readable, softmax
+from gqa_jax.plain import softmax, zero_hidden
 from gqa_jax.precision import compute_dtype, matmul_precision
 
 State = tuple[Array, Array, Array, Array]  # of a softmax: peak, total, whether any key was visible, context
@@ -62,7 +62,7 @@ def packed_attention(
     if visible is not None and clean:
         query = jnp.where(visible.any(axis=-1, keepdims=True), query, 0)
     elif visible is not None:
-        query, key, value = readable(query, key, value, visible)
+        query, key, value = zero_hidden(query, key, value, visible)
 
     wide: Any = {"precision": matmul_precision(query.dtype), "preferred_element_type": dtype}
     rows = query.reshape(B, K, N // K * T, H)
@@ -166,7 +166,7 @@ def _carried(
     visible, bias = masks.split(mask)
     if reached is not None:
         visible = jnp.broadcast_to(reached, (1, 1, t, s)) if visible is None else visible & reached
-        (query,), ((key,),), ((value,),) = readable(query[None], key[None, None], value[None, None], visible)
+        (query,), ((key,),), ((value,),) = zero_hidden(query[None], key[None, None], value[None, None], visible)
         visible = visible[0]
 
     products = jnp.einsum("ph,sh->ps", query.reshape(G * t, H), key, **wide).reshape(G, t, s)

@@ -21,8 +21,7 @@ from gqa_jax.masks import Offset
 from gqa_jax.norm import qk_norm
 from gqa_jax.precision import compute_dtype
 from gqa_spec import AttentionConfig, checks
-from gqa_spec.config import CONFIG_FIELDS, DERIVED
-from gqa_spec.weights.names import symbolic_shapes, weight_shapes
+from gqa_spec.config import CONFIG_FIELDS, DERIVED, symbolic_shapes, weight_shapes
 
 
 class GroupedQueryAttention(nnx.Module):

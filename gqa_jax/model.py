@@ -22,9 +22,9 @@ from gqa_jax.linear import linear, parameter, project
 from gqa_jax.precision import compute_dtype, matmul_precision
 from gqa_spec import ModelConfig, checks
 from gqa_spec.generation import Callback, Request
-from gqa_spec.weights.checkpoint import Checkpoint, open_checkpoint
-from gqa_spec.weights.families import read_model
-from gqa_spec.weights.names import model_symbolic_shapes, model_weight_shapes
+from gqa_spec.model_config import model_symbolic_shapes, model_weight_shapes
+from gqa_weights.checkpoint import Checkpoint, open_checkpoint
+from gqa_weights.families import read_model
 
 Caches = tuple[KVCache, ...]
 
@@ -153,7 +153,7 @@ class Transformer(nnx.Module):
 
         prompts: lists of token ids, of any lengths. temperature 0 takes the likeliest token; else temperature, top_k
         and top_p narrow the choice in this order, and uniforms (B, max_new_tokens) in [0, 1), drawn where None, make
-        it: the same in all wings (SPEC 19). callback: told of each step's tokens, None for a row that has ended.
+        it: the same in all backends (SPEC 19). callback: told of each step's tokens, None for a row that has ended.
         Raises ValueError and TypeError for bad prompts and settings. Compiled once for each bucket of prompt lengths
         and once for all later steps.
         """

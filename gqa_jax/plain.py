@@ -32,7 +32,7 @@ def plain_attention(
     dtype, stages = compute_dtype(query.dtype), {}
     wide: Any = {"precision": matmul_precision(query.dtype), "preferred_element_type": dtype}
     if visible is not None:
-        query, key, value = readable(query, key, value, visible)
+        query, key, value = zero_hidden(query, key, value, visible)
 
     products = jnp.einsum("bkph,bksh->bkps", query.reshape(B, K, G * T, H), key, **wide).reshape(B, N, T, S)
     stages["scores"] = masked = scores = products * jnp.asarray(scale, dtype)
@@ -75,7 +75,7 @@ def softmax(
     return weights / jnp.where(sees, total, 1)
 
 
-def readable(
+def zero_hidden(
     query: Float[Array, "B N T H"],
     key: Float[Array, "B K S H"],
     value: Float[Array, "B K S Hv"],

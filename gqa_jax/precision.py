@@ -1,4 +1,4 @@
-"""In which dtype a wing computes: 16-bit inputs in float32, float32 and float64 in their own (SPEC 7)."""
+"""In which dtype a backend computes: 16-bit inputs in float32, float32 and float64 in their own (SPEC 7)."""
 
 from __future__ import annotations
 

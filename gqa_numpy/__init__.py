@@ -1,4 +1,4 @@
-"""Grouped-query attention in NumPy: the oracle that the other wings are held against."""
+"""Grouped-query attention in NumPy: the oracle that the other backends are held against."""
 
 from gqa_numpy import masks
 from gqa_numpy.attention import attention_stages, grouped_query_attention

@@ -15,7 +15,7 @@ from gqa_numpy.linear import linear
 from gqa_numpy.norm import layer_norm, rms_norm
 from gqa_numpy.precision import compute_dtype
 from gqa_spec import ModelConfig
-from gqa_spec.weights.names import model_weight_shapes
+from gqa_spec.model_config import model_weight_shapes
 
 Array = np.ndarray
 

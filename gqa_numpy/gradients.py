@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from gqa_numpy import masks
 from gqa_numpy.attention import attention_stages
-from gqa_numpy.plain import readable
+from gqa_numpy.plain import zero_hidden
 from gqa_numpy.precision import compute_dtype
 
 Array = np.ndarray
@@ -44,7 +44,7 @@ def grouped_query_attention_vjp(
     (B, N, T, H), (_, K, S, Hv), G = query.shape, value.shape, query.shape[1] // key.shape[1]
     dtype, weights = compute_dtype(query.dtype), stages["weights"]
     visible = masks.visible_keys(T, S, masks.split(mask)[0], causal, window, chunk, offset)
-    hidden = (query, key, value) if visible is None else readable(query, key, value, visible)
+    hidden = (query, key, value) if visible is None else zero_hidden(query, key, value, visible)
     q, k, v = (x.astype(dtype) for x in (hidden[0].reshape(B, K, G, T, H), hidden[1], hidden[2]))
     multiplier = dtype.type(1) if dropout_multiplier is None else dropout_multiplier.astype(dtype)
     scaled = dtype.type(H**-0.5 if scale is None else scale)

@@ -17,8 +17,7 @@ from gqa_numpy.linear import linear
 from gqa_numpy.masks import Offset
 from gqa_numpy.norm import qk_norm, qk_norm_vjp
 from gqa_spec import AttentionConfig, checks
-from gqa_spec.config import CONFIG_FIELDS, DERIVED
-from gqa_spec.weights.names import symbolic_shapes, weight_shapes
+from gqa_spec.config import CONFIG_FIELDS, DERIVED, symbolic_shapes, weight_shapes
 
 Array = np.ndarray
 

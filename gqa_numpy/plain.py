@@ -30,7 +30,7 @@ def plain_attention(
     (B, N, T, H), (_, K, S, Hv), G = query.shape, value.shape, query.shape[1] // key.shape[1]
     dtype, stages = compute_dtype(query.dtype), {}
     if visible is not None:
-        query, key, value = readable(query, key, value, visible)
+        query, key, value = zero_hidden(query, key, value, visible)
     q, k, v = (x.astype(dtype, copy=False) for x in (query.reshape(B, K, G, T, H), key, value))
 
     with np.errstate(over="ignore", invalid="ignore"):  # inf and NaN in a visible place are honoured, not warned of
@@ -70,7 +70,7 @@ def softmax(
     return weights / np.where(sees, total, masked.dtype.type(1))
 
 
-def readable(
+def zero_hidden(
     query: Float[Array, "B N T H"],
     key: Float[Array, "B K S H"],
     value: Float[Array, "B K S Hv"],

@@ -1,4 +1,4 @@
-"""What all three wings agree on: settings, names, shapes, messages, file formats. No framework, no maths."""
+"""What all three backends agree on: settings, names, shapes, messages, file formats. No framework, no maths."""
 
 from gqa_spec.config import (
     AttentionConfig,

@@ -1,4 +1,4 @@
-"""One sentence for each kind of bad input, raised before any arithmetic. Every wing raises the same text.
+"""One sentence for each kind of bad input, raised before any arithmetic. Every backend raises the same text.
 
 Arrays are only asked for `.shape` and `.dtype`, so the same check serves NumPy, PyTorch and JAX, traced or not. Wrong
 shapes and settings are a ValueError, wrong types and dtypes a TypeError (SPEC 14).
@@ -169,7 +169,7 @@ def is_integer_dtype(array: Any) -> bool:
 
 
 def array(name: str, value: Any, kind: Any) -> None:
-    """value is one of the wing's own arrays."""
+    """value is one of the backend's own arrays."""
     if not isinstance(value, kind):
         raise TypeError(f"{name}: expected an array of this backend, got {type(value).__name__}")
 
@@ -244,7 +244,7 @@ def positions(name: str, value: Any, kind: Any, batch_size: int, length: int, sy
 
 
 def attention(query: Any, key: Any, value: Any, mask_: Any, kind: Any, settings: Settings) -> None:
-    """Every argument of `grouped_query_attention`; `kind` is the wing's array class, `settings` the keywords."""
+    """Every argument of `grouped_query_attention`; `kind` is the backend's array class, `settings` the keywords."""
     for name, x in (("query", query), ("key", key), ("value", value)):
         array(name, x, kind)
         floating(name, x)
@@ -507,9 +507,9 @@ def expressible(layout: str, condition: str, holds: bool, values: Mapping[str, A
 
 
 def placed(layout: str, names: Iterable[str], places: Iterable[str]) -> None:
-    homeless = [name for name in names if name not in places]
-    if homeless:
-        raise ValueError(f"{layout}: has no place for {', '.join(homeless)}")
+    unmapped_modules = [name for name in names if name not in places]
+    if unmapped_modules:
+        raise ValueError(f"{layout}: has no place for {', '.join(unmapped_modules)}")
 
 
 def one_dtype(name: str, dtypes: Mapping[str, str]) -> None:

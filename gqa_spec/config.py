@@ -1,4 +1,4 @@
-"""The settings of an attention layer: keyword-only, frozen, hashable, validated once and here.
+"""The settings of an attention layer: keyword-only, frozen, hashable, validated once and here; and its weights' shapes.
 
 The axis alphabet, used in code, docs and messages alike: B batch, T queries, S keys, D width (embed_dim), E width of
 key and value (kv_dim), N query heads, K key/value heads, G = N / K, H head size, Hv value head size.
@@ -6,7 +6,9 @@ key and value (kv_dim), N query heads, K key/value heads, G = N / K, H head size
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from math import prod
 from typing import Any, Literal
 
 from gqa_spec import checks
@@ -217,3 +219,34 @@ class AttentionConfig:
 
 
 CONFIG_FIELDS = tuple(field.name for field in fields(AttentionConfig))
+
+
+def symbolic_shapes(config: AttentionConfig) -> dict[str, str]:
+    """Canonical name -> symbolic shape over the axis alphabet, in canonical order, of every weight that is on."""
+    full = config.qk_norm == "rms_full"
+    table = {
+        "q_proj.weight": ("N*H, D", True),
+        "q_proj.bias": ("N*H,", config.qkv_bias),
+        "k_proj.weight": ("K*H, E", True),
+        "k_proj.bias": ("K*H,", config.qkv_bias),
+        "v_proj.weight": ("K*Hv, E", True),
+        "v_proj.bias": ("K*Hv,", config.qkv_bias),
+        "o_proj.weight": ("D, N*Hv", True),
+        "o_proj.bias": ("D,", config.out_bias),
+        "q_norm.weight": ("N*H," if full else "H,", config.qk_norm is not None),
+        "k_norm.weight": ("K*H," if full else "H,", config.qk_norm is not None),
+        "sinks": ("N,", config.sinks),
+    }
+    return {name: symbols for name, (symbols, on) in table.items() if on}
+
+
+def weight_shapes(config: AttentionConfig) -> dict[str, tuple[int, ...]]:
+    """Canonical name -> shape in numbers."""
+    return {name: sized(symbols, config.axes) for name, symbols in symbolic_shapes(config).items()}
+
+
+def sized(symbols: str, axes: Mapping[str, int]) -> tuple[int, ...]:
+    """A symbolic shape in numbers."""
+    return tuple(
+        prod(axes[factor] for factor in axis.strip().split("*")) for axis in symbols.split(",") if axis.strip()
+    )

@@ -1,7 +1,7 @@
 """How text follows from logits: which token is chosen, when a row ends, how long a cache must be. SPEC 19.
 
-Bookkeeping on the host, in NumPy's float64 whatever the model computes in, and therefore once for all wings: given the
-same uniforms they sample the same text. What the wings repeat is the model; each gives it as a `step`.
+Bookkeeping on the host, in NumPy's float64 whatever the model computes in, and therefore once for all backends: given
+the same uniforms they sample the same text. What the backends repeat is the model; each gives it as a `step`.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Request:
 
     @property
     def cache_length(self) -> int:
-        """Slots that a cache needs: a bucket, the same in all wings, since RoPE's frequencies may depend on it."""
+        """Slots that a cache needs: a bucket, the same in all backends, since RoPE's frequencies may depend on it."""
         return bucket(max(map(len, self.prompts)) + self.max_new_tokens, self.config.max_length)
 
     def run(self, step: Step, callback: Callback | None, *, bucketed: bool = False) -> list[list[int]]:

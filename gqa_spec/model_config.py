@@ -7,7 +7,7 @@ from math import prod
 from typing import Literal
 
 from gqa_spec import checks
-from gqa_spec.config import AttentionConfig, RopeConfig
+from gqa_spec.config import AttentionConfig, RopeConfig, sized, symbolic_shapes
 
 Activation = Literal["gelu", "gelu_tanh", "silu"]
 Norm = Literal["layer", "rms", "rms_plus_one"]
@@ -122,6 +122,53 @@ class ModelConfig:
     @property
     def param_count(self) -> int:
         """The number of parameters, equal to the sum over the model's canonical weights (a tied head counts once)."""
-        from gqa_spec.weights.names import model_weight_shapes
-
         return sum(prod(shape) for shape in model_weight_shapes(self).values())
+
+
+def model_symbolic_shapes(config: ModelConfig) -> dict[str, str]:
+    """As `symbolic_shapes`, for a whole model: V vocabulary, F feed-forward size, I input_dim.
+
+    The weights of layer i stand under `blocks.{i}.`, its attention's under `blocks.{i}.attention.`.
+    """
+    tokens, before, after = (
+        config.vocab_size is not None,
+        config.norm_placement != "post",
+        config.norm_placement != "pre",
+    )
+    biased, plain = config.feed_forward_bias, config.norm_bias
+    table = {"embed.weight": ("V, D" if tokens else "D, I", True), "embed.bias": ("D,", not tokens)}
+    for i, layer in enumerate(config.attention):
+        block = f"blocks.{i}."
+        table |= {
+            f"{block}attention_norm.weight": ("D,", before),
+            f"{block}attention_norm.bias": ("D,", before and plain),
+            **{f"{block}attention.{name}": (symbols, True) for name, symbols in symbolic_shapes(layer).items()},
+            f"{block}attention_post_norm.weight": ("D,", after),
+            f"{block}attention_post_norm.bias": ("D,", after and plain),
+            f"{block}feed_forward_norm.weight": ("D,", before),
+            f"{block}feed_forward_norm.bias": ("D,", before and plain),
+            f"{block}feed_forward.gate.weight": ("F, D", config.gated),
+            f"{block}feed_forward.gate.bias": ("F,", config.gated and biased),
+            f"{block}feed_forward.up.weight": ("F, D", True),
+            f"{block}feed_forward.up.bias": ("F,", biased),
+            f"{block}feed_forward.down.weight": ("D, F", True),
+            f"{block}feed_forward.down.bias": ("D,", biased),
+            f"{block}feed_forward_post_norm.weight": ("D,", after),
+            f"{block}feed_forward_post_norm.bias": ("D,", after and plain),
+        }
+    table |= {
+        "norm.weight": ("D,", True),
+        "norm.bias": ("D,", plain),
+        "head.weight": ("V, D", config.output == "logits" and not config.tied),
+    }
+    return {name: symbols for name, (symbols, on) in table.items() if on}
+
+
+def model_weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """As `weight_shapes`, for a whole model."""
+    ends = {"V": config.vocab_size or 0, "I": config.input_dim or 0, "F": config.feed_forward_size}
+    shapes = {}
+    for name, symbols in model_symbolic_shapes(config).items():
+        layer = config.attention[int(name.split(".")[1])] if name.startswith("blocks.") else config.attention[0]
+        shapes[name] = sized(symbols, layer.axes | ends)
+    return shapes

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from math import prod
 
 from gqa_spec import checks
-from gqa_spec.config import AttentionConfig
+from gqa_spec.config import AttentionConfig, weight_shapes
 from gqa_spec.model_config import ModelConfig
-from gqa_spec.weights.names import weight_shapes
 
 
 def parameter_count(config: AttentionConfig) -> int:

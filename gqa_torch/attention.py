@@ -10,7 +10,7 @@ from torch import Tensor as Array
 
 from gqa_spec import checks
 from gqa_torch import fast, masks
-from gqa_torch.plain import plain_attention, readable
+from gqa_torch.plain import plain_attention, zero_hidden
 
 PACKED_QUERIES = 16  # up to here a fused kernel has rows to spare for the other heads of a group
 ROW_BYTES = 2**21  # keys and values of a row that are worth a call of their own
@@ -210,6 +210,6 @@ def attention_stages(
     T, S = query.shape[2], key.shape[2]
     visible = masks.visible_keys(T, S, visible, causal, window, chunk, offset, device=query.device)
     if visible is not None:
-        query, key, value = readable(query, key, value, visible)
+        query, key, value = zero_hidden(query, key, value, visible)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
     return plain_attention(query, key, value, visible, bias, scale, softcap, sinks, dropout_multiplier)

@@ -13,8 +13,7 @@ from torch import Tensor as Array
 from torch import nn
 
 from gqa_spec import AttentionConfig, checks
-from gqa_spec.config import CONFIG_FIELDS, DERIVED
-from gqa_spec.weights.names import symbolic_shapes, weight_shapes
+from gqa_spec.config import CONFIG_FIELDS, DERIVED, symbolic_shapes, weight_shapes
 from gqa_torch import cache as cache_
 from gqa_torch import rope
 from gqa_torch.attention import attend, attention_stages, grouped_query_attention

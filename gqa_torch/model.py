@@ -15,15 +15,15 @@ from torch.nn import functional
 
 from gqa_spec import ModelConfig, checks
 from gqa_spec.generation import Callback, Request
-from gqa_spec.weights.checkpoint import Checkpoint, open_checkpoint
-from gqa_spec.weights.families import read_model
-from gqa_spec.weights.names import model_symbolic_shapes, model_weight_shapes
+from gqa_spec.model_config import model_symbolic_shapes, model_weight_shapes
 from gqa_torch import cache as cache_
 from gqa_torch import masks
 from gqa_torch.block import Block, Norm
 from gqa_torch.cache import Append, KVCache
 from gqa_torch.layer import array, tensor
 from gqa_torch.precision import autocast_dtype, widened
+from gqa_weights.checkpoint import Checkpoint, open_checkpoint
+from gqa_weights.families import read_model
 
 Caches = tuple[KVCache, ...]
 
@@ -165,7 +165,7 @@ class Transformer(nn.Module):
 
         prompts: lists of token ids, of any lengths. temperature 0 takes the likeliest token; else temperature, top_k
         and top_p narrow the choice in this order, and uniforms (B, max_new_tokens) in [0, 1), drawn where None, make
-        it: the same in all wings (SPEC 19). callback: told of each step's tokens, None for a row that has ended.
+        it: the same in all backends (SPEC 19). callback: told of each step's tokens, None for a row that has ended.
         Raises ValueError and TypeError for bad prompts and settings.
         """
         request = Request.of(self.config, prompts, max_new_tokens, temperature, top_k, top_p, stop_tokens, uniforms)

@@ -27,7 +27,7 @@ def plain_attention(
 ) -> dict[str, Array]:
     """The kernel. `visible` has the axes of the weights, its first two of size 1 where they do not matter.
 
-    What is invisible must be `readable` already.
+    What is invisible must be `zero_hidden` already.
     """
     (B, N, T, H), (_, K, S, Hv), G = query.shape, value.shape, query.shape[1] // key.shape[1]
     dtype, stages = compute_dtype(query.dtype), {}
@@ -72,7 +72,7 @@ def softmax(
     return weights if visible is None else torch.where(sees, weights, 0)
 
 
-def readable(
+def zero_hidden(
     query: Float[Array, "B N T H"],
     key: Float[Array, "B K S H"],
     value: Float[Array, "B K S Hv"],

@@ -1,7 +1,7 @@
-"""What all tests share: the wings as a fixture, and the shape-checking hook.
+"""What all tests share: the backends as a fixture, and the shape-checking hook.
 
 `GQA_SHAPES=1 pytest` checks every jaxtyping annotation of the pure functions at run time. Tests of our own messages and
-of a framework's tracing are marked `unhooked`: the hook would answer first, or be traced.
+of a framework's tracing are marked `no_shape_checks`: the hook would answer first, or be traced.
 """
 
 from __future__ import annotations
@@ -17,19 +17,26 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
-PURE_ROOMS = ("masks", "rope", "norm", "plain", "fast", "attention")  # not cache: JAX fills a pytree with placeholders
+PURE_MODULES = (
+    "masks",
+    "rope",
+    "norm",
+    "plain",
+    "fast",
+    "attention",
+)  # not cache: JAX makes pytrees of placeholders
 if os.environ.get("GQA_SHAPES"):
-    hooked = [f"gqa_{wing}.{room}" for wing in ("numpy", "torch", "jax") for room in PURE_ROOMS]
+    hooked = [f"gqa_{backend}.{module}" for backend in ("numpy", "torch", "jax") for module in PURE_MODULES]
     jaxtyping.install_import_hook(hooked, "beartype.beartype")
 
-import pytest  # noqa: E402  (the hook comes before every import of a wing)
+import pytest  # noqa: E402  (the hook comes before every import of a backend)
 
-from conformance.targets import WINGS, Wing  # noqa: E402
+from conformance.targets import BACKENDS, Backend  # noqa: E402
 
 
-@pytest.fixture(params=WINGS)
-def wing(request: pytest.FixtureRequest) -> Wing:
-    return Wing(request.param)
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    return Backend(request.param)
 
 
 @pytest.fixture(autouse=True)

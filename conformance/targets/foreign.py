@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from conformance.frameworks import Framework
-from conformance.inputs import Call
+from conformance.cases.inputs import Call
+from conformance.targets.frameworks import Framework
 from conformance.targets.protocol import Limits, NotATarget, Unsupported
 from gqa_spec import AttentionConfig
 

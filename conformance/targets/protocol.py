@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from conformance.cases import Case
+from conformance.cases.caches import CacheCase
+from conformance.cases.table import Case
 
 
 class Unsupported(Exception):
@@ -73,3 +74,17 @@ def fit(case: Case, limits: Limits, *, layer: bool) -> Case:
         raise Unsupported("self-attention only")
     alone = replace(fitted.config, kv_dim=fitted.config.embed_dim)
     return replace(fitted, config=alone, feature=replace(feature, square=True), S=case.T)
+
+
+def fit_cache(case: CacheCase, limits: Limits) -> CacheCase:
+    """As `fit`, for a cache's case."""
+    config = case.config
+    for name, setting in limits.always.items():
+        if getattr(config, name) not in (None, False, setting):
+            raise Unsupported(f"always has {name} = {setting!r}")
+    sizes: dict[str, Any] = dict(limits.always)
+    if not limits.grouped:
+        sizes["num_kv_heads"] = config.num_heads
+    if not limits.wide:
+        sizes["embed_dim"] = config.num_heads * config.head_dim
+    return replace(case, settings=dict(case.settings) | sizes)

@@ -12,8 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from conformance.frameworks import framework
 from conformance.targets.foreign import ForeignClass, Kernel
+from conformance.targets.frameworks import framework
 from conformance.targets.protocol import Limits, NotATarget
 
 Target = Kernel | ForeignClass
@@ -51,7 +51,7 @@ def _always(**settings: Any) -> Limits:
 
 
 def _rows() -> tuple[Public, ...]:
-    here = "conformance.targets"
+    here = "conformance.targets.adapters"
     return (
         Public("torch.sdpa", f"{here}.torch:sdpa", "torch", ("torch",)),
         Public("torch.sdpa.math", f"{here}.torch:sdpa_math", "torch", ("torch",)),

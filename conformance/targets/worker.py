@@ -13,8 +13,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from conformance.frameworks import keep_compiled, quick_to_compile
 from conformance.targets.foreign import ForeignClass
+from conformance.targets.frameworks import keep_compiled, quick_to_compile
 from conformance.targets.protocol import NotATarget
 from conformance.targets.public import find_target
 

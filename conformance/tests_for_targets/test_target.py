@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from conformance.proof import Check
-from conformance.reproduce import command
+from conformance.checks.arrays import Check
+from conformance.report.reproduce import command
 
 
 def test_target(gqa_check: Check, request: pytest.FixtureRequest) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from conformance.compare import bound, compare, error_of
+from conformance.cases.compare import bound, compare, error_of
 
 REFERENCE = np.array([[0.0, 1.0], [-np.inf, 4.0]])
 

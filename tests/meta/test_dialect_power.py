@@ -2,9 +2,9 @@
 
 import pytest
 
-from conformance.conventions import CONVENTION
-from conformance.naming import CACHED, EXPECTED, FAMILIES, FAULTS, conventions, naming
-from conformance.planted import BUGS
+from conformance.dialects.conventions import CONVENTION
+from conformance.mutants import BUGS
+from conformance.mutants.naming import CACHED, EXPECTED, FAMILIES, FAULTS, conventions, naming
 
 # What the mask does before a cap is named for masks of -inf; this bug forgets boolean masks instead.
 UNNAMED = {"SoftcapAfterMask"}
@@ -34,10 +34,10 @@ def test_every_bug_that_a_forward_call_shows_is_a_convention_or_a_fault():
 
 
 def test_correct_code_speaks_no_dialect():
-    from conformance.dialect import OTHER, findings
-    from conformance.kill import INNOCENT
-    from conformance.naming import as_target
+    from conformance.dialects.detect import OTHER, findings
+    from conformance.mutants.naming import as_target
+    from conformance.mutants.run import BASELINES
 
     for family in ("kernel", "layer", "RoPE", "cache"):
-        found = findings(as_target(family, INNOCENT[family]))
+        found = findings(as_target(family, BASELINES[family]))
         assert not [f for f in found if f.agrees is False or f.answer == OTHER or f.raised]

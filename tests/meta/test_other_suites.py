@@ -2,16 +2,16 @@
 
 import pytest
 
-from conformance.other_suites import SUITES, catches, shown
-from conformance.planted import kernel
-from conformance.textbook import Textbook
+from conformance.mutants import kernel
+from conformance.mutants.other_suites import SUITES, catches, shown
+from conformance.reference.kernel import ReferenceKernel
 
 
 @pytest.mark.parametrize("suite", SUITES)
 def test_correct_code_passes_every_test_that_is_shown(suite):
     asked, there = shown(suite)
     assert 9 <= asked <= there
-    assert catches(suite, "kernel", (Textbook,)) == {"Textbook": ()}
+    assert catches(suite, "kernel", (ReferenceKernel,)) == {"ReferenceKernel": ()}
 
 
 def test_the_onnx_node_tests_are_taken_from_the_package():

@@ -2,24 +2,24 @@
 
 import pytest
 
-from conformance.kill import INNOCENT, catches, innocents, kill, kill_table
-from conformance.planted import BUGS
-from conformance.report import kill_matrix
+from conformance.mutants import BUGS
+from conformance.mutants.run import BASELINES, baselines, catches, mutant_results, run_mutant
+from conformance.report.tables import mutant_table
 
 
 def test_every_planted_bug_is_caught(capsys):
     from rich.console import Console
 
-    kills = kill_table(whole=False)
+    results = mutant_results(whole=False)
     with capsys.disabled():
-        Console(width=140).print(kill_matrix(kills))
-    assert len(kills) >= 60
-    assert len({found.bug for found in kills}) == len(kills)
-    assert [found.bug for found in kills if not found.caught_by] == []
+        Console(width=140).print(mutant_table(results))
+    assert len(results) >= 60
+    assert len({found.bug for found in results}) == len(results)
+    assert [found.bug for found in results if not found.caught_by] == []
 
 
 def test_correct_code_is_never_accused():
-    assert {found.family: found.caught_by for found in innocents()} == dict.fromkeys(INNOCENT, ())
+    assert {found.family: found.caught_by for found in baselines()} == dict.fromkeys(BASELINES, ())
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_the_split_that_is_there_to_catch_it_does(bug, case):
 
 def test_grouping_bugs_hide_from_mha_and_mqa():
     """Why the table needs K different from 1, from N and from N / K."""
-    tiled = kill("kernel", _bug("kernel", "TiledHeads"))
+    tiled = run_mutant("kernel", _bug("kernel", "TiledHeads"))
     assert tiled.caught_by
     assert not any(name.startswith(("MHA", "MQA")) for name in tiled.caught_by)
 

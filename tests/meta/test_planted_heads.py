@@ -5,12 +5,12 @@ from dataclasses import replace
 import einops
 import numpy as np
 import pytest
-import test_heads as checks
 
 from gqa_spec import RopeConfig
-from gqa_spec.weights import heads
+from gqa_weights import heads
+from tests.weights import test_heads as checks
 
-right = {name: getattr(heads, name) for name in ("_axes", "slice_heads", "repair_rope", "rotary_order")}
+right = {name: getattr(heads, name) for name in ("_axes", "slice_heads", "convert_rope_pairing", "rotary_order")}
 BIASED = checks.layer_config(8, 4, qkv_bias=True, out_bias=True, rope=RopeConfig())
 NORMED = checks.layer_config(8, 4, qk_norm="rms", rope=RopeConfig())
 FULL_WIDTH = checks.layer_config(8, 4, qk_norm="rms_full", rope=RopeConfig())
@@ -83,7 +83,7 @@ def ranks_in_reverse(weights, config, rank, ranks):
 
 def keys_in_as_many_heads_as_queries(weights, config, pairing):
     """Trap 1: k's rows are cut into N heads instead of K."""
-    paired, other = right["repair_rope"](weights, config, pairing)
+    paired, other = right["convert_rope_pairing"](weights, config, pairing)
     pattern = "(N two pairs) E -> (N pairs two) E"
     wrong = einops.rearrange(weights["k_proj.weight"], pattern, N=config.num_heads, two=2)
     return paired | {"k_proj.weight": wrong}, other
@@ -91,7 +91,7 @@ def keys_in_as_many_heads_as_queries(weights, config, pairing):
 
 def keys_in_groups(weights, config, pairing):
     """Trap 1, as llama.cpp once had it: k's rows are cut into N / K heads. Right where N / K = K."""
-    paired, other = right["repair_rope"](weights, config, pairing)
+    paired, other = right["convert_rope_pairing"](weights, config, pairing)
     pattern = "(G two pairs) E -> (G pairs two) E"
     wrong = einops.rearrange(weights["k_proj.weight"], pattern, G=config.group_size, two=2)
     return paired | {"k_proj.weight": wrong}, other
@@ -145,8 +145,12 @@ BUGS = {  # name: (where it is planted, the bug, the check)
     "norm forgotten in a pairing": ("_axes", forgetting("norm"), paired(NORMED)),
     "full-width norm forgotten in a pairing": ("_axes", forgetting("norm"), paired(FULL_WIDTH)),
     "queries forgotten in a pairing": ("_axes", forgetting("q_proj"), paired()),
-    "keys as if N heads": ("repair_rope", keys_in_as_many_heads_as_queries, paired(replace(BIASED, head_dim=12))),
-    "keys as if N / K heads": ("repair_rope", keys_in_groups, paired()),
+    "keys as if N heads": (
+        "convert_rope_pairing",
+        keys_in_as_many_heads_as_queries,
+        paired(replace(BIASED, head_dim=12)),
+    ),
+    "keys as if N / K heads": ("convert_rope_pairing", keys_in_groups, paired()),
     "whole head paired": ("rotary_order", whole_head_paired, paired(PARTIAL)),
     "paired the other way": ("rotary_order", paired_the_other_way, paired()),
     "bias on every rank": ("slice_heads", bias_on_every_rank, ranks()),
@@ -167,5 +171,5 @@ def test_every_planted_bug_is_caught_where_correct_code_passes(monkeypatch, bug)
 
 def test_equal_counts_hide_the_llama_cpp_bug(monkeypatch):
     """Why the head counts above are not 64 and 8 alone: there N / K = K, and the check is blind."""
-    monkeypatch.setattr(heads, "repair_rope", keys_in_groups)
+    monkeypatch.setattr(heads, "convert_rope_pairing", keys_in_groups)
     checks.check_pairing_computes_the_same(checks.layer_config(64, 8, rope=RopeConfig()))

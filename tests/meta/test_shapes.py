@@ -1,4 +1,4 @@
-"""The shape-checking hook is alive: under it a wrong axis in a pure function is caught, in each wing."""
+"""The shape-checking hook is alive: under it a wrong axis in a pure function is caught, in each backend."""
 
 import os
 import subprocess
@@ -11,18 +11,18 @@ import sys
 import numpy as np
 sys.path.insert(0, "tests")
 import conftest
-from conformance.targets import Wing
-wing = Wing("{wing}")
-x = wing.framework.to(np.ones((2, 3, 5, 4), "float32"))
-weight = wing.framework.to(np.ones({size}, "float32"))
-wing.module.layer.qk_norm(x, weight, "rms", 1e-6)
+from conformance.targets import Backend
+backend = Backend("{backend}")
+x = backend.framework.to(np.ones((2, 3, 5, 4), "float32"))
+weight = backend.framework.to(np.ones({size}, "float32"))
+backend.module.layer.qk_norm(x, weight, "rms", 1e-6)
 """
 
 
-@pytest.mark.parametrize("wing", ["numpy", "torch", "jax"])
-def test_a_wrong_axis_is_caught(wing):
+@pytest.mark.parametrize("backend", ["numpy", "torch", "jax"])
+def test_a_wrong_axis_is_caught(backend):
     def run(size):
-        code = CODE.format(wing=wing, size=size)
+        code = CODE.format(backend=backend, size=size)
         hooked = os.environ | {"GQA_SHAPES": "1"}
         return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=hooked)
 

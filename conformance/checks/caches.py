@@ -1,0 +1,86 @@
+"""Anybody's cache against one whole pass of the float64 oracle, and what it does when it is full.
+
+A class with `init_cache(batch_size, max_length)` and `extend(x, cache)` -> output, cache is asked; `rolling` and
+`lengths` are given where a case needs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from conformance.cases import caches as cache_cases
+from conformance.cases.caches import BATCH, MAX_LENGTH, CacheCase
+from conformance.cases.compare import EPSILON, Difference, bound, compare, error_of
+from conformance.cases.inputs import DTYPES
+from conformance.checks.arrays import Check
+from conformance.dialects.conventions import named
+from conformance.dialects.explain import ROUNDED, TOLERANCE
+from conformance.targets import ForeignClass, Unsupported
+from conformance.targets.protocol import fit_cache
+
+Array = np.ndarray
+ROW = "caches"
+FULL = CacheCase("more tokens than it holds", ((1, 1),) * (MAX_LENGTH + 1), overfills=True, settings={"rope": None})
+CASES = (*cache_cases.CASES, FULL)
+
+
+def name_of(case: CacheCase) -> str:
+    return f"{ROW} / {case.name}"
+
+
+def cache_checks(case: CacheCase, dtype: str, target: ForeignClass) -> Iterator[Check | None]:
+    """One case; yields None once the target has answered, as `target_checks` does."""
+    column = f"{target.name}, {dtype}"
+
+    def check(verdict: str, reason: str, error: float = 0.0, explanation: str = "") -> Check:
+        return Check(ROW, name_of(case), column, "output", error, verdict, reason, explanation)
+
+    try:
+        if dtype not in target.limits.dtypes:
+            raise Unsupported(f"takes no {dtype}")
+        fitted = fit_cache(case, target.limits)
+        extend = _cache(fitted, dtype, target)
+        got = None if case.overfills else cache_cases.chunks(fitted, extend, dtype)
+        fault = _overfilled(fitted, dtype, extend) if case.overfills else ""
+    except Unsupported as reason:
+        yield check("unsupported", str(reason))
+        return
+    except Exception as error:
+        yield check("fail", f"raised {type(error).__name__}: {error}", np.inf)
+        return
+    yield None
+    found = Difference(np.inf if fault else 0.0, fault)
+    if got is not None:
+        oracle, plain = (cache_cases.whole(fitted, kind) for kind in ("float64", dtype))
+        found = compare(got, oracle, dtype, bound(dtype, error_of(plain, oracle)))
+    if not found.reason:
+        yield check("pass", "", found.error)
+        return
+    single = dtype == "float64" and found.error * EPSILON[dtype] < TOLERANCE["float32"]
+    yield check("fail", found.reason, found.error, named(ROUNDED) if single else "")
+
+
+def _cache(case: CacheCase, dtype: str, target: ForeignClass) -> Callable[[Array, list[int]], Array]:
+    layer = target.layer(case.config, dtype)
+    layer.load({name: x.astype(DTYPES[dtype]) for name, x in cache_cases.weights(case).items()})
+    extend = layer.caching(BATCH, MAX_LENGTH, rolling=case.rolling, ends=case.overfills)
+
+    def extended(x: Array, counts: list[int]) -> Array:
+        padded = min(counts) < x.shape[1]
+        return extend(x, np.array(counts) if padded else None)
+
+    return extended
+
+
+def _overfilled(case: CacheCase, dtype: str, extend: Callable[[Array, list[int]], Array]) -> str:
+    """SPEC 13: a cache without room raises, or where it cannot gives NaN. What is wrong, or nothing."""
+    x = cache_cases.tokens(case).astype(DTYPES[dtype])
+    for i in range(MAX_LENGTH):
+        extend(x[:, i % x.shape[1]][:, None], [1] * BATCH)
+    try:
+        output = extend(x[:, :1], [1] * BATCH)
+    except Exception:
+        return ""
+    return "" if np.isnan(output).all() else f"takes token {MAX_LENGTH + 1} of {MAX_LENGTH} in silence"

@@ -1,0 +1,396 @@
+"""Small crafted questions that tell conventions apart, put to a target and to our own kernel in any dialect.
+
+Values are multiples of unit vectors, one multiple per KV head, so that the context shows the weights of each head. A
+layer is asked the same: its projections pick query, key and value out of what it is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache, lru_cache
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+
+from conformance.cases.inputs import DTYPES, Call
+from conformance.dialects import kernel as alternatives
+from conformance.dialects import layer as alternative_layer
+from conformance.dialects.conventions import Dialect
+from conformance.targets import ForeignClass, Kernel, Layer, Limits, Target, Unsupported
+from gqa_spec import (
+    AttentionConfig,
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongropeScaling,
+    RopeConfig,
+    YarnScaling,
+)
+from gqa_spec.config import RopeScaling, weight_shapes
+
+Array = np.ndarray
+Answer = tuple[Array, Array | None]
+B, S, H = 2, 8, 16
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One call. convention: what it is about. settings: fields of AttentionConfig that only a layer has. crafted:
+    query and key instead of random ones. dense: random projections instead of those that pick. chunks: how many tokens
+    at a time a cache is given, instead of one call.
+    """
+
+    convention: str
+    N: int = 3
+    K: int = 3
+    T: int = S
+    S: int = S
+    Hv: int = H
+    mask: Any = None
+    keywords: Mapping[str, Any] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
+    crafted: tuple[Array, Array] | None = None
+    poisoned: Literal["", "key", "value"] = ""
+    dense: bool = False
+    chunks: tuple[int, ...] = ()
+
+    def heard_by(self, known: Dialect) -> Question:
+        """The same question to somebody for whom True is hidden."""
+        inverts = ("boolean mask", "True is hidden") in known and self.convention != "boolean mask"
+        return replace(self, mask=~self.mask) if inverts and _is_boolean(self.mask) else self
+
+    def call(self) -> Call:
+        rng = np.random.default_rng(20)
+        query, key = rng.normal(size=(B, self.N, self.T, H)), rng.normal(size=(B, self.K, self.S, H))
+        if self.crafted is not None:
+            q, k = self.crafted
+            query, key = np.broadcast_to(q, (B, self.N, *q.shape)), np.broadcast_to(k, (B, self.K, *k.shape))
+        value = np.arange(1, self.K + 1)[:, None, None] * np.broadcast_to(
+            np.eye(self.S, self.Hv), (B, 1, self.S, self.Hv)
+        )
+        if self.poisoned:
+            key, value = key.copy(), value.copy()
+            (key if self.poisoned == "key" else value)[:, :, -2:] = np.nan
+        dtype = DTYPES[self.dtype]
+        keywords = {n: x.astype(dtype) if _is_floating(x) else x for n, x in self.keywords.items()}
+        query, key, value = (x.astype(dtype) for x in (query, key, value))
+        return Call(query, key, value, self.mask, keywords)
+
+
+@dataclass(frozen=True)
+class KernelProbe:
+    """Questions to a function."""
+
+    target: Kernel
+
+    def ask(self, question: Question, **more: Any) -> Answer:
+        call = _kernel_call(question, self.target.limits)
+        return self.target(Call(*call.arguments, call.keywords | more))
+
+    def expected(self, question: Question, dialect: Dialect) -> Array:
+        return _of_kernel(question, dialect, self.target.limits)
+
+
+@dataclass(frozen=True)
+class LayerProbe:
+    """Questions to a class, by way of projections that pick each head's query, key and value."""
+
+    target: ForeignClass
+
+    def ask(self, question: Question, **more: Any) -> Answer:
+        if question.chunks:
+            return self.extended(question)
+        config, weights, call = _put(question, self.target.limits)
+        layer = self.target.layer(config, question.dtype)
+        layer.load(weights)
+        return _by_heads(layer(Call(*call.arguments, call.keywords | more)), config)
+
+    def expected(self, question: Question, dialect: Dialect) -> Array:
+        return _of_layer(question, dialect, self.target.limits)
+
+    def extended(self, question: Question, *, room: int = S, ends: bool = False) -> Answer:
+        """The answer of a cache. ends: ask only one that has room for so many tokens and no more."""
+        config, weights, call = _put(question, replace(self.target.limits, cross=False))
+        layer = self.target.layer(config, question.dtype)
+        layer.load(weights)
+        extend = layer.caching(B, room, rolling=False, ends=ends)
+        return _by_heads((_chunked(call.query, question.chunks, lambda x: extend(x, None)), None), config)
+
+    def training(self, question: Question) -> Answer:
+        """The answer in training mode, with a dropout of one half."""
+        config, weights, call = _put(question, self.target.limits, dropout=0.5)
+        layer: Layer = self.target.layer(config, question.dtype)
+        layer.load(weights)
+        if not hasattr(layer.module, "train"):
+            raise Unsupported("has no training mode")
+        layer.module.train()
+        return _by_heads(layer(call), config)
+
+
+@lru_cache(4096)  # every target is compared with the same answers
+def _of_kernel(question: Question, dialect: Dialect, limits: Limits) -> Array:
+    call = _kernel_call(question, limits)
+    return alternatives.Kernel(dialect)(*call.arguments, **call.keywords, need_weights=False)[0]
+
+
+@lru_cache(4096)
+def _of_layer(question: Question, dialect: Dialect, limits: Limits) -> Array:
+    config, weights, call = _put(question, replace(limits, cross=False) if question.chunks else limits)
+    layer = alternative_layer.Layer(config, dialect).load_weights(weights)
+    if question.chunks:
+        cache = layer.init_cache(B, S)
+
+        def extend(x: Array) -> Array:
+            nonlocal cache
+            output, cache = layer.extend(x, cache)
+            return output
+
+        return _by_heads((_chunked(call.query, question.chunks, extend), None), config)[0]
+    return _by_heads(layer(*call.arguments, **call.keywords, need_weights=False), config)[0]
+
+
+@lru_cache(256)
+def _kernel_call(question: Question, limits: Limits) -> Call:
+    if question.settings:
+        raise Unsupported("a layer's question")
+    _possible(question, limits)
+    call = question.call()
+    return Call(*call.arguments, dict(limits.always) | call.keywords)
+
+
+OF_CALL = ("offset", "positions", "key_positions")  # what a layer is told when it is called, not when it is built
+
+
+@lru_cache(256)
+def _put(question: Question, limits: Limits, **more: Any) -> tuple[AttentionConfig, dict[str, Array], Call]:
+    """The question to a layer: how it is built, its weights, and the call."""
+    q, call = question, question.call()
+    _possible(question, limits)
+    if not limits.cross and (q.T != q.S or q.poisoned or q.convention == "argument order"):
+        raise Unsupported("self-attention only")
+    if "dropout_multiplier" in call.keywords:
+        raise Unsupported("draws its own dropout")
+    own = {name: x for name, x in call.keywords.items() if name not in (*OF_CALL, "sinks")}
+    width, kv_width = (q.N * H, q.K * H) if limits.cross else (3 * q.N * H, 3 * q.N * H)
+    settings = dict(limits.always) | own | dict(q.settings) | more
+    settings |= {"sinks": True} if "sinks" in call.keywords else {}
+    config = AttentionConfig(
+        embed_dim=width, num_heads=q.N, num_kv_heads=q.K, head_dim=H, v_head_dim=q.Hv, kv_dim=kv_width, **settings
+    )
+    given = tuple(_joined(x) for x in call.arguments[:3])
+    if limits.cross:
+        value = np.pad(given[2], ((0, 0), (0, 0), (0, kv_width - given[2].shape[2])))
+        inputs: tuple[Any, Any, Any] = (given[0], given[1], value)
+    else:
+        together = np.concatenate(given, axis=-1)
+        inputs = (np.pad(together, ((0, 0), (0, 0), (0, width - together.shape[2]))), None, None)
+    keywords = {name: x for name, x in call.keywords.items() if name in OF_CALL}
+    weights = _picking(config, call, limits.cross, q.dense)
+    return config, weights, Call(*inputs, call.mask, keywords)
+
+
+def _by_heads(answer: Answer, config: AttentionConfig) -> Answer:
+    output, weights = answer
+    context = output[..., : config.num_heads * config.v_head_dim]
+    heads = context.reshape(*context.shape[:2], config.num_heads, config.v_head_dim)
+    return heads.swapaxes(1, 2), weights
+
+
+def _chunked(x: Array, sizes: tuple[int, ...], extend: Callable[[Array], Array]) -> Array:
+    """The outputs of x (B, T, D) in chunks of these sizes, joined."""
+    starts = np.cumsum((0, *sizes))[:-1]
+    return np.concatenate([extend(x[:, a : a + size]) for a, size in zip(starts, sizes, strict=True)], axis=1)
+
+
+def probe(target: Target) -> KernelProbe | LayerProbe:
+    return LayerProbe(target) if isinstance(target, ForeignClass) else KernelProbe(target)
+
+
+def _is_boolean(mask: Any) -> bool:
+    return mask is not None and mask.dtype == bool
+
+
+def _is_floating(x: Any) -> bool:
+    return isinstance(x, Array) and x.dtype.kind == "f"
+
+
+def _possible(question: Question, limits: Limits) -> None:
+    if question.K != question.N and not limits.grouped:
+        raise Unsupported("MHA only")
+    if any(question.settings.get(name, x) != x for name, x in limits.always.items()):
+        raise Unsupported("cannot be switched off")
+    if question.Hv != H and not limits.value_size:
+        raise Unsupported("value heads of another size")
+    if question.dtype == "float64" and "float64" not in limits.dtypes:
+        raise Unsupported("takes no float64")
+
+
+def _joined(x: Array) -> Array:
+    """(B, heads, length, size) -> (B, length, heads * size)."""
+    return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
+
+
+def _picking(config: AttentionConfig, call: Call, cross: bool, dense: bool) -> dict[str, Array]:
+    """Projections that pick unless they are to be dense, random norms and biases, the call's own sinks."""
+    rng, dtype = np.random.default_rng(6), call.query.dtype
+    starts = dict.fromkeys("qkv", 0)
+    if not cross:
+        starts = {"q": 0, "k": config.num_heads * H, "v": (config.num_heads + config.num_kv_heads) * H}
+    weights = {}
+    for name, shape in weight_shapes(config).items():
+        if dense and name.endswith("_proj.weight"):
+            weights[name] = rng.normal(size=shape) / shape[1] ** 0.5
+        elif name == "o_proj.weight":
+            weights[name] = np.eye(shape[0], shape[1])
+        elif name.endswith("_proj.weight"):
+            weights[name] = np.eye(shape[0], shape[1], k=starts[name[0]])
+        elif name == "sinks":
+            weights[name] = call.keywords.get("sinks", rng.normal(size=shape))
+        else:
+            weights[name] = rng.normal(size=shape)
+    return {name: x.astype(dtype) for name, x in weights.items()}
+
+
+# --- the questions ----------------------------------------------------------------------------------------------------
+
+
+@cache
+def questions() -> tuple[Question, ...]:
+    """In the order in which they build on each other; several about one convention must agree."""
+    return (*_kernels(), *_precision(), *_layers())
+
+
+def _kernels() -> Iterator[Question]:
+    lower = np.tril(np.ones((S, S), bool))
+    rng = np.random.default_rng(3)
+    seen = rng.random((S, S)) < 0.5
+    seen[:, 1], seen[:, 4] = True, False  # neither it nor its opposite hides a whole row
+    rows = np.arange(S) % 3 == 1
+    bias = rng.permuted(np.resize(np.array([0, 0.7, -1.3], np.float32), (S, S)), axis=1)
+    minus = np.where(seen, np.float32(0), np.float32(-np.inf))
+    yield Question("head order", N=6, K=2)
+    yield Question("scale")
+    yield Question("scale", Hv=12)
+    yield Question("softmax")
+    for given in (0.5, 0.4):  # 0.5 is one that Gemma can have, but its square is H ** -0.5
+        yield Question("given scale", keywords={"scale": given})
+    yield Question("alignment", T=4, keywords={"causal": True})
+    yield Question("causal", keywords={"causal": True})
+    yield Question("causal window of W", keywords={"causal": True, "window": 3})
+    yield Question("window without causal", keywords={"window": 3})
+    yield Question("boolean mask", mask=seen)
+    yield Question("floating mask", mask=bias)
+    yield Question("floating mask", mask=np.where(rows[:, None], np.finfo(np.float32).min, minus))
+    yield Question("mask of each row and head", mask=_masks(rng))
+    yield Question("mask with causal", mask=seen | np.eye(S, dtype=bool), keywords={"causal": True})
+    yield Question("empty row, boolean", mask=seen & ~rows[:, None])
+    yield Question("empty row, -inf", mask=np.where(rows[:, None], np.float32(-np.inf), minus))
+    for offset in (2, -2):
+        yield Question("offset", keywords={"causal": True, "offset": offset})
+    yield Question("offset of each row", keywords={"causal": True, "offset": np.array([1, 3])})
+    yield Question("chunk", T=S, S=5, keywords={"chunk": 3})
+    yield Question("chunk", keywords={"chunk": 3, "offset": -4})
+    for poisoned in ("key", "value"):
+        yield Question("poison", mask=np.broadcast_to(np.arange(S) < S - 2, (S, S)).copy(), poisoned=poisoned)
+    for mask, causal in ((seen, {}), (minus, {}), (None, {"causal": True}), (None, {}), (lower, {})):
+        for scale in ({"scale": 0.5}, {}):
+            yield Question("softcap order", mask=mask, keywords={"softcap": 1.5, **scale, **causal})
+    yield Question("sinks", N=6, K=2, keywords={"sinks": np.linspace(-1, 2, 6), "scale": 0.5})
+    for more in ({}, {"softcap": 1.5}, {"causal": True, "window": 3}):
+        yield Question("sinks", N=6, K=2, keywords={"sinks": np.linspace(-1, 2, 6), **more})
+    yield Question("dropout", keywords={"dropout_multiplier": _thinned()})
+
+
+def _masks(rng: np.random.Generator) -> Array:
+    """Another mask for each row and head; neither it nor its opposite hides a whole row."""
+    seen = rng.random((B, 3, S, S)) < 0.5
+    seen[..., 1], seen[..., 4] = True, False
+    return seen
+
+
+def _precision() -> Iterator[Question]:
+    """Two scores that differ by 0.25 at a height where 16 bits cannot tell them apart."""
+    for dtype, query, key in (("bfloat16", 32, 8), ("float16", 64, 32)):
+        q, k = np.zeros((2, H)), np.zeros((2, H))
+        q[:, :2], k[:, 0], k[1, 1] = (query, 4), key, 0.25
+        yield Question("16-bit scores", T=2, S=2, dtype=dtype, crafted=(q, k))
+    yield Question("float64", dtype="float64")
+
+
+def _layers() -> Iterator[Question]:
+    plain: dict[str, Any] = {"dropout": 0.0}  # nothing but what every layer has
+    half, interleaved = RopeConfig(), RopeConfig(pairing="interleaved")
+    yield Question("argument order", settings=plain)
+    for N, K, Hv in ((6, 2, H), (3, 3, H), (3, 3, 12)):
+        yield Question("projections", N=N, K=K, Hv=Hv, settings=plain, dense=True)
+    yield Question("stored weights", settings=plain, dense=True, keywords={"scale": 8.0})
+    for rope in (half, interleaved):
+        yield Question("RoPE pairing", N=4, K=2, settings={"rope": rope})
+    yield Question("biases", settings={"qkv_bias": True, "out_bias": True})
+    yield Question("biases", settings={"qkv_bias": True})
+    yield Question("biases", settings={"qkv_bias": True, "out_bias": True, "rope": half})
+    yield from _positions(half)
+    yield Question("RoPE frequencies", settings={"rope": RopeConfig(theta=50.0)})
+    yield Question("partial rotary", settings={"rope": RopeConfig(rotary_dim=6)})
+    yield from _scalings()
+    kinds = ("rms", "rms_plus_one", "rms_full")
+    for convention, ropes in (("norm weights", (None, half)), ("QK-norm order", (half,)), ("QK-norm", (None,))):
+        for turned, kind in product(ropes, kinds):
+            yield Question(convention, settings={"qk_norm": kind, "rope": turned})
+    yield Question("QK-norm", settings={"qk_norm": "rms", "qk_norm_eps": 0.5})
+    yield Question("cached tokens", settings=plain, keywords={"causal": True}, chunks=(1,) * S)
+    yield Question("cached tokens", settings={"rope": half}, keywords={"causal": True}, chunks=(3, 1, 4))
+
+
+def _positions(rope: RopeConfig) -> Iterator[Question]:
+    settings = {"rope": rope}
+    yield Question("RoPE turns", settings=settings)
+    yield Question("RoPE positions", T=4, settings=settings)
+    rows = np.array([[3], [11]]) + np.arange(S)
+    yield Question("given positions", settings=settings, keywords={"positions": rows})
+    far = {"positions": np.arange(S) + 4001, "key_positions": np.arange(S) + 1003}
+    yield Question("RoPE angles", settings=settings, keywords=far)
+
+
+def _scalings() -> Iterator[Question]:
+    """An original context shorter than the question, or the difference would not show."""
+    within: dict[str, Any] = {"factor": 4.0, "original_max_position_embeddings": 5}
+    above = tuple(1 + 0.3 * d for d in range(H // 2))
+    scalings: dict[str, tuple[RopeScaling, ...]] = {
+        "linear scaling": (LinearScaling(factor=3.0),),
+        "dynamic NTK": (DynamicScaling(**within),),
+        "llama3 scaling": (Llama3Scaling(**within, low_freq_factor=0.1, high_freq_factor=0.9),),
+        "YaRN": (
+            YarnScaling(factor=4.0, original_max_position_embeddings=40, beta_fast=5.0),
+            YarnScaling(
+                factor=4.0, original_max_position_embeddings=40, beta_fast=5.0, truncate=False, attention_factor=1.7
+            ),
+        ),
+        "longrope": tuple(
+            LongropeScaling(short_factor=above, long_factor=above[::-1], original_max_position_embeddings=n, factor=4.0)
+            for n in (5, 50)
+        ),
+    }
+    for convention, kinds in scalings.items():
+        for scaling in kinds:
+            yield Question(convention, settings={"rope": RopeConfig(scaling=scaling)})
+
+
+def overfull_question() -> Question:
+    """Token by token, of which the last has no room in a cache of S - 1."""
+    return Question("full cache", settings={"dropout": 0.0}, keywords={"causal": True}, chunks=(1,) * S)
+
+
+def training_question() -> Question:
+    return Question("returned weights")
+
+
+def dropout_question() -> Question:
+    return Question("returned weights", keywords={"dropout_multiplier": _thinned()})
+
+
+def _thinned() -> Array:
+    return (np.random.default_rng(1).random((B, 3, S, S)) < 0.5) / 0.5

@@ -1,0 +1,151 @@
+"""The power of the suite, measured: which cases catch which planted bug. The correct textbook must pass them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+import gqa_numpy
+from conformance.cases import caches as cache_cases
+from conformance.cases import inputs
+from conformance.cases.compare import compare
+from conformance.cases.table import KERNEL_ROWS, kernel_cases, layer_cases
+from conformance.mutants import BUGS
+from conformance.reference.cache import ReferenceCache
+from conformance.reference.gradients import ReferenceGradients
+from conformance.reference.kernel import ReferenceKernel
+from conformance.reference.layer import ReferenceLayer
+from conformance.reference.rope import ReferenceRope
+
+Array = np.ndarray
+BASELINES: dict[str, type] = {
+    "kernel": ReferenceKernel,
+    "layer": ReferenceLayer,
+    "RoPE": ReferenceRope,
+    "weights": ReferenceLayer,
+    "cache": ReferenceCache,
+    "gradients": ReferenceGradients,
+}
+
+
+@dataclass(frozen=True)
+class MutantResult:
+    """One planted bug, what it is, how many cases it was shown, and those that caught it."""
+
+    bug: str
+    what: str
+    shown: int
+    caught_by: tuple[str, ...]
+    family: str = "kernel"
+
+
+def mutant_results(families: tuple[str, ...] = tuple(BUGS), *, whole: bool = True) -> list[MutantResult]:
+    """Every planted bug against the cases of its family; float64, the NumPy backend as oracle.
+
+    whole: show a bug every case, though one has caught it.
+    """
+    return [run_mutant(family, bug, whole=whole) for family in families for bug in BUGS[family]]
+
+
+def baselines() -> list[MutantResult]:
+    """The same cases against the textbook code without any bug: what they catch is a false alarm."""
+    return [run_mutant(family, right) for family, right in BASELINES.items()]
+
+
+def catches(family: str, bug: type, case: str) -> bool:
+    """Whether one named case of a family catches an implementation."""
+    references, differs = _FAMILIES[family]
+    return differs(bug, references()[case])
+
+
+def run_mutant(family: str, bug: type, *, whole: bool = True) -> MutantResult:
+    """One implementation against the cases of a family."""
+    references, differs = _FAMILIES[family]
+    found = (name for name, reference in references().items() if differs(bug, reference))
+    caught = tuple(found) if whole else tuple(name for name in [next(found, None)] if name)
+    return MutantResult(bug.__name__, (bug.__doc__ or "").split("\n")[0], len(references()), caught, family)
+
+
+Reference = tuple[Any, inputs.Call, Any]
+
+
+@cache
+def kernel_references() -> dict[str, Reference]:
+    attention = gqa_numpy.grouped_query_attention
+    found: dict[str, Reference] = {}
+    for case in kernel_cases():
+        call = inputs.kernel_call(case, "float64")
+        found[case.name] = (case, call, attention(*call.arguments, **call.keywords))
+    return found
+
+
+@cache
+def layer_references() -> dict[str, Reference]:
+    """The cases that need a layer to show: RoPE, norms, biases, and plain layers."""
+    found: dict[str, Reference] = {}
+    for case in layer_cases():
+        if (case.feature.layer or case.feature.square) and case.grouping in KERNEL_ROWS:
+            layer = gqa_numpy.GroupedQueryAttention.from_config(case.config).eval()
+            layer.load_weights(inputs.weights(case, "float64"))
+            call = inputs.layer_call(case, "float64")
+            found[case.name] = (case, call, layer(*call.arguments, **call.keywords))
+    return found
+
+
+@cache
+def gradient_references() -> dict[str, tuple[inputs.Call, Array, dict[str, Array]]]:
+    """As the kernel's, but for those whose poison a textbook would differentiate."""
+    found: dict[str, Any] = {}
+    for case in kernel_cases():
+        if case.feature.mask != "poisoned padding":
+            call = inputs.kernel_call(case, "float64")
+            context, vjp = gqa_numpy.grouped_query_attention_vjp(*call.arguments, **call.keywords)
+            d_context = np.random.default_rng(len(found)).normal(size=context.shape)
+            found[case.name] = (call, d_context, vjp(d_context))
+    return found
+
+
+def _kernel_differs(bug: type, reference: Reference) -> bool:
+    _, call, expected = reference
+    return _differ(bug()(*call.arguments, **call.keywords), expected)
+
+
+def _layer_differs(bug: Any, reference: Reference) -> bool:
+    case, call, expected = reference
+    planted = bug(case.config).load_weights(inputs.weights(case, "float64"))
+    return _differ(planted(*call.arguments, **call.keywords), expected)
+
+
+def _rope_differs(bug: type, reference: Reference) -> bool:
+    return _layer_differs(type(bug.__name__, (ReferenceLayer,), {"rope": bug()}), reference)
+
+
+def _cache_differs(bug: Any, case: cache_cases.CacheCase) -> bool:
+    layer = ReferenceLayer(case.config).load_weights(cache_cases.weights(case))
+    return cache_cases.error(case, bug(layer, cache_cases.BATCH, cache_cases.MAX_LENGTH, case.rolling).extend) > 1e-12
+
+
+def _gradients_differ(bug: type, reference: tuple[inputs.Call, Array, dict[str, Array]]) -> bool:
+    call, d_context, expected = reference
+    found = bug()(d_context, *call.arguments, **call.keywords)
+    return found.keys() != expected.keys() or _differ(
+        [found[name] for name in expected], list(expected.values()), allowed=1e-11
+    )
+
+
+def _differ(got: Any, expected: Any, allowed: float = 1e-12) -> bool:
+    return any(compare(g, e, "float64", allowed).reason for g, e in zip(got, expected, strict=True))
+
+
+_FAMILIES: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[Any, Any], bool]]] = {
+    "kernel": (kernel_references, _kernel_differs),
+    "layer": (layer_references, _layer_differs),
+    "RoPE": (layer_references, _rope_differs),
+    "weights": (layer_references, _layer_differs),
+    "cache": (cache_cases.by_name, _cache_differs),
+    "gradients": (gradient_references, _gradients_differ),
+}

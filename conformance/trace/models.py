@@ -1,0 +1,296 @@
+"""Two models side by side: the first stage of each attention layer at which they part, and what differs around them.
+
+Both are brought to one RoPE pairing (canonical weights have one head order already). A layer of the one runs in one
+backend and its counterpart in another, on the same random input; each stage of both is held against the float64 oracle
+with the bounds of SPEC 15. Weights outside attention are compared as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any, Protocol
+
+import numpy as np
+
+from conformance.cases.compare import bound, compare, error_of
+from conformance.cases.inputs import DTYPES
+from conformance.targets import Backend, Layer
+from conformance.trace.hints import hint
+from gqa_spec import AttentionConfig, DynamicScaling, LongropeScaling, ModelConfig
+from gqa_spec.checks import WIDER
+from gqa_spec.config import weight_shapes
+from gqa_spec.model_config import model_weight_shapes
+from gqa_weights.heads import convert_rope_pairing
+
+Array = np.ndarray
+Weights = Mapping[str, Array]
+Stages = Mapping[str, Array]
+LayerWeights = tuple[AttentionConfig, Weights]
+STAGES = (
+    "q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "q_rope", "k_rope",
+    "scores", "capped", "masked", "weights", "context", "output",
+)  # fmt: skip
+TOKENS, FAR = 12, 4096
+NO_MATTER = ("attention", "dropout", "max_length", "tied")  # settings of a model that change no number it computes
+
+
+class Model(Protocol):
+    """Canonical names -> arrays, with a ModelConfig as `config`, or with `attention` alone, its layers' settings."""
+
+    @property
+    def weights(self) -> Weights: ...
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """place: "layer 3 attention", "model", or a weight's name. stage: the first that differs, empty where all agree.
+    error: at that stage, or the largest of all stages, relative to the largest value. reason: what differs, and the
+    convention that explains it where one is known.
+    """
+
+    place: str
+    stage: str = ""
+    error: float = 0.0
+    reason: str = ""
+
+    @property
+    def same(self) -> bool:
+        return not self.stage
+
+
+def steps(a: Model, b: Model) -> int:
+    """How often `verify` will say that it has done one more."""
+    return min(len(attention_of(a)), len(attention_of(b))) + 1
+
+
+def verify(
+    a: Model,
+    b: Model,
+    *,
+    backends: tuple[str, str] = ("numpy", "torch"),
+    dtype: str = "float64",
+    done: Callable[[int], None] = lambda size: None,
+) -> Iterator[Verdict]:
+    """One verdict for the sizes, one for each attention layer, one for the settings around attention, and one for each
+    weight there that differs.
+
+    a runs in the first backend, b in the second, both in `dtype`, float64 or float32. A weight that the two hold in
+    different dtypes is rounded to the narrower first: so a port to bfloat16 equals what it was rounded from.
+    """
+    yield _sizes(a, b)
+    if attention_of(a)[0].embed_dim == attention_of(b)[0].embed_dim:  # else no input fits both
+        for number in range(min(len(attention_of(a)), len(attention_of(b)))):
+            yield compare_layers(number, layer_of(a, number), layer_of(b, number), backends, dtype)
+            done(1)
+    configs = [getattr(model, "config", None) for model in (a, b)]
+    if isinstance(configs[0], ModelConfig) and isinstance(configs[1], ModelConfig):
+        yield _settings(configs[0], configs[1])
+        yield from _around((a.weights, configs[0]), (b.weights, configs[1]), dtype)
+    done(1)
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+
+def compare_layers(
+    number: int,
+    a: LayerWeights,
+    b: LayerWeights,
+    backends: tuple[str, str],
+    dtype: str,
+) -> Verdict:
+    """The first stage of two layers that differs from the float64 oracle of `a`, in the order of STAGES."""
+    place = f"layer {number} attention"
+    a, b = comparable(a, b)
+    oracle, plain, sides = layer_traces(a, b, backends, dtype)
+    worst = 0.0
+    for stage in STAGES:
+        for name, traces in sides.items():
+            error, reason = compare_stage(stage, oracle, plain, traces, dtype)
+            worst = max(worst, error)
+            if reason:
+                known = hint(stage, a, b)
+                return Verdict(place, stage, error, "; ".join([f"{name}: {reason}", *known]))
+    return Verdict(place, error=worst)
+
+
+def comparable(a: LayerWeights, b: LayerWeights) -> tuple[LayerWeights, LayerWeights]:
+    """Two layers in one RoPE pairing, weight by weight in one dtype."""
+    (config, ours), (other, theirs) = (_half(*side) for side in (a, b))
+    ours, theirs = _same_dtypes(ours, theirs)
+    return (config, ours), (other, theirs)
+
+
+def layer_traces(
+    a: LayerWeights, b: LayerWeights, backends: tuple[str, str], dtype: str
+) -> tuple[list[Stages], list[Stages], dict[str, list[Stages]]]:
+    """All stages of two comparable layers, probe by probe: of A in float64, of A in gqa_numpy in `dtype`, and by name
+    of A in its backend and of B in its own.
+    """
+    (config, ours), (other, theirs) = a, b
+    probes = list(_probes(config, other))
+    oracle = _traces("numpy", config, ours, "float64", probes)
+    plain = oracle if dtype == "float64" else _traces("numpy", config, ours, dtype, probes)
+    first = plain if backends[0] == "numpy" else _traces(backends[0], config, ours, dtype, probes)
+    second = _traces(backends[1], other, theirs, dtype, probes)
+    return oracle, plain, {f"A in gqa_{backends[0]}": first, f"B in gqa_{backends[1]}": second}
+
+
+def compare_stage(
+    stage: str, oracle: list[Stages], plain: list[Stages], traces: list[Stages], dtype: str
+) -> tuple[float, str]:
+    """The largest error of a stage over the probes, and why it is too large, if it is."""
+    worst = 0.0
+    for expected, rounded, got in zip(oracle, plain, traces, strict=True):
+        if stage not in expected and stage not in got:
+            continue
+        if stage not in got or stage not in expected:
+            return np.inf, "A has this stage, B has not" if stage in expected else "B has this stage, A has not"
+        reference, own, array = (_visible(stage, expected, x) for x in (expected, rounded, got))
+        found = compare(array, reference, dtype, bound(dtype, error_of(own, reference)))
+        if found.reason:
+            error = error_of(array, reference) if array.shape == reference.shape else np.inf
+            return error, found.reason
+        worst = max(worst, error_of(array, reference))
+    return worst, ""
+
+
+def _visible(stage: str, oracle: Stages, trace: Stages) -> Array:
+    """Scores count only where a query sees the key (SPEC 6)."""
+    array = trace[stage]
+    if stage not in ("scores", "capped") or array.shape != oracle["masked"].shape:
+        return array
+    return np.where(np.isneginf(oracle["masked"]), array.dtype.type(0), array)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One call: a row of the batch for each offset."""
+
+    offsets: tuple[int, ...]
+    rope_length: int | None
+
+
+def _probes(*configs: AttentionConfig) -> Iterator[Probe]:
+    """Offsets put a few tokens where conventions part: at the start, across the edge of a window or chunk of any size,
+    and far out. Frequencies that depend on the length are asked for short and for long.
+    """
+    offsets = {0, FAR}
+    offsets |= {config.window - 1 for config in configs if config.window is not None}
+    offsets |= {config.chunk - TOKENS // 2 for config in configs if config.chunk is not None}
+    lengths: set[int | None] = {None}
+    for config in configs:
+        if config.rope is not None and isinstance(config.rope.scaling, DynamicScaling | LongropeScaling):
+            lengths.add(2 * config.rope.scaling.original_max_position_embeddings)
+    for length in sorted(lengths, key=lambda x: x or 0):
+        yield Probe(tuple(sorted(offsets)), length)
+
+
+def _traces(backend: str, config: AttentionConfig, weights: Weights, dtype: str, probes: list[Probe]) -> list[Stages]:
+    """Each probe's stages, on numbers that depend on the sizes alone: the same for both sides."""
+    with _precision(backend, dtype):
+        layer = _module(backend, config, dtype)
+        layer.load({name: x.astype(DTYPES[dtype]) for name, x in weights.items()})
+        found: list[Stages] = []
+        for probe in probes:
+            shape = (len(probe.offsets), TOKENS, config.embed_dim)
+            # Rounded to float32 first, so that it is the same number in every dtype.
+            query = np.random.default_rng(0).standard_normal(shape, dtype=np.float32).astype(DTYPES[dtype])
+            to, back = layer.framework.to, layer.framework.back
+            stages = layer.module.trace(to(query), offset=to(np.array(probe.offsets)), rope_length=probe.rope_length)
+            found.append({name: back(x) for name, x in stages.items()})
+        return found
+
+
+@lru_cache(maxsize=8)
+def _module(backend: str, config: AttentionConfig, dtype: str) -> Layer:
+    """Layers of one config share a module: a new one would have to be compiled anew."""
+    return Backend(backend).layer(config, dtype)
+
+
+def _precision(backend: str, dtype: str) -> AbstractContextManager[Any]:
+    if backend != "jax":
+        return nullcontext()
+    import jax
+
+    return jax.enable_x64(dtype == "float64")
+
+
+def layer_of(model: Model, number: int) -> tuple[AttentionConfig, Weights]:
+    config = attention_of(model)[number]
+    return config, {name: model.weights[f"blocks.{number}.attention.{name}"] for name in weight_shapes(config)}
+
+
+def attention_of(model: Any) -> tuple[AttentionConfig, ...]:
+    layers: tuple[AttentionConfig, ...] = getattr(model, "config", model).attention
+    return layers
+
+
+def _half(config: AttentionConfig, weights: Weights) -> tuple[AttentionConfig, Weights]:
+    if config.rope is None:
+        return config, weights
+    weights, config = convert_rope_pairing(weights, config, "half")
+    return config, weights
+
+
+def _same_dtypes(ours: Weights, theirs: Weights) -> tuple[Weights, Weights]:
+    pairs = {name: _same_dtype(ours[name], theirs[name]) for name in ours if name in theirs}
+    return ({**ours, **{n: a for n, (a, _) in pairs.items()}}, {**theirs, **{n: b for n, (_, b) in pairs.items()}})
+
+
+def _same_dtype(a: Array, b: Array) -> tuple[Array, Array]:
+    """Both in the narrower dtype, where one holds all values of the other."""
+    if str(a.dtype) in WIDER[str(b.dtype)]:
+        return a.astype(b.dtype), b
+    if str(b.dtype) in WIDER[str(a.dtype)]:
+        return a, b.astype(a.dtype)
+    return a, b
+
+
+# --- around attention ------------------------------------------------------------------------------------------------
+
+
+def _sizes(a: Model, b: Model) -> Verdict:
+    sizes = [{"num_layers": len(layers), "embed_dim": layers[0].embed_dim} for layers in map(attention_of, (a, b))]
+    return _differing("sizes", *sizes)
+
+
+def _settings(a: ModelConfig, b: ModelConfig) -> Verdict:
+    """Settings around attention that change what a model computes; those of attention show in its stages."""
+    names = [field.name for field in fields(a) if field.name not in NO_MATTER]
+    return _differing("settings", *({name: getattr(config, name) for name in names} for config in (a, b)))
+
+
+def _differing(place: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Verdict:
+    names = [name for name in a if a[name] != b[name]]
+    reason = ", ".join(f"{name} {a[name]!r} in A, {b[name]!r} in B" for name in names)
+    return Verdict(place, next(iter(names), ""), 0.0, reason)
+
+
+def _around(a: tuple[Weights, ModelConfig], b: tuple[Weights, ModelConfig], dtype: str) -> Iterator[Verdict]:
+    """Every weight outside attention that is missing on one side or differs by more than the bound of SPEC 15."""
+    shapes = [model_weight_shapes(config) for _, config in (a, b)]
+    for name in dict.fromkeys([*shapes[0], *shapes[1]]):
+        if ".attention." in name:
+            continue
+        stored = [_stored_as(name, config, shape) for (_, config), shape in zip((a, b), shapes, strict=True)]
+        if stored[0] is None or stored[1] is None:
+            yield Verdict(name, "weight", np.inf, f"only {'A' if stored[1] is None else 'B'} has it")
+            continue
+        ours, theirs = _same_dtype(a[0][stored[0]], b[0][stored[1]])
+        if not np.array_equal(ours, theirs):
+            reference, got = ours.astype(dtype), theirs.astype(dtype)
+            found = compare(got, reference, dtype, bound(dtype, 0.0))
+            if found.reason:
+                error = error_of(got, reference) if got.shape == reference.shape else np.inf
+                yield Verdict(name, "weight", error, found.reason)
+
+
+def _stored_as(name: str, config: ModelConfig, shapes: Mapping[str, Any]) -> str | None:
+    """The canonical weight that plays the part of `name`: a tied head is the embedding."""
+    if name in shapes:
+        return name
+    return "embed.weight" if name == "head.weight" and config.tied else None

@@ -1,0 +1,89 @@
+"""`gqa generate`: a checkpoint continues a prompt."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import typer
+
+from gqa.common import one_sentence
+from gqa_spec import checks
+from gqa_spec.generation import Sampling
+from gqa_weights.checkpoint import open_checkpoint
+from gqa_weights.families import read_config
+from gqa_weights.tokenizer import Tokenizer, read_tokenizer
+
+Backend = Literal["numpy", "torch", "jax"]
+Dtype = Literal["float32", "float16", "bfloat16", "float64"]
+PACKAGES = {"numpy": ("numpy",), "torch": ("torch",), "jax": ("jax", "flax")}
+
+
+def generate(
+    path: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A Hugging Face folder or a GGUF file.")],
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    backend: Annotated[Backend, typer.Option(help="Which backend computes.")] = "torch",
+    dtype: Annotated[Dtype, typer.Option(help="What it computes in.")] = "float32",
+    max_new_tokens: Annotated[int, typer.Option(help="Stop after so many, at the latest.")] = 128,
+    temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Sample from the fewest that reach this probability.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same text again, with any backend.")] = None,
+) -> None:
+    """Continue a prompt with the checkpoint's own tokenizer, and tell how fast. Exit code 2 for bad input."""
+    with one_sentence():
+        checks.integer("max_new_tokens", max_new_tokens, at_least=1)
+        Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+        transformer = _transformer(backend)
+        checkpoint = open_checkpoint(path)
+        tokenizer = read_tokenizer(checkpoint)
+        tokens = tokenizer.encode(prompt) if prompt else []
+        checks.prompts([tokens], read_config(checkpoint), max_new_tokens)
+        model = transformer.from_checkpoint(checkpoint, _dtype(backend, dtype))
+        uniforms = np.random.default_rng(seed).random((1, max_new_tokens))
+        typer.echo(prompt, nl=False)
+        told = _Told(tokenizer)
+        model.generate(
+            [tokens], max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+            stop_tokens=tokenizer.stop_tokens, uniforms=uniforms, callback=told,
+        )  # fmt: skip
+    typer.echo(f"\n{told.summary(len(tokens), backend)}", err=True)
+
+
+class _Told:
+    """Prints each token as it comes, and keeps the time."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._text = tokenizer.stream()
+        self._times = [perf_counter()]
+
+    def __call__(self, tokens: list[int | None]) -> None:
+        self._times.append(perf_counter())
+        for token in tokens:
+            typer.echo("" if token is None else self._text(token), nl=False)
+
+    def summary(self, prompt_tokens: int, backend: str) -> str:
+        """The median step, since the first ones may compile."""
+        steps = np.diff(self._times).tolist()
+        first = f"{prompt_tokens} tokens read in {steps[0]:.2f} s"
+        if len(steps) == 1:
+            return f"gqa_{backend}: {first}, 1 written"
+        return f"gqa_{backend}: {first}, {len(steps)} written at {1 / median(steps[1:]):.1f} tokens per second"
+
+
+def _transformer(backend: Backend) -> Any:
+    missing = [package for package in PACKAGES[backend] if find_spec(package) is None]
+    if missing:
+        raise ValueError(
+            f"--backend {backend}: {' and '.join(missing)} not installed, see pip install 'gqa[{backend}]'"
+        )
+    return import_module(f"gqa_{backend}").Transformer
+
+
+def _dtype(backend: Backend, dtype: Dtype) -> Any:
+    return getattr(import_module("torch"), dtype) if backend == "torch" else dtype

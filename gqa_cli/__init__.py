@@ -1,5 +1,0 @@
-"""The front door: `gqa`. Each subcommand calls the room that does the work and prints what it found."""
-
-from gqa_cli.app import app
-
-__all__ = ["app"]

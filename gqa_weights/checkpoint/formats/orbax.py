@@ -1,0 +1,122 @@
+"""orbax: the folder that it writes for a tree of arrays, such as the state of an nnx module."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gqa_weights.checkpoint.job import Job, Tensor, write_settings
+from gqa_weights.checkpoint.tensors import Array, Contents, Entry, TensorInfo, bounded, refuse
+
+
+def read(metadata: Path) -> Contents:
+    """metadata: the file of that name in the checkpoint's folder. Names are joined with dots; `value`, which ends each
+    name of an nnx state with variables, is left out.
+    """
+    import orbax.checkpoint as ocp
+    from etils import epath
+
+    path = metadata.parent
+    tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(path)).tree
+    leaves = list(_leaves(path, tree, ()))
+    wrapped = all(keys[-1] == "value" for keys, _ in leaves)
+    stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    entries: dict[str, Entry] = {}
+    for keys, leaf in leaves:
+        name = ".".join(keys[:-1] if wrapped else keys)
+        info = TensorInfo(tuple(leaf.shape), np.dtype(leaf.dtype).name)
+        bounded(path, name, info.nbytes, stored)
+        if name in entries:
+            raise refuse(path, name, "the name stands twice")
+        entries[name] = Entry(path, info, partial(_read, path, keys))
+    return Contents("orbax", entries)
+
+
+def _leaves(path: Path, node: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(node, Mapping | list | tuple):
+        items = node.items() if isinstance(node, Mapping) else enumerate(node)
+        for key, inner in items:
+            yield from _leaves(path, inner, (*keys, str(key)))
+    elif keys and hasattr(node, "shape") and hasattr(node, "dtype"):
+        yield keys, node
+    else:
+        raise refuse(path, ".".join(keys), f"expected an array, got {type(node).__name__}")
+
+
+def _read(path: Path, keys: tuple[str, ...]) -> Array:
+    import orbax.checkpoint as ocp
+
+    item, restore = _nested([(keys, 0)]), _nested([(keys, ocp.RestoreArgs(restore_type=np.ndarray))])
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        args = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
+        found = checkpointer.restore(path.absolute(), args=args)
+    for key in keys:
+        found = found[key]
+    return np.array(found)
+
+
+def _nested(leaves: Sequence[tuple[Sequence[str], Any]]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for keys, leaf in leaves:
+        node = tree
+        for key in keys[:-1]:
+            node = node.setdefault(key, {})
+        node[keys[-1]] = leaf
+    return tree
+
+
+def write(job: Job) -> None:
+    import orbax.checkpoint as ocp
+    from orbax.checkpoint import type_handlers
+
+    class Leaf:
+        def __init__(self, tensor: Tensor) -> None:
+            self.tensor = tensor
+
+    class Handler(type_handlers.NumpyHandler):
+        async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
+            """One at a time: orbax would have all tensors in memory before it writes the first."""
+            for leaf, info, arg in zip(values, infos, args, strict=True):
+                for written in await super().serialize([job.read(leaf.tensor)], [info], [arg]):
+                    written.result()
+                job.done(leaf.tensor[1].nbytes)
+            return []
+
+    handlers = type_handlers.create_type_handler_registry((Leaf, Handler(deepcopy_host_arrays=False)))
+    _check(job)
+    tree = _nested([(tensor[0].split("."), Leaf(tensor)) for tensor in job.tensors])
+    with (
+        _system_errors(),
+        ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)) as checkpointer,
+    ):
+        checkpointer.save(job.path, args=ocp.args.PyTreeSave(tree))
+    write_settings(job)
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """tensorstore tells what the operating system said, a full disk for one, within the text of a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        if found := re.search(r"os_error_code=.(\d+)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        raise
+
+
+def _check(job: Job) -> None:
+    names = {name for name, _, _ in job.tensors}
+    for name, info, _ in job.tensors:
+        if not info.nbytes:
+            raise refuse(job.final, name, f"orbax stores no tensors without elements, got {info.shape}")
+        parts = name.split(".")
+        for end in range(1, len(parts)):
+            if ".".join(parts[:end]) in names:
+                raise refuse(job.final, name, f"cannot stand in a tree beside a tensor {'.'.join(parts[:end])!r}")

@@ -1,0 +1,109 @@
+"""safetensors: one file, or a folder as Hugging Face has them, with shards and their index."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from gqa_weights.checkpoint import json_files as settings
+from gqa_weights.checkpoint.atomic import sync
+from gqa_weights.checkpoint.job import Job, Tensor, write_json, write_settings
+from gqa_weights.checkpoint.tensors import Array, Contents, Entry, TensorInfo
+
+NAMES = {
+    **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
+    **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
+    **{"BF16": "bfloat16", "BOOL": "bool", "C64": "complex64"},
+}
+CODES = {name: code for code, name in NAMES.items()}
+
+
+def read(path: Path) -> Contents:
+    from safetensors import safe_open
+
+    safe_open(path, framework="np")  # raises unless header, sizes and offsets are consistent with each other
+    file = path.open("rb")  # kept open: what is read later comes from this file, whatever has its name by then
+    length = int.from_bytes(file.read(8), "little")
+    header = settings.parse(file.read(length))
+    extra = header.pop("__metadata__", {})
+    entries = {}
+    for name, tensor in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        info = TensorInfo(tuple(tensor["shape"]), NAMES.get(tensor["dtype"], tensor["dtype"]))
+        entries[name] = Entry(path, info, partial(_read, file, 8 + length + tensor["data_offsets"][0], info))
+    return Contents("safetensors", entries, *settings.pair(lambda name: settings.parse(extra.get(name, "{}"))))
+
+
+def _read(file: BinaryIO, start: int, info: TensorInfo) -> Array:
+    """A private mapping of the file: writable, and no memory of its own until it is written to. The package copies."""
+    if not info.nbytes:
+        return np.empty(info.shape, info.dtype)
+    before = start % mmap.ALLOCATIONGRANULARITY
+    mapping = mmap.mmap(file.fileno(), before + info.nbytes, access=mmap.ACCESS_COPY, offset=start - before)
+    if hasattr(mmap, "MADV_WILLNEED"):  # the disk reads ahead, in whatever order the pages are asked for
+        mapping.madvise(mmap.MADV_WILLNEED)
+    data = np.frombuffer(mapping, np.uint8, info.nbytes, before)
+    aligned = start % np.dtype(info.dtype).itemsize == 0
+    return (data if aligned else np.array(data)).view(info.dtype).reshape(info.shape)
+
+
+def write(job: Job) -> None:
+    if job.final.suffix == ".safetensors":
+        extra = {name: json.dumps(content) for name, content in job.settings.items()}
+        _write_file(job, job.path, job.tensors, extra)
+        sync(job.path)
+        return
+    job.path.mkdir()
+    shards = _shards(job.tensors, job.shard_bytes)
+    places: dict[str, str] = {}
+    with ThreadPoolExecutor(1) as disk:
+        synced = []
+        for number, tensors in enumerate(shards, 1):
+            name = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
+            _write_file(job, job.path / name, tensors, {})
+            synced.append(disk.submit(sync, job.path / name))  # while the next shard is computed
+            places |= {tensor[0]: name for tensor in tensors}
+        for shard in synced:
+            shard.result()
+    write_settings(job)
+    if len(shards) > 1:
+        total = sum(info.nbytes for _, info, _ in job.tensors)
+        index = {"metadata": {"total_size": total}, "weight_map": places}
+        write_json(job.path / "model.safetensors.index.json", index)
+
+
+def _shards(tensors: list[Tensor], shard_bytes: int) -> list[list[Tensor]]:
+    shards: list[list[Tensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if shards[-1] and filled + tensor[1].nbytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor[1].nbytes
+    return shards
+
+
+def _write_file(job: Job, path: Path, tensors: list[Tensor], extra: dict[str, str]) -> None:
+    """Written here because the package wants all tensors in memory at once. The format: the length of a JSON header in
+    8 bytes, the header, the data without gaps. Wider items first, as the package has it, so that all are aligned.
+    """
+    tensors = sorted(tensors, key=lambda tensor: -np.dtype(tensor[1].dtype).itemsize)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **extra}}
+    start = 0
+    for name, info, _ in tensors:
+        end = start + info.nbytes
+        header[name] = {"dtype": CODES[info.dtype], "shape": list(info.shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        job.write(file, tensors)

@@ -1,0 +1,109 @@
+"""A path -> a checkpoint: one file by its suffix, or a folder by what lies in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from gqa_weights.checkpoint import json_files as settings
+from gqa_weights.checkpoint.formats import gguf as format_gguf
+from gqa_weights.checkpoint.formats import npz as format_npz
+from gqa_weights.checkpoint.formats import orbax as format_orbax
+from gqa_weights.checkpoint.formats import safetensors as format_safetensors
+from gqa_weights.checkpoint.formats import torch as format_torch
+from gqa_weights.checkpoint.tensors import Checkpoint, Contents, Entry, reading, refuse
+
+Reader = Callable[[Path], Contents]
+
+POINTER = b"version https://git-lfs"  # what a clone without git-lfs has in the place of large files
+
+FORMATS: dict[str, Reader] = {
+    ".safetensors": format_safetensors.read,
+    ".gguf": format_gguf.read,
+    ".npz": format_npz.read,
+    **dict.fromkeys((".pt", ".pth", ".bin"), format_torch.read),
+}
+
+
+def open_checkpoint(path: str | Path) -> Checkpoint:
+    """The tensors of a file or of a folder, under the names that it gives them; their data stays on the disk.
+
+    A folder holds model.safetensors, pytorch_model.bin, either one's index and shards, Meta's consolidated.00.pth, or
+    what orbax writes.
+
+    Raises CheckpointError for a path that does not exist or holds no known format, and for a file that is truncated,
+    corrupt or contradicts itself.
+    """
+    path = Path(path)
+    with reading(path):
+        return Checkpoint(path, _folder(path) if path.is_dir() else _file(path))
+
+
+def _file(path: Path) -> Contents:
+    if not path.is_file():
+        raise refuse(path, None, "no such file or folder")
+    if path.suffix not in FORMATS:
+        raise refuse(path, None, f"expected a folder or a file {', '.join(FORMATS)}, got suffix {path.suffix!r}")
+    return _read(FORMATS[path.suffix], path)
+
+
+def _read(reader: Reader, path: Path) -> Contents:
+    with reading(path):
+        with path.open("rb") as file:
+            start = file.read(len(POINTER))
+        if not start:
+            raise refuse(path, None, "the file is empty")
+        if start == POINTER:
+            raise refuse(path, None, "only git-lfs's pointer to the file: run `git lfs pull`")
+        return reader(path)
+
+
+def _folder(path: Path) -> Contents:
+    for name, read in FOLDERS.items():
+        if (path / name).exists():
+            contents = read(path / name)
+            config, manifest = settings.pair(lambda name: settings.read(path / f"{name}.json"))
+            return Contents(contents.format, contents.entries, config or settings.read(path / "params.json"), manifest)
+    raise refuse(path, None, f"expected a folder that holds one of {', '.join(FOLDERS)}")
+
+
+def _sharded(read: Reader, index: Path) -> Contents:
+    """The tensors that an index lists, in its order, each from the file beside it that it names."""
+    places = settings.read(index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise refuse(index, None, "expected a weight_map from names of tensors to names of files")
+    shards: dict[str, Contents] = {}
+    entries: dict[str, Entry] = {}
+    for name, shard in places.items():
+        if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard or "\\" in shard:
+            raise refuse(index, name, f"expected the name of a file in the same folder, got {shard!r}")
+        if shard not in shards:
+            shards[shard] = _shard(read, index.parent / shard, index, name)
+        if name not in shards[shard].entries:
+            raise refuse(index.parent / shard, name, f"{index.name} says that it is here, but it is not")
+        entries[name] = shards[shard].entries[name]
+    return Contents(shards[shard].format, entries)
+
+
+def _shard(read: Reader, path: Path, index: Path, tensor: str) -> Contents:
+    if not path.is_file():
+        raise refuse(path, tensor, f"no such file, although {index.name} names it")
+    return _read(read, path)
+
+
+def _consolidated(path: Path) -> Contents:
+    if path.with_name("consolidated.01.pth").exists():
+        raise refuse(path.parent, None, "Meta's files for more than one rank cannot be read: consolidate them first")
+    return _file(path)
+
+
+FOLDERS: dict[str, Reader] = {
+    "model.safetensors.index.json": partial(_sharded, format_safetensors.read),
+    "model.safetensors": _file,
+    "pytorch_model.bin.index.json": partial(_sharded, format_torch.read),
+    "pytorch_model.bin": _file,
+    "consolidated.00.pth": _consolidated,
+    "_METADATA": format_orbax.read,
+    **dict.fromkeys(("default/_METADATA", "state/_METADATA", "pytree/_METADATA"), format_orbax.read),
+}

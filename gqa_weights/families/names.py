@@ -1,0 +1,132 @@
+"""Where a family keeps the tensors of a whole model: a table of module names, and groups of tensors made from it.
+
+A group is what is converted together: one foreign tensor and the canonical ones in it, one unless the family fuses
+them. How attention is stored is a table of layouts.py.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from gqa_spec.config import AttentionConfig, weight_shapes
+from gqa_spec.model_config import ModelConfig, model_weight_shapes
+from gqa_weights.layouts.rules import canonical_tensor, foreign_shapes, foreign_tensor, sources
+from gqa_weights.layouts.tables import LAYOUTS
+
+Array = np.ndarray
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Names:
+    """A family's names. Modules stand without `.weight` and `.bias`, which both sides call the same.
+
+    ends: embed, norm and head. block: what layer {} starts with; attention: its attention, kept as `layout` says.
+    modules: the other modules of a layer. fused: foreign modules whose rows are those of several of ours.
+    one_plus_norms: norm weights stored as 1 + w, outside of attention. unused: patterns of tensors that hold no
+    weights. tied_head: the name under which files may repeat a tied embedding.
+    """
+
+    ends: Mapping[str, str]
+    block: str
+    attention: str
+    modules: Mapping[str, str]
+    layout: str
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    one_plus_norms: bool = False
+    unused: tuple[str, ...] = ()
+    tied_head: str = ""
+
+    def unmapped_modules(self, config: ModelConfig) -> list[str]:
+        """The modules of a model, attention apart, that this family has no tensors for."""
+        places = {*self.ends, *self.modules, *(module for modules in self.fused.values() for module in modules)}
+        inside = [re.sub(r"^blocks\.\d+\.", "", name) for name in model_weight_shapes(config)]
+        modules = dict.fromkeys(name.rpartition(".")[0] for name in inside if not name.startswith("attention."))
+        return [module for module in modules if module not in places]
+
+    def ignores(self, name: str, config: ModelConfig) -> bool:
+        repeated = config.tied and name == self.tied_head
+        return repeated or any(re.fullmatch(pattern, name) for pattern in self.unused)
+
+
+@dataclass(frozen=True)
+class Group:
+    """One foreign tensor, `name`, and the canonical tensors in it: their shapes, and both ways between them."""
+
+    canonical: Mapping[str, Shape]
+    name: str
+    shape: Shape
+    to_canonical: Callable[[Array], dict[str, Array]]
+    to_foreign: Callable[[Mapping[str, Array]], Array]
+
+
+def groups(names: Names, config: ModelConfig) -> Iterator[Group]:
+    """Every tensor of the model, once, in canonical order."""
+    shapes = model_weight_shapes(config)
+    done: set[str] = set()
+    for name in shapes:
+        if name not in done:
+            group = _group(name, names, config, shapes)
+            done.update(group.canonical)
+            yield group
+
+
+def attention_groups(names: Names, attention: Sequence[AttentionConfig]) -> Iterator[Group]:
+    """As `groups`, of the attention layers alone."""
+    for number, layer in enumerate(attention):
+        for name in sources(LAYOUTS[names.layout], layer):
+            yield _attention(name, names, number, layer)
+
+
+def _attention(foreign: str, names: Names, number: int, layer: AttentionConfig) -> Group:
+    """One tensor of the attention of layer `number`, by its name in the layout."""
+    layout, inside = LAYOUTS[names.layout], sources(LAYOUTS[names.layout], layer)[foreign]
+    ours, theirs = f"blocks.{number}.attention.", names.block.format(number) + names.attention
+    shapes = weight_shapes(layer)
+    return Group(
+        {ours + name: shapes[name] for name in inside},
+        theirs + foreign,
+        foreign_shapes(layout, layer)[foreign],
+        lambda array: {ours + name: canonical_tensor(layout, name, {foreign: array}, layer) for name in inside},
+        lambda given: foreign_tensor(layout, foreign, {name: given[ours + name] for name in inside}, layer),
+    )
+
+
+def _group(name: str, names: Names, config: ModelConfig, shapes: Mapping[str, Shape]) -> Group:
+    if not name.startswith("blocks."):
+        module, _, kind = name.rpartition(".")
+        return _single(name, f"{names.ends[module]}.{kind}", shapes[name], names)
+    _, number, inside = name.split(".", 2)
+    if inside.startswith("attention."):
+        layer, wanted = config.attention[int(number)], inside.removeprefix("attention.")
+        inside_of = sources(LAYOUTS[names.layout], layer)
+        return _attention(next(f for f in inside_of if wanted in inside_of[f]), names, int(number), layer)
+    module, _, kind = inside.rpartition(".")
+    block = names.block.format(number)
+    for foreign, modules in names.fused.items():
+        if module in modules:
+            pieces = {piece: shapes[piece] for piece in (f"blocks.{number}.{m}.{kind}" for m in modules)}
+            return _fused(pieces, f"{block}{foreign}.{kind}")
+    return _single(name, f"{block}{names.modules[module]}.{kind}", shapes[name], names)
+
+
+def _single(ours: str, theirs: str, shape: Shape, names: Names) -> Group:
+    shift = 1 if names.one_plus_norms and ours.endswith("norm.weight") else 0
+    return Group(
+        {ours: shape}, theirs, shape,
+        lambda array: {ours: array - array.dtype.type(shift) if shift else array},
+        lambda given: given[ours] + given[ours].dtype.type(shift) if shift else given[ours],
+    )  # fmt: skip
+
+
+def _fused(pieces: Mapping[str, Shape], theirs: str) -> Group:
+    first, ends = next(iter(pieces.values())), np.cumsum([shape[0] for shape in pieces.values()])
+    return Group(
+        pieces, theirs, (int(ends[-1]), *first[1:]),
+        lambda array: dict(zip(pieces, np.split(array, ends[:-1]), strict=True)),
+        lambda given: np.concatenate([given[name] for name in pieces]),
+    )  # fmt: skip

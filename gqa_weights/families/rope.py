@@ -1,0 +1,176 @@
+"""RoPE settings of a config.json, old style (rope_theta, rope_scaling) and new (rope_parameters), both ways.
+
+Source: transformers 5.23, `modeling_rope_utils.py`, and `convert_rope_params_to_dict` of gemma3 and phi3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from gqa_spec.config import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongropeScaling,
+    RopeConfig,
+    RopeScaling,
+    YarnScaling,
+)
+from gqa_weights.families.settings import Settings
+
+ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta")
+COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+YARN_OPTIONS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
+OPTIONS: dict[str, set[str]] = {
+    "default": set(),
+    "linear": {"factor"},
+    "dynamic": {"factor", "original_max_position_embeddings"},
+    "yarn": {"factor", "original_max_position_embeddings", *YARN_OPTIONS},
+    "llama3": {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
+    "longrope": {"factor", "original_max_position_embeddings", "short_factor", "long_factor", "attention_factor"},
+}
+NAMES = {
+    LinearScaling: "linear",
+    DynamicScaling: "dynamic",
+    YarnScaling: "yarn",
+    Llama3Scaling: "llama3",
+    LongropeScaling: "longrope",
+}
+
+
+class RopeSettings:
+    """One dictionary of RoPE settings, `rope_scaling` or what `rope_parameters` holds, of a config.json."""
+
+    def __init__(self, settings: Settings, key: str, values: Any, theta: float, max_length: int) -> None:
+        if not isinstance(values, Mapping):
+            raise settings.wrong(key, "a dictionary")
+        self.settings, self.key, self.values, self.max_length = settings, key, dict(values), max_length
+        self.theta = self.number("rope_theta", theta)
+        kind = self.values.get("rope_type", self.values.get("type", "default"))
+        if settings.family == "phi3" and kind in ("su", "yarn"):  # names of earlier versions
+            kind = "longrope"
+        self.kind = kind
+
+    def config(self, head_dim: int, default_rotary: Any) -> RopeConfig:
+        if not isinstance(self.kind, str) or self.kind not in OPTIONS:
+            raise self.error(f"type {self.kind!r}")
+        unknown = set(self.values) - COMMON - OPTIONS[self.kind]
+        if unknown:
+            raise self.error(f"{', '.join(sorted(map(str, unknown)))} with type {self.kind!r}")
+        share = self.number("partial_rotary_factor", default_rotary)
+        if share != 1 and self.settings.family != "phi3":
+            raise self.error(f"partial_rotary_factor {share!r}")
+        rotary = int(head_dim * share)
+        return RopeConfig(theta=self.theta, rotary_dim=None if rotary == head_dim else rotary, scaling=self.scaling())
+
+    def scaling(self) -> RopeScaling | None:
+        original = self.original()
+        match self.kind:
+            case "linear":
+                return LinearScaling(factor=self.number("factor"))
+            case "dynamic":
+                # transformers stretches from max_position_embeddings, whatever the dictionary says
+                if original != self.max_length:
+                    raise self.error(f"original_max_position_embeddings {original} with type 'dynamic'")
+                return DynamicScaling(factor=self.number("factor"), original_max_position_embeddings=original)
+            case "yarn":
+                given: dict[str, Any] = {key: self.values.get(key) for key in YARN_OPTIONS}
+                # as transformers reads them, 0 and null ask for the default
+                given = {key: value for key, value in given.items() if value or value is False}
+                return YarnScaling(factor=self.factor(), original_max_position_embeddings=original, **given)
+            case "llama3":
+                factors = {key: self.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor")}
+                return Llama3Scaling(original_max_position_embeddings=original, **factors)
+            case "longrope":
+                return LongropeScaling(
+                    short_factor=self.numbers("short_factor"), long_factor=self.numbers("long_factor"),
+                    original_max_position_embeddings=original, factor=max(1.0, self.factor()),
+                    attention_factor=self.values.get("attention_factor"),
+                )  # fmt: skip
+        return None
+
+    def original(self) -> Any:
+        if self.settings.understands("original_max_position_embeddings"):  # phi3's, beside the dictionary, goes first
+            return self.settings.integer("original_max_position_embeddings")
+        value = self.values.get("original_max_position_embeddings", self.max_length)
+        if not isinstance(value, int) or value < 1:
+            raise self.error(f"original_max_position_embeddings {value!r}")
+        return value
+
+    def factor(self) -> float:
+        if self.values.get("factor") is None:
+            return self.max_length / self.original()
+        return self.number("factor")
+
+    def number(self, key: str, default: Any = None) -> float:
+        value = self.values.get(key, default)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise self.error(f"{key} {value!r}")
+        return value
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        value = self.values.get(key)
+        if not isinstance(value, list | tuple):
+            raise self.error(f"{key} {value!r}")
+        return tuple(value)
+
+    def error(self, what: str) -> ValueError:
+        return ValueError(
+            f"{self.settings.source}: {self.key} {what} of family {self.settings.family} is not supported"
+        )
+
+
+def read_rope(settings: Settings, head_dim: int, max_length: int, theta: float) -> RopeConfig:
+    """The one RopeConfig of all layers that rotate. rope_scaling, where there is one, goes before rope_parameters."""
+    key, values = _dictionary(settings)
+    theta = _base(settings, "rope_theta", theta)
+    share = settings.number("partial_rotary_factor") if settings.understands("partial_rotary_factor") else 1.0
+    return RopeSettings(settings, key, values, theta, max_length).config(head_dim, share)
+
+
+def read_rope_by_layer_type(
+    settings: Settings, head_dim: int, max_length: int, theta: float, local_theta: float
+) -> dict[str, RopeConfig]:
+    """Gemma 3's two: the base, and in old files the scaling, of full layers; the local base of sliding ones."""
+    nested = settings.get("rope_parameters") if settings.values.get("rope_parameters") is not None else {}
+    if not isinstance(nested, Mapping) or set(nested) - {"full_attention", "sliding_attention"}:
+        raise settings.wrong("rope_parameters", "a dictionary for full_attention and one for sliding_attention")
+    scaling = settings.get("rope_scaling") if settings.values.get("rope_scaling") is not None else {}
+    if not isinstance(scaling, Mapping):
+        raise settings.wrong("rope_scaling", "a dictionary")
+    result = {}
+    for kind, key, default, extra in (
+        ("full_attention", "rope_theta", theta, scaling),
+        ("sliding_attention", "rope_local_base_freq", local_theta, {}),
+    ):
+        base = _base(settings, key, default)
+        values = nested.get(kind) or {}
+        if not isinstance(values, Mapping):
+            raise settings.wrong("rope_parameters", f"a dictionary for {kind}")
+        name = "rope_scaling" if extra else f"rope_parameters for {kind}"
+        result[kind] = RopeSettings(settings, name, {**values, **extra}, base, max_length).config(head_dim, 1.0)
+    return result
+
+
+def _base(settings: Settings, key: str, default: float) -> float:
+    value = settings.number(key, optional=True)
+    return default if value is None else value
+
+
+def _dictionary(settings: Settings) -> tuple[str, Any]:
+    for key in ("rope_scaling", "rope_parameters"):
+        if settings.values.get(key):
+            return key, settings.get(key)
+    return "rope_parameters", settings.defaults["rope_parameters"] or {}
+
+
+def write_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    """The `rope_scaling` dictionary, or None."""
+    if scaling is None:
+        return None
+    values = ((field, getattr(scaling, field.name)) for field in fields(scaling))
+    given = {field.name: value for field, value in values if value != field.default}
+    lists = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+    return {"rope_type": NAMES[type(scaling)], **lists}

@@ -1,0 +1,219 @@
+"""Ports: a checkpoint in another layout, planned from its headers and written one tensor at a time.
+
+A plan knows every tensor that will be written, how it is computed, and the manifest; what cannot be done is found out
+while planning, before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gqa_spec import checks
+from gqa_spec.config import AttentionConfig, weight_shapes
+from gqa_spec.model_config import ModelConfig, model_weight_shapes
+from gqa_weights import heads
+from gqa_weights.checkpoint import Checkpoint, CheckpointError, TensorInfo, open_checkpoint, save_checkpoint
+from gqa_weights.families import (
+    FAMILIES,
+    MANIFEST,
+    AttentionModel,
+    ForeignWeights,
+    Model,
+    detect,
+    foreign_weights,
+    model_settings,
+    read_attention,
+    read_model,
+)
+from gqa_weights.families.lazy import Source
+from gqa_weights.layouts.tables import LAYOUTS
+from gqa_weights.manifest import manifest
+
+Array = np.ndarray
+Tensor = tuple[str, TensorInfo, Callable[[], Array]]
+Surgery = Callable[[int, Mapping[str, Array], AttentionConfig], heads.Layer]
+
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+ATTENTION_ONLY = ("gpt_oss",)  # families whose other parts we do not have
+# The Hugging Face family of a model that comes from elsewhere.
+ORIGINS = {"gguf.llama": "llama", "gguf.qwen2": "qwen2", "gguf.gemma3": "gemma3_text", "meta.llama": "llama"}
+ALIASES = {"meta": "meta.llama", "flax": "flax.nnx.MultiHeadAttention", "keras": "keras.layers.GroupQueryAttention"}
+FORMATS = {".npz": "npz", ".orbax": "orbax"}
+TARGETS = ("huggingface", *ALIASES, *(name for name, family in FAMILIES.items() if family.write is not None))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a port will write. settings: config.json of a family that has one."""
+
+    tensors: list[Tensor]
+    settings: Mapping[str, Any] | None
+    manifest: Mapping[str, Any]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(info.nbytes for _, info, _ in self.tensors)
+
+
+def open_model(path: str | Path) -> Model | AttentionModel:
+    """A model, or of `ATTENTION_ONLY` families its attention layers. Raises CheckpointError."""
+    checkpoint = open_checkpoint(path)
+    return (read_attention if detect(checkpoint) in ATTENTION_ONLY else read_model)(checkpoint)
+
+
+def plan(source: str | Path, to: str, dtype: str | None = None) -> Plan:
+    """The source in another layout. to: one of TARGETS. dtype: what every tensor is cast to; kept when None.
+
+    Raises ValueError, CheckpointError for files, where the source cannot be read or the target cannot express it.
+    """
+    checks.choice("layout", to, TARGETS)
+    checkpoint = open_checkpoint(source)
+    model = read_model(checkpoint)
+    return _plan(checkpoint, model, to, model.config, model.weights, dtype)
+
+
+def plan_pooled(source: str | Path, num_kv_heads: int, method: heads.PoolMethod = "mean", seed: int = 0) -> Plan:
+    """The source with fewer KV heads in every layer, in its own layout (a GGUF's: in Hugging Face's).
+
+    Raises as `plan`, and ValueError unless num_kv_heads divides the KV heads of every layer.
+    """
+
+    def pool(number: int, weights: Mapping[str, Array], config: AttentionConfig) -> heads.Layer:
+        return heads.pool_kv_heads(weights, config, num_kv_heads, method, np.random.default_rng([seed, number]))
+
+    def check(layer: AttentionConfig) -> None:
+        checks.pooled_heads(num_kv_heads, layer.num_kv_heads)
+
+    return _operated(source, f"KV heads pooled by {method}", num_kv_heads, check, pool)
+
+
+def plan_expanded(source: str | Path, num_kv_heads: int | None = None) -> Plan:
+    """The source with more KV heads in every layer, num_heads of them when None, in its own layout.
+
+    Raises as `plan`, and ValueError unless num_kv_heads is a multiple of the KV heads and divides the query heads.
+    """
+
+    def expand(number: int, weights: Mapping[str, Array], config: AttentionConfig) -> heads.Layer:
+        return heads.expand_kv_heads(weights, config, num_kv_heads)
+
+    def check(layer: AttentionConfig) -> None:
+        checks.expanded_heads(num_kv_heads or layer.num_heads, layer.num_kv_heads, layer.num_heads)
+
+    return _operated(source, "KV heads repeated", num_kv_heads, check, expand)
+
+
+def write(
+    plan: Plan, dest: str | Path, *, force: bool = False, done: Callable[[int], None] = lambda size: None
+) -> None:
+    """The planned files: a folder, or a single file where dest ends in .safetensors or .npz; a folder that ends in
+    .orbax is written by orbax. `done` counts bytes.
+
+    Raises CheckpointError where dest exists and force is not given, and as `save_checkpoint`; leaves nothing behind.
+    """
+    format = FORMATS.get(Path(dest).suffix, "safetensors")
+    save_checkpoint(
+        dest, plan.tensors, format=format, settings=plan.settings, manifest=plan.manifest, force=force, done=done
+    )
+
+
+def _operated(
+    source: str | Path, what: str, num_kv_heads: int | None, check: Callable[[AttentionConfig], None], surgery: Surgery
+) -> Plan:
+    checkpoint = open_checkpoint(source)
+    model = read_model(checkpoint)
+    for layer in model.config.attention:
+        check(layer)
+    layers = tuple(replace(a, num_kv_heads=num_kv_heads or a.num_heads) for a in model.config.attention)
+    config = replace(model.config, attention=layers)
+    weights = Operated(model, config, surgery)
+    to = model.family if FAMILIES[model.family].write is not None else "huggingface"
+    return _plan(checkpoint, model, to, config, weights, None, changed=what)
+
+
+class Operated(Mapping[str, Array]):
+    """A model's weights with each attention layer changed by `surgery`; one changed layer is held at a time."""
+
+    def __init__(self, model: Model, config: ModelConfig, surgery: Surgery) -> None:
+        self._model, self._config, self._surgery = model, config, surgery
+        self._shapes = model_weight_shapes(config)
+        self._kept: dict[str, Array] = {}
+
+    def __getitem__(self, name: str) -> Array:
+        if self._shapes[name] == self._model.weights.info(name).shape:
+            return self._model.weights[name]
+        if name not in self._kept:
+            self._kept = {}  # the last layer goes before the next one comes
+            number = int(name.split(".")[1])
+            prefix, before = f"blocks.{number}.attention.", self._model.config.attention[number]
+            weights = {inside: self._model.weights[prefix + inside] for inside in weight_shapes(before)}
+            layer, _ = self._surgery(number, weights, before)
+            self._kept = {prefix + inside: x for inside, x in layer.items() if x is not weights[inside]}
+        return self._kept.pop(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes
+
+    def info(self, name: str) -> TensorInfo:
+        return TensorInfo(self._shapes[name], self._model.weights.info(name).dtype)
+
+
+def _plan(
+    checkpoint: Checkpoint,
+    model: Model,
+    to: str,
+    config: ModelConfig,
+    weights: Source,
+    dtype: str | None,
+    changed: str = "",
+) -> Plan:
+    checks.choice("dtype", dtype, DTYPES, optional=True)
+    origin = _origin(checkpoint, model.family)
+    family = FAMILIES[origin if to == "huggingface" else ALIASES.get(to, to)]
+    settings = model_settings(family.name, config)
+    foreign = foreign_weights(family.name, config, weights)
+    tensors = [_tensor(checkpoint.path, foreign, name, dtype) for name in foreign]
+    facts = {"path": str(checkpoint.path), "format": checkpoint.format, "layout": model.family, "changed": changed}
+    stated = manifest(
+        config,
+        LAYOUTS[family.names.layout],
+        family=origin,
+        dtypes=(info.dtype for _, info, _ in tensors),
+        source={name: fact for name, fact in facts.items() if fact},
+    )
+    return Plan(tensors, None if family.file == MANIFEST else settings, stated)
+
+
+def _origin(checkpoint: Checkpoint, family: str) -> str:
+    """The Hugging Face family of a model, which a port of ours remembers."""
+    if FAMILIES[family].file == MANIFEST:
+        family = str(checkpoint.manifest.get("family", ""))
+        if family not in FAMILIES:
+            raise CheckpointError(f"{checkpoint.path}: {MANIFEST}: unknown family {family!r}")
+    return ORIGINS.get(family, family)
+
+
+def _tensor(path: Path, foreign: ForeignWeights, name: str, dtype: str | None) -> Tensor:
+    info = foreign.info(name)
+    if dtype is None or dtype == info.dtype:
+        return name, info, partial(foreign.__getitem__, name)
+    return name, TensorInfo(info.shape, dtype), lambda: _cast(path, name, foreign[name], dtype)
+
+
+def _cast(path: Path, name: str, array: Array, dtype: str) -> Array:
+    with np.errstate(over="ignore"):
+        cast = array.astype(np.dtype(dtype))
+    if not np.isfinite(cast).all() and np.isfinite(array).all():
+        raise CheckpointError(f"{path}: tensor {name!r}: its largest value does not fit {dtype}")
+    return cast

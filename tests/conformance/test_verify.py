@@ -1,0 +1,208 @@
+"""verify: equal models are equal in every pair of backends, and each planted difference is named by its stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from conformance.trace.models import STAGES, Verdict, steps, verify
+from gqa_spec import AttentionConfig, DynamicScaling, Llama3Scaling, ModelConfig, RopeConfig
+from gqa_spec.config import weight_shapes
+from gqa_spec.model_config import model_weight_shapes
+from gqa_weights.heads import convert_rope_pairing
+
+pytestmark = pytest.mark.no_shape_checks
+
+# N = 6, K = 2, G = 3; K * H is a multiple of 2 * N, so that rows permuted with the wrong number of heads still fit.
+SIZES: dict[str, Any] = {"embed_dim": 28, "num_heads": 6, "num_kv_heads": 2, "head_dim": 12, "causal": True}
+NEAR = AttentionConfig(**SIZES, qk_norm="rms_plus_one", softcap=20.0, scale=0.3, window=5, rope=RopeConfig())
+FAR = AttentionConfig(
+    **SIZES, qk_norm="rms", window=600, qkv_bias=True, out_bias=True, sinks=True,
+    rope=RopeConfig(
+        theta=1e6,
+        scaling=Llama3Scaling(
+            factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
+        ),
+    ),
+)  # fmt: skip
+PLAIN = AttentionConfig(**SIZES, chunk=700)
+CONFIG = ModelConfig(attention=(NEAR, FAR, PLAIN), feed_forward_size=37, vocab_size=41, norm="rms_plus_one", tied=True)
+
+
+@dataclass
+class Model:
+    config: ModelConfig
+    weights: dict[str, np.ndarray]
+
+
+def drawn(config: ModelConfig = CONFIG, dtype: Any = np.float32) -> Model:
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(size=shape) * 0.3 for name, shape in model_weight_shapes(config).items()}
+    return Model(config, {name: x.astype(dtype) for name, x in weights.items()})
+
+
+def changed(layer: int, **settings: Any) -> ModelConfig:
+    layers = list(CONFIG.attention)
+    layers[layer] = replace(layers[layer], **settings)
+    return replace(CONFIG, attention=tuple(layers))
+
+
+def differing(a: Model, b: Model, **options: Any) -> list[Verdict]:
+    return [verdict for verdict in verify(a, b, **options) if not verdict.same]
+
+
+@pytest.mark.parametrize(
+    ("backends", "dtype"),
+    [(("numpy", "torch"), "float64"), (("torch", "jax"), "float32"), (("numpy", "numpy"), "float32")],
+)
+def test_a_model_equals_itself(backends, dtype):
+    told: list[int] = []
+    verdicts = list(verify(drawn(), drawn(), backends=backends, dtype=dtype, done=told.append))
+    assert [verdict for verdict in verdicts if not verdict.same] == []
+    assert [v.place for v in verdicts] == ["sizes", *(f"layer {i} attention" for i in range(3)), "settings"]
+    assert sum(told) == steps(drawn(), drawn()) == 4
+    if backends != ("numpy", "numpy"):  # the same numbers went through two implementations
+        assert any(verdict.error > 0 for verdict in verdicts)
+
+
+def half_rows(count: int, heads: int) -> np.ndarray:
+    """Interleaved rows in the order of half ones, as a loop: pair d of a head is rows 2 d and 2 d + 1."""
+    size = count // heads
+    return np.array([h * size + 2 * d + part for h in range(heads) for part in (0, 1) for d in range(size // 2)])
+
+
+def k_permuted_with_query_heads(w):
+    """Interleaved rows that were made half ones with N = 6 heads, although there are K = 2."""
+    interleaved = np.empty_like(w)
+    interleaved[half_rows(24, 2)] = w
+    return interleaved[half_rows(24, 6)]
+
+
+def tiled(w):
+    """Query head n written where n % K expects it: 0 3 1 4 2 5."""
+    return np.concatenate([w[12 * n : 12 * n + 12] for n in (0, 3, 1, 4, 2, 5)])
+
+
+LAYER = {
+    "k permuted with N": (1, "k_proj.weight", k_permuted_with_query_heads, "k_proj", "with 6 heads instead of 2"),
+    "q not permuted": (1, "q_proj.weight", lambda w: w[half_rows(72, 6)], "q_proj", "the other way"),
+    "query heads tiled": (2, "q_proj.weight", tiled, "q_proj", "tiled (n % K) instead of grouped"),
+    "a query bias": (1, "q_proj.bias", lambda w: w * 1.001, "q_proj", ""),
+    "a value bias": (1, "v_proj.bias", lambda w: w + 1e-3, "v_proj", ""),
+    "norm without its 1": (0, "q_norm.weight", lambda w: w + 1, "q_norm", "1 more than A's"),
+    "norm with a 1": (0, "k_norm.weight", lambda w: w - 1, "k_norm", "1 less than A's"),
+    "a sink": (1, "sinks", lambda w: w + 1e-3, "weights", ""),
+    "output": (0, "o_proj.weight", lambda w: w[:, ::-1], "output", ""),
+    "output bias": (1, "o_proj.bias", lambda w: w + 1e-3, "output", ""),
+}
+
+
+@pytest.mark.parametrize("case", LAYER)
+def test_a_changed_weight_is_named_by_its_stage(case):
+    layer, name, change, stage, hint = LAYER[case]
+    a, b = drawn(), drawn()
+    b.weights[f"blocks.{layer}.attention.{name}"] = np.ascontiguousarray(
+        change(b.weights[f"blocks.{layer}.attention.{name}"])
+    )
+    (found,) = differing(a, b)
+    assert (found.place, found.stage) == (f"layer {layer} attention", stage)
+    assert found.error > 1e-6
+    assert hint in found.reason
+    assert "B in gqa_torch" in found.reason
+
+
+SETTINGS = {
+    "window near": (0, {"window": 6}, "masked"),
+    "window far": (1, {"window": 601}, "masked"),
+    "window gone": (1, {"window": None}, "masked"),
+    "chunk": (2, {"chunk": 701}, "masked"),
+    "causal": (2, {"causal": False}, "masked"),
+    "scale": (0, {"scale": 0.31}, "scores"),
+    "softcap": (0, {"softcap": 21.0}, "capped"),
+    "no softcap": (0, {"softcap": None}, "capped"),
+    "theta": (0, {"rope": RopeConfig(theta=9_999.0)}, "q_rope"),
+    "scaling forgotten": (1, {"rope": RopeConfig(theta=1e6)}, "q_rope"),
+    "norm kind": (0, {"qk_norm": "rms"}, "q_norm"),
+    "norm eps": (0, {"qk_norm_eps": 1e-5}, "q_norm"),
+    "pairing": (0, {"rope": RopeConfig(pairing="interleaved")}, "q_proj"),  # the rows are not those of that pairing
+    "dynamic scaling, seen past its length alone": (
+        0, {"rope": RopeConfig(scaling=DynamicScaling(factor=2.0, original_max_position_embeddings=99))}, "q_rope",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_a_changed_setting_is_named_by_its_stage(case):
+    layer, settings, stage = SETTINGS[case]
+    (found,) = differing(drawn(), Model(changed(layer, **settings), drawn().weights))
+    assert (found.place, found.stage) == (f"layer {layer} attention", stage)
+    assert next(iter(settings)) in found.reason or "rope" in settings
+
+
+def test_both_are_brought_to_one_pairing():
+    a = drawn()
+    layers, weights = list(CONFIG.attention), dict(a.weights)
+    for i in (0, 1):
+        names = {f"blocks.{i}.attention.{name}": name for name in weight_shapes(layers[i])}
+        turned, layers[i] = convert_rope_pairing({n: weights[m] for m, n in names.items()}, layers[i], "interleaved")
+        weights |= {m: turned[n] for m, n in names.items()}
+    b = Model(replace(CONFIG, attention=tuple(layers)), weights)
+    assert layers[0].rope is not None
+    assert layers[0].rope.pairing == "interleaved"
+    assert not np.array_equal(
+        weights["blocks.0.attention.k_proj.weight"], a.weights["blocks.0.attention.k_proj.weight"]
+    )
+    assert differing(a, b) == []
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_a_rounded_port_equals_what_it_was_rounded_from(dtype):
+    a = drawn()
+    b = Model(a.config, {name: x.astype(dtype) for name, x in a.weights.items()})
+    assert differing(a, b) == []
+    name = "blocks.1.attention.v_proj.weight"
+    b.weights[name] = b.weights[name].copy()
+    b.weights[name][3, 5] *= dtype(1.02)
+    assert [found.stage for found in differing(a, b)] == ["v_proj"]
+
+
+def test_what_stands_around_attention_counts_too():
+    a, b = drawn(), drawn()
+    b.weights["blocks.1.feed_forward.up.weight"] = a.weights["blocks.1.feed_forward.up.weight"] * np.float32(1.001)
+    b.weights["norm.weight"] = a.weights["norm.weight"] + np.float32(1)
+    assert [(v.place, v.stage) for v in differing(a, b)] == [
+        ("blocks.1.feed_forward.up.weight", "weight"), ("norm.weight", "weight"),
+    ]  # fmt: skip
+    settings = Model(replace(CONFIG, norm_eps=1e-5, max_length=99), a.weights)
+    (found,) = differing(a, settings)
+    assert (found.place, found.stage) == ("settings", "norm_eps")
+
+
+def test_a_tied_head_equals_its_copy():
+    a, b = drawn(), Model(replace(CONFIG, tied=False), dict(drawn().weights))
+    b.weights["head.weight"] = b.weights["embed.weight"]
+    assert differing(a, b) == []
+    b.weights["head.weight"] = b.weights["embed.weight"] * 2
+    assert [found.place for found in differing(a, b)] == ["head.weight"]
+
+
+def test_models_of_other_sizes():
+    fewer = replace(CONFIG, attention=CONFIG.attention[:2])
+    found = differing(drawn(), Model(fewer, {n: x for n, x in drawn().weights.items() if "blocks.2" not in n}))
+    assert (found[0].place, found[0].stage) == ("sizes", "num_layers")
+    assert all(verdict.place.startswith("blocks.2.") for verdict in found[1:])
+    pooled = drawn(replace(CONFIG, attention=tuple(replace(c, num_kv_heads=1) for c in CONFIG.attention)))
+    assert {v.stage for v in differing(drawn(), pooled) if "attention" in v.place.split()} <= {"q_proj", "k_proj"}
+    wider = drawn(replace(CONFIG, attention=tuple(replace(c, embed_dim=29, kv_dim=29) for c in CONFIG.attention)))
+    found = differing(drawn(), wider)
+    assert (found[0].place, found[0].stage) == ("sizes", "embed_dim")
+    assert not any("attention" in verdict.place.split() for verdict in found)  # no input fits both
+
+
+def test_every_stage_can_be_named():
+    named = {case[3] for case in LAYER.values()} | {case[2] for case in SETTINGS.values()}
+    assert set(STAGES) - named == {"k_rope", "context"}  # q_rope and weights come first, whatever is changed

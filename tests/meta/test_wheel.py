@@ -1,0 +1,109 @@
+"""The wheel, installed where the source tree is not: the command, the suite and the pytest plugin work."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import site
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.no_shape_checks
+
+ROOT = Path(__file__).parents[2]
+BUILT = ("pyproject.toml", "README.md", "LICENSE", "gqa", "gqa_*", "conformance")
+MINE = """
+import numpy as np
+
+def kernel(query, key, value, mask=None):
+    groups = query.shape[1] // key.shape[1]
+    key, value = (np.repeat(x, groups, axis=1) for x in (key, value))
+    scores = query @ key.swapaxes(2, 3) / query.shape[-1] ** 0.5
+    scores = scores if mask is None else np.where(mask, scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return weights @ value, weights
+
+def tiled(query, key, value, mask=None):
+    groups = query.shape[1] // key.shape[1]
+    return kernel(query, np.tile(key, (1, groups, 1, 1)), np.tile(value, (1, groups, 1, 1)), mask)
+"""
+
+
+def run(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
+    """In a folder that is not the source tree, without any path into it."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTEST_ADDOPTS")}
+    environment |= {"COLUMNS": "200", "NO_COLOR": "1"}
+    return subprocess.run(
+        list(map(str, command)), cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """A folder with a virtual environment that has the wheel, and every other package from this one's."""
+    if int(version("setuptools").split(".")[0]) < 77:
+        pytest.skip("setuptools 77 is needed to build the wheel")
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    source.mkdir()
+    for pattern in BUILT:
+        for path in ROOT.glob(pattern):
+            copy = shutil.copytree if path.is_dir() else shutil.copy
+            copy(path, source / path.name)
+    pip = (sys.executable, "-m", "pip", "--disable-pip-version-check")
+    built = run(folder, *pip, "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, source)
+    assert built.returncode == 0, built.stderr
+    shutil.rmtree(source)
+    assert run(folder, sys.executable, "-m", "venv", "--without-pip", folder / "env").returncode == 0
+    python = folder / "env" / "bin" / "python"
+    [wheel] = folder.glob("gqa-*.whl")
+    done = run(folder, *pip, "--python", python, "install", "-q", "--no-deps", "--no-index", wheel)
+    assert done.returncode == 0, done.stderr
+    [packages] = (folder / "env").glob("lib/python*/site-packages")
+    # One path in a .pth file: packages are found there, other .pth files there (an editable install) are not read.
+    (packages / "others.pth").write_text("\n".join(site.getsitepackages()) + "\n")
+    (folder / "mine.py").write_text(MINE)
+    return folder
+
+
+def test_the_code_is_the_wheels(installed):
+    found = run(
+        installed,
+        installed / "env/bin/python",
+        "-c",
+        "import conformance, gqa; print(conformance.__file__, gqa.__file__)",
+    )
+    assert found.returncode == 0, found.stderr
+    assert [Path(path).is_relative_to(installed / "env") for path in found.stdout.split()] == [True, True]
+
+
+def test_the_command_has_its_subcommands(installed):
+    found = run(installed, installed / "env/bin/gqa", "--help")
+    assert found.returncode == 0, found.stderr
+    assert all(name in found.stdout for name in ("conform", "dialect", "trace", "port", "verify", "study"))
+
+
+def test_a_target_is_judged_and_reported(installed):
+    asked = ("conform", "--target", "mine:tiled", "--arrays", "numpy", "--html", "page.html", "--junit", "junit.xml")
+    found = run(installed, installed / "env/bin/gqa", *asked)
+    assert found.returncode == 1, found.stderr
+    assert "head order: tiled" in found.stdout
+    assert "<table" in (installed / "page.html").read_text()  # the template is in the wheel
+    assert (installed / "junit.xml").read_text().count("<failure") > 20
+
+
+def test_pytest_finds_the_plugin_and_the_tests(installed):
+    python = installed / "env/bin/python"
+    asked = ("-m", "pytest", "-q", "-rs", "--pyargs", "conformance", "-k", "plain or window", "-p", "no:cacheprovider")
+    right = run(installed, python, *asked, "--gqa-target", "mine:kernel", "--gqa-arrays", "numpy")
+    assert right.returncode == 0, right.stdout
+    assert "12 passed" in right.stdout
+    assert "unsupported: takes no window" in right.stdout
+    wrong = run(installed, python, *asked, "--gqa-target", "mine:tiled", "--gqa-arrays", "numpy")
+    assert wrong.returncode == 1, wrong.stdout
+    assert "reproduced by: head order: tiled" in wrong.stdout
