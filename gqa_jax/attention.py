@@ -10,6 +10,7 @@ from jaxtyping import Float
 from gqa_jax import fast, masks
 from gqa_jax.plain import plain_attention
 from gqa_spec import checks
+from gqa_spec.settings import KernelSettings
 
 PACKED_ROWS = 64  # queries times heads of a group: up to here, reading keys and values takes longer than computing
 PACKED_WEIGHTS = 2**22  # 16 MiB in float32
@@ -46,7 +47,7 @@ def grouped_query_attention(
         "sinks": sinks, "dropout_multiplier": dropout_multiplier,
     }  # fmt: skip
     if not need_weights:
-        checks.attention(query, key, value, mask, Array, settings)
+        checks.attention(query, key, value, mask, Array, KernelSettings(**settings))
         return attend(query, key, value, mask, **settings), None
     stages = attention_stages(query, key, value, mask, **settings)
     return stages["context"], stages["weights"].astype(query.dtype)
@@ -124,11 +125,11 @@ def attention_stages(
 
     Arguments and errors as for `grouped_query_attention`.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "causal": causal, "window": window, "chunk": chunk, "offset": offset, "scale": scale, "softcap": softcap,
         "sinks": sinks, "dropout_multiplier": dropout_multiplier,
     }  # fmt: skip
-    checks.attention(query, key, value, mask, Array, settings)
+    checks.attention(query, key, value, mask, Array, KernelSettings(**settings))
     visible, bias = masks.split(mask)
     visible = masks.visible_keys(query.shape[2], key.shape[2], visible, causal, window, chunk, offset)
     scale = query.shape[-1] ** -0.5 if scale is None else scale

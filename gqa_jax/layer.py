@@ -22,6 +22,7 @@ from gqa_jax.norm import qk_norm
 from gqa_jax.precision import compute_dtype
 from gqa_spec import AttentionConfig, checks
 from gqa_spec.config import CONFIG_FIELDS, DERIVED, symbolic_shapes, weight_shapes
+from gqa_spec.settings import RotationSettings
 
 
 class GroupedQueryAttention(nnx.Module):
@@ -182,7 +183,7 @@ class GroupedQueryAttention(nnx.Module):
         value = key if value is None else value
         rotation = {"positions": positions, "key_positions": key_positions, "offset": offset, "rope_length": length}
         config = self.config
-        checks.layer_call(config, str(self.dtype), query, key, value, mask, Array, rotation)
+        checks.layer_call(config, str(self.dtype), query, key, value, mask, Array, RotationSettings(**rotation))
         T, S = query.shape[1], key.shape[1]
         stages = {
             "q_proj": _split(project(self.q_proj, query), config.num_heads),

@@ -11,6 +11,7 @@ from gqa_numpy import masks
 from gqa_numpy.fast import blocked_attention
 from gqa_numpy.plain import plain_attention
 from gqa_spec import checks
+from gqa_spec.settings import KernelSettings
 
 Array = np.ndarray
 
@@ -46,7 +47,7 @@ def grouped_query_attention(
         "sinks": sinks, "dropout_multiplier": dropout_multiplier,
     }  # fmt: skip
     if choose_path(need_weights) == "blocked":
-        checks.attention(query, key, value, mask, Array, settings)
+        checks.attention(query, key, value, mask, Array, KernelSettings(**settings))
         return attend(query, key, value, mask, **settings), None
     stages = attention_stages(query, key, value, mask, **settings)
     return stages["context"], stages["weights"].astype(query.dtype)
@@ -91,11 +92,11 @@ def attention_stages(
 
     Arguments and errors as for `grouped_query_attention`.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "causal": causal, "window": window, "chunk": chunk, "offset": offset, "scale": scale, "softcap": softcap,
         "sinks": sinks, "dropout_multiplier": dropout_multiplier,
     }  # fmt: skip
-    checks.attention(query, key, value, mask, Array, settings)
+    checks.attention(query, key, value, mask, Array, KernelSettings(**settings))
     visible, bias = masks.split(mask)
     visible = masks.visible_keys(query.shape[2], key.shape[2], visible, causal, window, chunk, offset)
     scale = query.shape[-1] ** -0.5 if scale is None else scale

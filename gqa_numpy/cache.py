@@ -38,7 +38,7 @@ class KVCache:
 
     def clone(self) -> KVCache:
         """A copy with storage of its own: extend both, to fork a prefix for instance. A spent handle raises."""
-        checks.cache_unspent(self.spent)
+        checks.cache_not_consumed(self.spent)
         return replace(self, keys=self.keys.copy(), values=self.values.copy(), length=self.length.copy())
 
 

@@ -18,6 +18,7 @@ from gqa_numpy.masks import Offset
 from gqa_numpy.norm import qk_norm, qk_norm_vjp
 from gqa_spec import AttentionConfig, checks
 from gqa_spec.config import CONFIG_FIELDS, DERIVED, symbolic_shapes, weight_shapes
+from gqa_spec.settings import RotationSettings
 
 Array = np.ndarray
 
@@ -209,7 +210,7 @@ class GroupedQueryAttention:
         value = key if value is None else value
         rotation = {"positions": positions, "key_positions": key_positions, "offset": offset, "rope_length": length}
         config = self.config
-        checks.layer_call(config, str(self.dtype), query, key, value, mask, Array, rotation)
+        checks.layer_call(config, str(self.dtype), query, key, value, mask, Array, RotationSettings(**rotation))
         T, S = query.shape[1], key.shape[1]
         stages = {
             "q_proj": _split(self._project("q_proj", query), config.num_heads),
@@ -232,7 +233,7 @@ class GroupedQueryAttention:
         """How many of x's tokens each row appends, once everything has been checked."""
         checks.array("x", x, Array)
         checks.instance("cache", cache, KVCache)
-        checks.cache_unspent(cache.spent)
+        checks.cache_not_consumed(cache.spent)
         checks.extend(self.config, x.shape, cache.keys.shape, cache.values.shape, cache.rolling)
         B, T = x.shape[:2]
         if lengths is not None:

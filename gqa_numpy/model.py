@@ -117,7 +117,7 @@ class Transformer:
         count = self._count(tokens, lengths)
         checks.model_cache(cache, self.config.num_layers, KVCache)
         for held in cache:
-            checks.cache_unspent(held.spent)
+            checks.cache_not_consumed(held.spent)
             if not held.rolling:
                 checks.cache_room(held.capacity, held.length.tolist(), count.tolist())
         x, longer = self._embed(tokens), []

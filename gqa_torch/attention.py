@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor as Array
 
 from gqa_spec import checks
+from gqa_spec.settings import KernelSettings
 from gqa_torch import fast, masks
 from gqa_torch.plain import plain_attention, zero_hidden
 
@@ -49,7 +50,7 @@ def grouped_query_attention(
         "sinks": sinks, "dropout_multiplier": dropout_multiplier,
     }  # fmt: skip
     if not need_weights:
-        checks.attention(query, key, value, mask, Array, settings)
+        checks.attention(query, key, value, mask, Array, KernelSettings(**settings))
         return attend(query, key, value, mask, **settings), None
     stages = attention_stages(query, key, value, mask, **settings)
     return stages["context"], stages["weights"].to(query.dtype)
@@ -201,11 +202,11 @@ def attention_stages(
 
     Arguments and errors as for `grouped_query_attention`.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "causal": causal, "window": window, "chunk": chunk, "offset": offset, "scale": scale, "softcap": softcap,
         "sinks": sinks, "dropout_multiplier": dropout_multiplier,
     }  # fmt: skip
-    checks.attention(query, key, value, mask, Array, settings)
+    checks.attention(query, key, value, mask, Array, KernelSettings(**settings))
     visible, bias = masks.split(mask)
     T, S = query.shape[2], key.shape[2]
     visible = masks.visible_keys(T, S, visible, causal, window, chunk, offset, device=query.device)

@@ -14,6 +14,7 @@ from torch import nn
 
 from gqa_spec import AttentionConfig, checks
 from gqa_spec.config import CONFIG_FIELDS, DERIVED, symbolic_shapes, weight_shapes
+from gqa_spec.settings import RotationSettings
 from gqa_torch import cache as cache_
 from gqa_torch import rope
 from gqa_torch.attention import attend, attention_stages, grouped_query_attention
@@ -220,7 +221,9 @@ class GroupedQueryAttention(nn.Module):
         query, key, value = (
             x.to(dtype) if isinstance(x, Array) and x.dtype == weight.dtype else x for x in (query, key, value)
         )
-        checks.layer_call(self.config, str(dtype).removeprefix("torch."), query, key, value, mask, Array, rotation)
+        checks.layer_call(
+            self.config, str(dtype).removeprefix("torch."), query, key, value, mask, Array, RotationSettings(**rotation)
+        )
         return query, key, value
 
     def _projected(self, query: Array, key: Array, value: Array) -> dict[str, Array]:
@@ -249,7 +252,7 @@ class GroupedQueryAttention(nn.Module):
         """How many of x's tokens each row appends, once everything that is known has been checked."""
         checks.array("x", x, Array)
         checks.instance("cache", cache, KVCache)
-        checks.cache_unspent(cache.spent)
+        checks.cache_not_consumed(cache.spent)
         checks.extend(self.config, x.shape, cache.keys.shape, cache.values.shape, cache.rolling)
         B, T = x.shape[:2]
         if lengths is None:

@@ -222,7 +222,7 @@ class Transformer(nn.Module):
             checks.extend(layer, (*tokens.shape[:2], self.config.hidden_size), keys, values, rolling)
         counts = cache_.known(count) or ()
         for held in cache:
-            checks.cache_unspent(held.spent)
+            checks.cache_not_consumed(held.spent)
             if not held.rolling:
                 checks.cache_room(held.capacity, cache_.known(held.length) or (), counts)
 

@@ -1,0 +1,70 @@
+"""Caches, and what is appended to them (SPEC 13)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from gqa_spec.checks.arrays import Shape, array, dtype_name, is_integer_dtype, shape
+from gqa_spec.checks.settings import rolling
+from gqa_spec.checks.values import boolean, integer
+
+
+def cacheable(config: Any) -> None:
+    """A layer whose earlier tokens never change: it is causal, and attends to itself (SPEC 13)."""
+    if not config.causal:
+        raise ValueError("cache: expected a layer with causal=True, got causal=False")
+    if config.kv_dim != config.embed_dim:
+        raise ValueError(f"cache: expected self-attention, E = D = {config.embed_dim}, got E = {config.kv_dim}")
+
+
+def init_cache(config: Any, batch_size: Any, max_length: Any, rolling_: Any) -> None:
+    """Every argument of a layer's `init_cache`, but for the dtype."""
+    cacheable(config)
+    integer("batch_size", batch_size, symbol="B", at_least=0)
+    integer("max_length", max_length, at_least=1)
+    boolean("rolling", rolling_)
+    if rolling_:
+        rolling(config.window)
+
+
+def extend(config: Any, x: Shape, keys: Shape, values: Shape, rolling_: bool) -> None:
+    """x and the cache that a layer's `extend` is given, by their shapes."""
+    cacheable(config)
+    shape("x", x, "B T D", {"D": config.embed_dim})
+    known = {"B": x[0], "K": config.num_kv_heads, "H": config.head_dim, "Hv": config.v_head_dim}
+    shape("cache.keys", keys, "B K C H", known | ({"C": config.window} if rolling_ else {}))
+    shape("cache.values", values, "B K C Hv", known | {"C": keys[2]})
+
+
+def cache_lengths(value: Any, kind: Any, batch_size: int) -> None:
+    """lengths of a layer's `extend`: how many tokens of each row are real."""
+    array("lengths", value, kind)
+    if not is_integer_dtype(value):
+        raise TypeError(f"lengths: expected an integer dtype, got {dtype_name(value)}")
+    shape("lengths", value.shape, "B", {"B": batch_size})
+
+
+def cache_lengths_in_chunk(lengths: Iterable[int], chunk: int) -> None:
+    for row, length in enumerate(lengths):
+        if not 0 <= length <= chunk:
+            raise ValueError(f"lengths: expected 0 <= length <= T = {chunk}, got {length} in row {row}")
+
+
+def cache_room(capacity: int, lengths: Iterable[int], chunks: Iterable[int]) -> None:
+    """Each row's tokens so far and its new ones fit."""
+    for row, (length, chunk) in enumerate(zip(lengths, chunks, strict=True)):
+        if length + chunk > capacity:
+            raise ValueError(
+                f"cache: expected length + chunk <= capacity = {capacity}, "
+                f"got length {length} + chunk {chunk} in row {row}"
+            )
+
+
+def cache_not_consumed(consumed: bool) -> None:
+    """Where extend writes in place, a cache can be extended once."""
+    if consumed:
+        raise ValueError(
+            "cache: expected one that was not extended yet, got one already extended: "
+            "use the cache that extend returned, or clone() it first to extend it twice"
+        )

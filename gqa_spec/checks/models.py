@@ -1,0 +1,71 @@
+"""What a model is called with, and what it generates from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gqa_spec.checks.arrays import array, dtype_name, floating, is_integer_dtype, same_dtype, shape
+from gqa_spec.checks.values import instance, integer, number
+
+
+def model_input(config: Any, dtype: str, x: Any, kind: Any) -> None:
+    """What a model is called with: tokens, an integer array (B, T), or vectors (B, T, I) of its dtype."""
+    name = "tokens" if config.input_dim is None else "vectors"
+    array(name, x, kind)
+    if config.input_dim is not None:
+        floating(name, x)
+        same_dtype(name, x, "the model's", dtype)
+        shape(name, x.shape, "B T I", {"I": config.input_dim})
+    elif not is_integer_dtype(x):
+        raise TypeError(f"tokens: expected an integer dtype, got {dtype_name(x)}")
+    else:
+        shape(name, x.shape, "B T", {})
+    if x.shape[1] == 0:
+        raise ValueError(f"{name}: expected at least one token, T >= 1, got {tuple(x.shape)}")
+
+
+def token_ids(lowest: int, highest: int, vocab_size: int) -> None:
+    if lowest < 0 or highest >= vocab_size:
+        got = lowest if lowest < 0 else highest
+        raise ValueError(f"tokens: expected 0 <= token < V = {vocab_size}, got {got}")
+
+
+def model_cache(caches: Any, num_layers: int, kind: Any) -> None:
+    """One cache for each layer, as `init_cache` gives them."""
+    if not isinstance(caches, tuple) or len(caches) != num_layers:
+        got = f"{len(caches)} of them" if isinstance(caches, tuple) else type(caches).__name__
+        raise ValueError(f"cache: expected a tuple of one cache for each of {num_layers} layers, got {got}")
+    for cache in caches:
+        instance("cache", cache, kind)
+
+
+def prompts(value: Any, config: Any, max_new_tokens: int) -> None:
+    """A list of non-empty lists of token ids that leave room for the new ones in the model's context."""
+    if config.output != "logits" or config.vocab_size is None:
+        raise ValueError(f"generate: expected a model with output='logits', got output={config.output!r}")
+    if not isinstance(value, list | tuple) or not value or not all(isinstance(row, list | tuple) for row in value):
+        raise TypeError("prompts: expected a list of lists of token ids, at least one")
+    for row, tokens in enumerate(value):
+        if not tokens:
+            raise ValueError(f"prompts: expected at least one token, got an empty prompt in row {row}")
+        for token in tokens:
+            integer("token", token, at_least=0)
+        token_ids(min(tokens), max(tokens), config.vocab_size)
+        if config.max_length is not None and len(tokens) + max_new_tokens > config.max_length:
+            raise ValueError(
+                f"prompts: expected length + max_new_tokens <= max_length = {config.max_length}, the model's context, "
+                f"got {len(tokens)} + {max_new_tokens} in row {row}"
+            )
+
+
+def uniforms(value: Any, rows: int, max_new_tokens: int) -> None:
+    """Numbers from [0, 1), one for each new token."""
+    shape("uniforms", value.shape, "B tokens", {"B": rows, "tokens": max_new_tokens})
+    if value.size and not (value.min() >= 0 and value.max() < 1):
+        raise ValueError(f"uniforms: expected 0 <= u < 1, got {value.min()} to {value.max()}")
+
+
+def top_p(value: Any) -> None:
+    number("top_p", value, above=0)
+    if value > 1:
+        raise ValueError(f"top_p: expected a number > 0 and <= 1, got {value}")

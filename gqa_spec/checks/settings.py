@@ -1,0 +1,75 @@
+"""Settings of a config, a layer or a model that contradict each other."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gqa_spec.checks.values import boolean, integer, is_number, number
+
+
+def even(name: str, value: int) -> None:
+    if value % 2:
+        raise ValueError(f"{name}: expected an even number of dimensions to pair, got {value}")
+
+
+def divides(name: str, num_kv_heads: int, num_heads: int) -> None:
+    if num_heads % num_kv_heads:
+        raise ValueError(f"{name}: expected K to divide N = {num_heads}, got {num_kv_heads}")
+
+
+def splits_width(embed_dim: int, num_heads: int) -> None:
+    if embed_dim % num_heads:
+        raise ValueError(
+            f"embed_dim: expected N = {num_heads} to divide D = {embed_dim} when head_dim is not given, got {embed_dim}"
+        )
+
+
+def rotary_dim(rotary: int, head_dim: int) -> None:
+    if rotary > head_dim:
+        raise ValueError(f"rotary_dim: expected at most H = {head_dim}, got {rotary}")
+    even("rotary_dim", rotary)
+
+
+def longrope_factors(scaling: Any, rotary: int) -> None:
+    for name in ("short_factor", "long_factor"):
+        if len(getattr(scaling, name)) != rotary // 2:
+            raise ValueError(
+                f"{name}: expected rotary_dim / 2 = {rotary // 2} factors, got {len(getattr(scaling, name))}"
+            )
+
+
+def rolling(window: int | None) -> None:
+    if window is None:
+        raise ValueError("rolling: expected a window to roll over, got window=None")
+
+
+def attention_settings(causal: Any, window: Any, chunk: Any, scale: Any, softcap: Any) -> None:
+    """causal, window, chunk, scale and softcap of a kernel or a config; a traced scale or softcap is not checked."""
+    boolean("causal", causal)
+    for name, value in (("window", window), ("chunk", chunk)):
+        if value is not None:
+            integer(name, value, at_least=1)
+    for name, value in (("scale", scale), ("softcap", softcap)):
+        if is_number(value) or not hasattr(value, "dtype"):  # torch.compile cannot trace hasattr of its symbolic floats
+            number(name, value, above=0, optional=True)
+
+
+def layer_widths(widths: tuple[int, ...]) -> None:
+    if len(set(widths)) > 1:
+        raise ValueError(f"attention: expected one embed_dim D for all layers, got {sorted(set(widths))}")
+
+
+def model_ends(vocab_size: Any, input_dim: Any, output: str, tied: bool) -> None:
+    """Tokens or vectors in, one of the two; logits need a vocabulary, a tied head needs an embedding."""
+    if (vocab_size is None) == (input_dim is None):
+        raise ValueError(f"vocab_size, input_dim: expected one of the two, got {vocab_size} and {input_dim}")
+    for name, value in (("vocab_size", vocab_size), ("input_dim", input_dim)):
+        if value is not None:
+            integer(name, value, at_least=1)
+    if vocab_size is None and (output == "logits" or tied):
+        raise ValueError("vocab_size: expected a vocabulary for output='logits' and for tied=True, got None")
+
+
+def norm_bias(norm: str, bias: bool) -> None:
+    if bias and norm != "layer":
+        raise ValueError(f"norm_bias: expected norm='layer', got norm={norm!r}")

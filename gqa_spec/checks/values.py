@@ -1,0 +1,59 @@
+"""Plain values: numbers, booleans, choices, classes."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+
+def is_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def integer(name: str, value: Any, *, at_least: int, symbol: str = "") -> None:
+    if not is_integer(value):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < at_least:
+        raise ValueError(f"{name}: expected {symbol or name} >= {at_least}, got {value}")
+
+
+def number(
+    name: str,
+    value: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    optional: bool = False,
+) -> None:
+    if optional and value is None:
+        return
+    if not is_number(value):
+        raise TypeError(f"{name}: expected a number{' or None' if optional else ''}, got {value!r}")
+    bounds = [f">= {at_least}"] * (at_least is not None) + [f"> {above}"] * (above is not None)
+    bounds += [f"< {below}"] * (below is not None)
+    inside = (at_least is None or value >= at_least) and (above is None or value > above)
+    finite = -math.inf < value < math.inf  # not math.isfinite, which torch.compile cannot trace for its symbolic floats
+    if not (finite and inside and (below is None or value < below)):
+        raise ValueError(f"{name}: expected a finite number {' and '.join(bounds)}, got {value}")
+
+
+def boolean(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
+def choice(name: str, value: Any, allowed: tuple[str, ...], *, optional: bool = False) -> None:
+    if not (value in allowed or (optional and value is None)):
+        raise ValueError(f"{name}: expected {', '.join(allowed)}{' or None' if optional else ''}, got {value!r}")
+
+
+def instance(name: str, value: Any, kind: Any, *, optional: bool = False) -> None:
+    if not (isinstance(value, kind) or (optional and value is None)):
+        names = " or ".join(k.__name__ for k in getattr(kind, "__args__", (kind,)))
+        raise TypeError(f"{name}: expected {names}{' or None' if optional else ''}, got {type(value).__name__}")
