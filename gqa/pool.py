@@ -20,7 +20,7 @@ def pool(
     dest: Dest,
     num_kv_heads: Annotated[int, typer.Option(help="KV heads of each layer afterwards; divides those of now.")],
     method: Annotated[
-        Literal["mean", "first", "random"], typer.Option(help="What stands for a group of KV heads.")
+        Literal["mean", "first", "random"], typer.Option(help="What replaces a group of KV heads.")
     ] = "mean",
     seed: Annotated[int, typer.Option(help="For --method random.")] = 0,
     force: Force = False,

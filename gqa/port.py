@@ -1,4 +1,4 @@
-"""`gqa port`: a checkpoint in another layout, and a manifest that says what the layout means."""
+"""`gqa port`: a checkpoint in another layout, and a manifest of the layout's conventions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gqa verify`: the first stage at which two checkpoints part."""
+"""`gqa verify`: the first stage at which two checkpoints differ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from conformance.targets import BACKENDS
 from conformance.targets.frameworks import available
-from conformance.trace import models as room
+from conformance.trace import models as proof
 from gqa.common import Json, one_sentence, print_json, progress
 from gqa_weights.port import open_model
 
@@ -37,9 +37,9 @@ def verify(
         models = open_model(a), open_model(b)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         with progress(*columns) as bars:
-            bar = bars.add_task("layers", total=room.steps(*models))
+            bar = bars.add_task("layers", total=proof.steps(*models))
             verdicts = list(
-                room.verify(*models, backends=pair, dtype=dtype, done=lambda size: bars.update(bar, advance=size))
+                proof.verify(*models, backends=pair, dtype=dtype, done=lambda size: bars.update(bar, advance=size))
             )
     if json:
         print_json(_as_json(verdicts, pair, dtype))
@@ -63,7 +63,7 @@ def _backends(given: str) -> tuple[str, str]:
     return pair[0], pair[1]
 
 
-def _print(verdicts: list[room.Verdict], title: str) -> None:
+def _print(verdicts: list[proof.Verdict], title: str) -> None:
     console = Console()
     differing = [verdict for verdict in verdicts if not verdict.same]
     whole = any(verdict.place == "settings" for verdict in verdicts)
@@ -89,7 +89,7 @@ def _print(verdicts: list[room.Verdict], title: str) -> None:
     )
 
 
-def _as_json(verdicts: list[room.Verdict], backends: tuple[str, str], dtype: str) -> dict[str, Any]:
+def _as_json(verdicts: list[proof.Verdict], backends: tuple[str, str], dtype: str) -> dict[str, Any]:
     rows = [{**asdict(v), "error": v.error if isfinite(v.error) else None, "same": v.same} for v in verdicts]
     differing = [row for row in rows if not row["same"]]
     return {

@@ -22,10 +22,17 @@ HALF_PRECISION = 2  # bytes of an element of a cache, where a checkpoint's own d
 
 
 def describe(path: str | Path) -> dict[str, Any]:
-    """Name of a property -> a plain value. Where layers differ, the value says on how many it holds.
+    """Describe a checkpoint from its settings and headers.
 
-    cache_bytes_per_token: of all layers, in the dtype of the weights (float16 for quantized ones); a window bounds the
-    number of tokens, not this. Raises ValueError for files that are no checkpoint of a known family.
+    Args:
+        path: A file or a folder.
+
+    Returns:
+        Property -> plain value. Where layers differ, the value counts its layers. `cache_bytes_per_token` is that of
+        all layers in the dtype of the weights (float16 for quantized ones); a window bounds the tokens, not this.
+
+    Raises:
+        CheckpointError: For files that are no checkpoint of a known family.
     """
     checkpoint = open_checkpoint(path)
     model = read_attention(checkpoint)

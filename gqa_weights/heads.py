@@ -33,11 +33,23 @@ def pool_kv_heads(
 ) -> Layer:
     """K KV heads -> K' = num_kv_heads, each made from K / K' neighbours (Ainslie et al. 2023, arXiv 2305.13245). Lossy.
 
-    method: "mean" of the neighbours, in float64 and rounded once, so that equal heads give exactly that head; the
-    "first" of them; or "random", fresh heads drawn by `rng`, normal with each tensor's own mean and deviation, as a
-    baseline. Shapes: k_proj.weight (K*H, E) -> (K'*H, E); v_proj.weight, biases and a full-width k_norm.weight alike.
-    dtypes are kept. Raises ValueError unless K' divides K, and for weights that do not fit the config; TypeError for
-    "random" without a generator.
+    Shapes: k_proj.weight (K*H, E) -> (K'*H, E); v_proj.weight, biases and a full-width k_norm.weight alike. dtypes are
+    kept.
+
+    Args:
+        weights: The layer's canonical weights.
+        config: The layer's settings.
+        num_kv_heads: K', the KV heads afterwards.
+        method: "mean" of the neighbours, in float64 and rounded once, so that equal heads give exactly that head; the
+            "first" of them; or "random", fresh heads, normal with each tensor's own mean and deviation, as a baseline.
+        rng: The generator that "random" draws from.
+
+    Returns:
+        The changed weights and config.
+
+    Raises:
+        ValueError: Unless K' divides K, and for weights that do not fit the config.
+        TypeError: For "random" without a generator.
     """
     _check(weights, config)
     checks.pooled_heads(num_kv_heads, config.num_kv_heads)
@@ -58,11 +70,21 @@ def pool_kv_heads(
 
 
 def expand_kv_heads(weights: Weights, config: AttentionConfig, num_kv_heads: int | None = None) -> Layer:
-    """K KV heads -> K' = num_kv_heads (N when None, which is MHA), each repeated K' / K times in place. Lossless.
+    """K KV heads -> K' = num_kv_heads, each repeated K' / K times in place. Lossless.
 
     Attention weights and outputs stay what they were; with `rms_full` up to rounding, since the norm's mean then runs
-    over each head K' / K times. Shapes and dtypes as in `pool_kv_heads`, which undoes it bit for bit. Raises ValueError
-    unless K divides K' and K' divides N, and for weights that do not fit the config.
+    over each head K' / K times. Shapes and dtypes as in `pool_kv_heads`, which undoes it bit for bit.
+
+    Args:
+        weights: The layer's canonical weights.
+        config: The layer's settings.
+        num_kv_heads: K', the KV heads afterwards; N when None, which is MHA.
+
+    Returns:
+        The changed weights and config.
+
+    Raises:
+        ValueError: Unless K divides K' and K' divides N, and for weights that do not fit the config.
     """
     _check(weights, config)
     K, expanded = config.num_kv_heads, config.num_heads if num_kv_heads is None else num_kv_heads
@@ -75,9 +97,18 @@ def expand_kv_heads(weights: Weights, config: AttentionConfig, num_kv_heads: int
 
 
 def replicate_kv_heads(weights: Weights, config: AttentionConfig, ranks: int) -> Layer:
-    """Expand to the fewest KV heads that `ranks` tensor-parallel ranks can share out evenly: lcm(K, ranks).
+    """Expand to the fewest KV heads that tensor-parallel ranks can share evenly: lcm(K, ranks).
 
-    Raises ValueError unless ranks divides N, and for weights that do not fit the config.
+    Args:
+        weights: The layer's canonical weights.
+        config: The layer's settings.
+        ranks: The number of ranks.
+
+    Returns:
+        The changed weights and config.
+
+    Raises:
+        ValueError: Unless ranks divides N, and for weights that do not fit the config.
     """
     _check(weights, config)
     checks.head_ranks(0, ranks, config.num_heads)
@@ -90,8 +121,20 @@ def slice_heads(weights: Weights, config: AttentionConfig, rank: int, ranks: int
     KV heads are replicated first where `ranks` does not divide K. Every rank takes the whole input; the sum of their
     outputs is the whole layer's, and their weights side by side along N are its weights. Only rank 0 keeps o_proj.bias:
     the others have out_bias=False. Shapes: q_proj.weight (N*H / ranks, D), o_proj.weight (D, N*Hv / ranks), sinks
-    (N / ranks,). Raises ValueError unless ranks divides N and 0 <= rank < ranks, for `rms_full`, whose norm needs all
-    heads at once, and for weights that do not fit the config.
+    (N / ranks,).
+
+    Args:
+        weights: The whole layer's canonical weights.
+        config: Its settings.
+        rank: Which part, 0 <= rank < ranks.
+        ranks: The number of ranks.
+
+    Returns:
+        The part's weights and config.
+
+    Raises:
+        ValueError: Unless ranks divides N and 0 <= rank < ranks; for `rms_full`, whose norm needs all heads at once;
+            and for weights that do not fit the config.
     """
     checks.head_ranks(rank, ranks, config.num_heads)
     checks.sliceable(config)
@@ -107,10 +150,21 @@ def slice_heads(weights: Weights, config: AttentionConfig, rank: int, ranks: int
 
 
 def convert_rope_pairing(weights: Weights, config: AttentionConfig, pairing: Pairing) -> Layer:
-    """Re-pair RoPE: reorder the rotary rows of every query and key head, so that `pairing` turns the same pairs.
+    """Re-pair RoPE: reorder the rotary rows of every query and key head, so that `pairing` rotates the same pairs.
 
     q_proj, k_proj, their biases and norms; rows past rotary_dim, values and outputs stay. There and back is the
-    identity. Raises ValueError for a config without rope, an unknown pairing, and weights that do not fit the config.
+    identity.
+
+    Args:
+        weights: The layer's canonical weights.
+        config: The layer's settings.
+        pairing: "half" or "interleaved", how RoPE pairs the rows afterwards.
+
+    Returns:
+        The changed weights and config.
+
+    Raises:
+        ValueError: For a config without rope, an unknown pairing, and weights that do not fit the config.
     """
     _check(weights, config)
     checks.rope_is_on("pairing", config.rope)
@@ -144,7 +198,7 @@ def _changed(
 
 
 def _axes(config: AttentionConfig, symbol: str) -> Iterator[tuple[str, int]]:
-    """Each tensor that has the symbol in its shape, and the axis where: N stands in axis 1 of `D, N*Hv`."""
+    """Each tensor that has the symbol in its shape, and the axis where: N is in axis 1 of `D, N*Hv`."""
     for name, symbols in symbolic_shapes(config).items():
         for axis, factors in enumerate(symbols.strip(",").split(", ")):
             if symbol in factors.split("*"):

@@ -31,7 +31,7 @@ SCALINGS: dict[str, type] = {
     "llama3": Llama3Scaling,
     "longrope": LongropeScaling,
 }
-MOST_LAYERS = 10_000  # a lying file must not fill the memory
+MOST_LAYERS = 10_000  # a false count must not fill the memory
 HEAD_ORDERS = {
     "contiguous": "query head n reads KV head n // G",
     "strided": "query head n reads KV head n % K",
@@ -49,8 +49,15 @@ def manifest(
 ) -> Json:
     """Every convention of a checkpoint whose attention is stored in `layout`, as JSON.
 
-    family: that of Hugging Face, which alone knows some settings by name. dtypes: those of the tensors. source: where
-    the weights came from, and what was done to them.
+    Args:
+        config: The model's settings.
+        layout: How its attention is stored.
+        family: That of Hugging Face, whose config.json some settings come from.
+        dtypes: Those of the tensors.
+        source: Where the weights came from, and what was done to them.
+
+    Returns:
+        The content of gqa_manifest.json.
     """
     kinds: dict[AttentionConfig, list[int]] = {}
     for number, layer in enumerate(config.attention):
@@ -67,7 +74,7 @@ def manifest(
 
 
 def _stated(layer: AttentionConfig, layout: Layout) -> Json:
-    """What traps whoever reads weights without it (SPEC 1, 2, 4, 8, 10, 11)."""
+    """The conventions without which the weights are misread (SPEC 1, 2, 4, 8, 10, 11)."""
     stored = conventions(layout, layer)
     return {
         "num_heads": layer.num_heads,
@@ -92,14 +99,18 @@ def _stated(layer: AttentionConfig, layout: Layout) -> Json:
 
 
 def to_json(config: ModelConfig) -> Json:
-    """Equal neighbours of `attention` are written once, with their `count`."""
+    """A config as JSON; equal neighbours of `attention` are written once, with their `count`."""
     runs = [(layer, len(list(same))) for layer, same in groupby(config.attention)]
     attention = [{"count": count, **_plain(layer)} for layer, count in runs]
     return {**{f.name: getattr(config, f.name) for f in fields(config)}, "attention": attention}
 
 
 def from_json(stored: Mapping[str, Any]) -> ModelConfig:
-    """The inverse of `to_json`. Raises ValueError for anything else."""
+    """The inverse of `to_json`.
+
+    Raises:
+        ValueError: For anything that `to_json` does not write.
+    """
     try:
         if sum(run["count"] for run in stored["attention"]) > MOST_LAYERS:
             raise ValueError(f"config: expected at most {MOST_LAYERS} layers")
@@ -124,7 +135,7 @@ def _rope(stored: Mapping[str, Any]) -> RopeConfig:
 
 
 def _plain(config: Any) -> Any:
-    """A config's fields as JSON has them; a scaling says which it is."""
+    """A config's fields as JSON has them; a scaling has its type too."""
     if not is_dataclass(config) or isinstance(config, type):
         return config
     names = {kind: name for name, kind in SCALINGS.items()}

@@ -1,7 +1,7 @@
 """Ports: a checkpoint in another layout, planned from its headers and written one tensor at a time.
 
-A plan knows every tensor that will be written, how it is computed, and the manifest; what cannot be done is found out
-while planning, before anything is written.
+A plan knows every tensor that will be written, how it is computed, and the manifest; what cannot be done is
+refused while planning, before anything is written.
 """
 
 from __future__ import annotations
@@ -62,15 +62,29 @@ class Plan:
 
 
 def open_model(path: str | Path) -> Model | AttentionModel:
-    """A model, or of `ATTENTION_ONLY` families its attention layers. Raises CheckpointError."""
+    """The model at a path; of `ATTENTION_ONLY` families its attention layers.
+
+    Raises:
+        CheckpointError: For a file that cannot be read, and settings or tensors that are not understood.
+    """
     checkpoint = open_checkpoint(path)
     return (read_attention if detect(checkpoint) in ATTENTION_ONLY else read_model)(checkpoint)
 
 
 def plan(source: str | Path, to: str, dtype: str | None = None) -> Plan:
-    """The source in another layout. to: one of TARGETS. dtype: what every tensor is cast to; kept when None.
+    """Plan to write the source in another layout.
 
-    Raises ValueError, CheckpointError for files, where the source cannot be read or the target cannot express it.
+    Args:
+        source: A checkpoint, a file or a folder.
+        to: One of TARGETS.
+        dtype: What every tensor is cast to; kept when None.
+
+    Returns:
+        The plan, for `write`.
+
+    Raises:
+        CheckpointError: Where the source cannot be read.
+        ValueError: Where the target cannot express it.
     """
     checks.choice("layout", to, TARGETS)
     checkpoint = open_checkpoint(source)
@@ -79,9 +93,19 @@ def plan(source: str | Path, to: str, dtype: str | None = None) -> Plan:
 
 
 def plan_pooled(source: str | Path, num_kv_heads: int, method: heads.PoolMethod = "mean", seed: int = 0) -> Plan:
-    """The source with fewer KV heads in every layer, in its own layout (a GGUF's: in Hugging Face's).
+    """Plan to write the source with fewer KV heads in every layer, in its own layout (a GGUF's: in Hugging Face's).
 
-    Raises as `plan`, and ValueError unless num_kv_heads divides the KV heads of every layer.
+    Args:
+        source: A checkpoint, a file or a folder.
+        num_kv_heads: The KV heads of each layer afterwards.
+        method: As in `heads.pool_kv_heads`.
+        seed: For "random".
+
+    Returns:
+        The plan, for `write`.
+
+    Raises:
+        ValueError: As `plan`, and unless num_kv_heads divides the KV heads of every layer.
     """
 
     def pool(number: int, weights: Mapping[str, Array], config: AttentionConfig) -> heads.Layer:
@@ -94,9 +118,17 @@ def plan_pooled(source: str | Path, num_kv_heads: int, method: heads.PoolMethod 
 
 
 def plan_expanded(source: str | Path, num_kv_heads: int | None = None) -> Plan:
-    """The source with more KV heads in every layer, num_heads of them when None, in its own layout.
+    """Plan to write the source with more KV heads in every layer, in its own layout.
 
-    Raises as `plan`, and ValueError unless num_kv_heads is a multiple of the KV heads and divides the query heads.
+    Args:
+        source: A checkpoint, a file or a folder.
+        num_kv_heads: The KV heads of each layer afterwards; num_heads when None.
+
+    Returns:
+        The plan, for `write`.
+
+    Raises:
+        ValueError: As `plan`, and unless num_kv_heads is a multiple of the KV heads and divides the query heads.
     """
 
     def expand(number: int, weights: Mapping[str, Array], config: AttentionConfig) -> heads.Layer:
@@ -111,10 +143,16 @@ def plan_expanded(source: str | Path, num_kv_heads: int | None = None) -> Plan:
 def write(
     plan: Plan, dest: str | Path, *, force: bool = False, done: Callable[[int], None] = lambda size: None
 ) -> None:
-    """The planned files: a folder, or a single file where dest ends in .safetensors or .npz; a folder that ends in
-    .orbax is written by orbax. `done` counts bytes.
+    """Write the planned files.
 
-    Raises CheckpointError where dest exists and force is not given, and as `save_checkpoint`; leaves nothing behind.
+    Args:
+        plan: From `plan`, `plan_pooled` or `plan_expanded`.
+        dest: A folder, or a file that ends in .safetensors or .npz; a folder that ends in .orbax is written by orbax.
+        force: Overwrite a checkpoint at dest.
+        done: Called with the number of bytes of each piece that was written.
+
+    Raises:
+        CheckpointError: As `save_checkpoint`. Nothing is left behind.
     """
     format = FORMATS.get(Path(dest).suffix, "safetensors")
     save_checkpoint(

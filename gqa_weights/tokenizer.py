@@ -46,7 +46,11 @@ class Tokenizer:
 
 
 def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
-    """Raises CheckpointError for a checkpoint without a tokenizer, and for one of an unknown kind."""
+    """The checkpoint's own tokenizer.
+
+    Raises:
+        CheckpointError: For a checkpoint without a tokenizer, and for one of an unknown kind.
+    """
     if checkpoint.format == "gguf":
         return _from_gguf(checkpoint)
     from tokenizers import Tokenizer as Library
@@ -63,7 +67,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 
 def _stop_tokens(folder: Path, settings: Mapping[str, Any]) -> tuple[int, ...]:
-    """generation_config.json speaks of generation, config.json where it is silent."""
+    """From generation_config.json, else from config.json."""
     given = read_json(folder / "generation_config.json").get("eos_token_id", settings.get("eos_token_id"))
     listed = given if isinstance(given, list) else [given]
     return tuple(token for token in listed if isinstance(token, int))

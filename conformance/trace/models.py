@@ -1,4 +1,4 @@
-"""Two models side by side: the first stage of each attention layer at which they part, and what differs around them.
+"""Two models side by side: the first stage of each attention layer at which they differ, and what differs around them.
 
 Both are brought to one RoPE pairing (canonical weights have one head order already). A layer of the one runs in one
 backend and its counterpart in another, on the same random input; each stage of both is held against the float64 oracle
@@ -34,7 +34,8 @@ STAGES = (
     "scores", "capped", "masked", "weights", "context", "output",
 )  # fmt: skip
 TOKENS, FAR = 12, 4096
-NO_MATTER = ("attention", "dropout", "max_length", "tied")  # settings of a model that change no number it computes
+# Settings of a model that change no number it computes; those of attention show in its stages.
+NOT_COMPUTED_WITH = ("attention", "dropout", "max_length", "tied")
 
 
 class Model(Protocol):
@@ -62,7 +63,7 @@ class Verdict:
 
 
 def steps(a: Model, b: Model) -> int:
-    """How often `verify` will say that it has done one more."""
+    """How often `verify` will call `done`."""
     return min(len(attention_of(a)), len(attention_of(b))) + 1
 
 
@@ -74,11 +75,21 @@ def verify(
     dtype: str = "float64",
     done: Callable[[int], None] = lambda size: None,
 ) -> Iterator[Verdict]:
-    """One verdict for the sizes, one for each attention layer, one for the settings around attention, and one for each
-    weight there that differs.
+    """Compare two models: their sizes, each attention layer stage by stage, the settings and weights around attention.
 
-    a runs in the first backend, b in the second, both in `dtype`, float64 or float32. A weight that the two hold in
-    different dtypes is rounded to the narrower first: so a port to bfloat16 equals what it was rounded from.
+    A weight that the two hold in different dtypes is rounded to the narrower first: so a port to bfloat16 equals what
+    it was rounded from.
+
+    Args:
+        a: A model; its attention runs in the first of `backends`.
+        b: Another; its attention runs in the second.
+        backends: Two of numpy, torch, jax.
+        dtype: What both compute in, "float64" or "float32".
+        done: Called with 1 after each step, `steps(a, b)` times.
+
+    Returns:
+        One verdict for the sizes, one for each attention layer, one for the settings around attention, and one for each
+        weight there that differs.
     """
     yield _sizes(a, b)
     if attention_of(a)[0].embed_dim == attention_of(b)[0].embed_dim:  # else no input fits both
@@ -175,8 +186,8 @@ class Probe:
 
 
 def _probes(*configs: AttentionConfig) -> Iterator[Probe]:
-    """Offsets put a few tokens where conventions part: at the start, across the edge of a window or chunk of any size,
-    and far out. Frequencies that depend on the length are asked for short and for long.
+    """Offsets put a few tokens where conventions differ: at the start, across the edge of each window or chunk, and
+    far out. Frequencies that depend on the length are taken for short and for long.
     """
     offsets = {0, FAR}
     offsets |= {config.window - 1 for config in configs if config.window is not None}
@@ -260,7 +271,7 @@ def _sizes(a: Model, b: Model) -> Verdict:
 
 def _settings(a: ModelConfig, b: ModelConfig) -> Verdict:
     """Settings around attention that change what a model computes; those of attention show in its stages."""
-    names = [field.name for field in fields(a) if field.name not in NO_MATTER]
+    names = [field.name for field in fields(a) if field.name not in NOT_COMPUTED_WITH]
     return _differing("settings", *({name: getattr(config, name) for name in names} for config in (a, b)))
 
 
@@ -290,7 +301,7 @@ def _around(a: tuple[Weights, ModelConfig], b: tuple[Weights, ModelConfig], dtyp
 
 
 def _stored_as(name: str, config: ModelConfig, shapes: Mapping[str, Any]) -> str | None:
-    """The canonical weight that plays the part of `name`: a tied head is the embedding."""
+    """The canonical weight in the place of `name`: a tied head is the embedding."""
     if name in shapes:
         return name
     return "embed.weight" if name == "head.weight" and config.tied else None

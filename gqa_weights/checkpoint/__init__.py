@@ -1,7 +1,8 @@
-"""Checkpoint files as mappings: a tensor's name -> its array, read when it is asked for; and files written back.
+"""Checkpoint files as mappings, tensor name -> array, read on access; and files written from such mappings.
 
-tensors: what a checkpoint is. opening: a file or a folder as one checkpoint. saving: one tensor in memory at a time,
-in place only when all is there (replacing). format_*: how one format is read and, where it is, written.
+tensors: the mapping and its error. open: a file or a folder -> one checkpoint. save: write a checkpoint with one tensor
+in memory at a time. atomic: replace a file or folder in one step. job: what a writer is given, how bytes
+are streamed. json_files: settings beside the tensors. formats: one module for each file format.
 """
 
 from gqa_weights.checkpoint.open import open_checkpoint

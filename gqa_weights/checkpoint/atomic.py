@@ -44,7 +44,7 @@ def replacing(path: Path, force: bool) -> Iterator[Path]:
 
 def _check_free(path: Path, force: bool) -> None:
     if path.exists() and not force:
-        raise refuse(path, None, "exists already; say force to overwrite it")
+        raise refuse(path, None, "exists already; give force (--force) to overwrite it")
     if not path.resolve().parent.is_dir():
         raise refuse(path, None, "the folder to write it in does not exist; nothing was written")
     if path.is_dir() and any(path.iterdir()) and not any(True for name in WEIGHTS for _ in path.glob(name)):

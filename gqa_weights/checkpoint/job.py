@@ -22,14 +22,14 @@ Tensor = tuple[str, TensorInfo, Callable[[], Array]]
 
 CHUNK = 2**23  # bytes that are written at once
 BLOCK = 2**19  # bytes that are transposed at once
-ODD = 16  # numbers between the rows of such a block
+ROW_PADDING = 16  # numbers between the rows of such a block
 THREADS = 2
 AHEAD = 4  # pieces in memory besides the one that is written
 
 
 @dataclass(frozen=True)
 class Job:
-    """path: where to write now. final: where it will stand, which is what messages name. settings: by file name."""
+    """path: where to write now. final: the path that it is moved to, which messages name. settings: by file name."""
 
     path: Path
     final: Path
@@ -98,8 +98,8 @@ def _merged(array: Array) -> Array:
 
 
 def _copy(source: Array, target: Array) -> None:
-    """In blocks that fit the processor's cache, each read as it lies, then transposed from rows of an odd length: the
-    rows of a matrix, often a power of two apart, would push each other out of the cache.
+    """In blocks that fit the processor's cache, each read in memory order, then transposed from rows with padding: rows
+    that are a power of two apart, as those of most matrices, would evict each other from the cache.
     """
     if source.nbytes > BLOCK:
         axis = source.shape.index(max(source.shape))
@@ -109,9 +109,9 @@ def _copy(source: Array, target: Array) -> None:
             _copy(source[part], target[part])
         return
     order = np.argsort(source.strides)[::-1]
-    as_it_lies = source.transpose(order)
-    rows = np.empty((*as_it_lies.shape[:-1], as_it_lies.shape[-1] + ODD), source.dtype)[..., :-ODD]
-    rows[...] = as_it_lies
+    ordered = source.transpose(order)
+    rows = np.empty((*ordered.shape[:-1], ordered.shape[-1] + ROW_PADDING), source.dtype)[..., :-ROW_PADDING]
+    rows[...] = ordered
     target[...] = rows.transpose(np.argsort(order))
 
 

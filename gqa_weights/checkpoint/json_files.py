@@ -1,4 +1,4 @@
-"""The JSON that stands beside tensors: config.json, gqa_manifest.json and the index of shards."""
+"""JSON files beside the tensors: config.json, gqa_manifest.json and the index of shards."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ def pair(get: Callable[[str], Any]) -> tuple[Any, Any]:
 def _all_different(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     parsed = dict(pairs)
     if len(parsed) < len(pairs):
-        raise ValueError("one name stands twice in a JSON object")
+        raise ValueError("one name is given twice in a JSON object")
     return parsed

@@ -1,4 +1,4 @@
-"""A path -> a checkpoint: one file by its suffix, or a folder by what lies in it."""
+"""A path -> a checkpoint: one file by its suffix, or a folder by its contents."""
 
 from __future__ import annotations
 
@@ -29,11 +29,16 @@ FORMATS: dict[str, Reader] = {
 def open_checkpoint(path: str | Path) -> Checkpoint:
     """The tensors of a file or of a folder, under the names that it gives them; their data stays on the disk.
 
-    A folder holds model.safetensors, pytorch_model.bin, either one's index and shards, Meta's consolidated.00.pth, or
-    what orbax writes.
+    Args:
+        path: A file .safetensors, .gguf, .npz, .pt, .pth or .bin; or a folder that holds model.safetensors,
+            pytorch_model.bin, either one's index and shards, Meta's consolidated.00.pth, or what orbax writes.
 
-    Raises CheckpointError for a path that does not exist or holds no known format, and for a file that is truncated,
-    corrupt or contradicts itself.
+    Returns:
+        The checkpoint; each tensor is read from the disk on access.
+
+    Raises:
+        CheckpointError: For a path that does not exist or holds no known format, and for a file that is truncated,
+            corrupt or contradicts itself.
     """
     path = Path(path)
     with reading(path):
@@ -81,7 +86,7 @@ def _sharded(read: Reader, index: Path) -> Contents:
         if shard not in shards:
             shards[shard] = _shard(read, index.parent / shard, index, name)
         if name not in shards[shard].entries:
-            raise refuse(index.parent / shard, name, f"{index.name} says that it is here, but it is not")
+            raise refuse(index.parent / shard, name, f"{index.name} places it here, but it is not")
         entries[name] = shards[shard].entries[name]
     return Contents(shards[shard].format, entries)
 

@@ -34,18 +34,27 @@ def save_checkpoint(
     force: bool = False,
     done: Callable[[int], None] = lambda nbytes: None,
 ) -> None:
-    """Write each tensor, (name, shape and dtype, function that gives the array); each function is called once.
-
-    format "safetensors" writes one file if the path ends in .safetensors, else a folder as Hugging Face has them:
-    model.safetensors, or shards of at most `shard_bytes` and their index. "npz" writes one file. "orbax" writes a
-    folder, with the names split at their dots. `settings` becomes config.json and `manifest` gqa_manifest.json in the
-    folder; a single file carries both inside. `done` is told how many bytes were written, piece by piece.
+    """Write a checkpoint, one tensor in memory at a time.
 
     The path appears or changes in one step, when everything is written and on the disk: a process that is stopped
     leaves what was there before. Files of an overwritten folder that are no part of a checkpoint are kept.
 
-    Raises CheckpointError if the path exists and `force` is not given, if an array is not what its TensorInfo says
-    and if the disk is full, and leaves nothing behind; ValueError for an unknown format.
+    Args:
+        path: The file or folder to write.
+        tensors: Of each tensor its name, its shape and dtype, and a function that returns the array, called once.
+        format: "safetensors" writes one file if the path ends in .safetensors, else a folder as Hugging Face has them:
+            model.safetensors, or shards and their index. "npz" writes one file. "orbax" writes a folder, with the names
+            split at their dots.
+        settings: config.json in a folder; a single file carries it inside.
+        manifest: gqa_manifest.json, likewise.
+        shard_bytes: The most bytes of a shard of a safetensors folder.
+        force: Overwrite a checkpoint at the path.
+        done: Called with the number of bytes of each piece that was written.
+
+    Raises:
+        CheckpointError: If the path exists and `force` is not given, if an array differs from its TensorInfo and if
+            the disk is full. Nothing is left behind.
+        ValueError: For an unknown format.
     """
     path, tensors = Path(path), list(tensors)
     checks.choice("format", format, tuple(WRITERS))

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes  # noqa: F401  (np.dtype("bfloat16") knows it from here)
+import ml_dtypes  # noqa: F401  (it registers np.dtype("bfloat16"))
 import numpy as np
 
 Array = np.ndarray
@@ -19,7 +19,8 @@ DTYPES = {
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
     *("bool", "complex64", "bfloat16"),
 }
-BOMB = 2**28, 100  # more bytes than the first, from fewer than one in the second, are no weights
+# Compressed weights: more than MOST_UNPACKED bytes from less than 1 / MOST_RATIO of them is refused as a zip bomb.
+MOST_UNPACKED, MOST_RATIO = 2**28, 100
 
 
 class CheckpointError(ValueError):
@@ -58,11 +59,13 @@ class Contents:
 class Checkpoint(Mapping[str, Array]):
     """The tensors of a file or a folder, in its order. Nothing is kept: each access reads anew, an array of its own.
 
-    format: "safetensors", "gguf", "npz", "torch" or "orbax". settings: config.json of a folder (Meta's params.json),
-    the key-value fields of a GGUF, {} if there are none. manifest: what `save_checkpoint` was given, {} for files from
-    elsewhere.
+    Access raises CheckpointError for a tensor that cannot be read, KeyError for an unknown name.
 
-    Access raises CheckpointError for a tensor that cannot be read, KeyError for a name that is not there.
+    Attributes:
+        path: The file or folder.
+        format: "safetensors", "gguf", "npz", "torch" or "orbax".
+        settings: config.json of a folder (Meta's params.json), the key-value fields of a GGUF, {} if there are none.
+        manifest: What `save_checkpoint` was given, {} for files from elsewhere.
     """
 
     def __init__(self, path: Path, contents: Contents) -> None:
@@ -117,8 +120,7 @@ def refuse(path: Path, tensor: str | None, reason: str) -> CheckpointError:
 
 def bounded(path: Path, tensor: str, claimed: int, stored: int) -> None:
     """Refuse a few stored bytes that would unpack to fill the memory."""
-    most, ratio = BOMB
-    if claimed > max(most, ratio * stored):
+    if claimed > max(MOST_UNPACKED, MOST_RATIO * stored):
         raise refuse(path, tensor, f"{stored} bytes that claim to unpack to {claimed} are not read")
 
 

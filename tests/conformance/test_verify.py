@@ -60,11 +60,11 @@ def differing(a: Model, b: Model, **options: Any) -> list[Verdict]:
     [(("numpy", "torch"), "float64"), (("torch", "jax"), "float32"), (("numpy", "numpy"), "float32")],
 )
 def test_a_model_equals_itself(backends, dtype):
-    told: list[int] = []
-    verdicts = list(verify(drawn(), drawn(), backends=backends, dtype=dtype, done=told.append))
+    done: list[int] = []
+    verdicts = list(verify(drawn(), drawn(), backends=backends, dtype=dtype, done=done.append))
     assert [verdict for verdict in verdicts if not verdict.same] == []
     assert [v.place for v in verdicts] == ["sizes", *(f"layer {i} attention" for i in range(3)), "settings"]
-    assert sum(told) == steps(drawn(), drawn()) == 4
+    assert sum(done) == steps(drawn(), drawn()) == 4
     if backends != ("numpy", "numpy"):  # the same numbers went through two implementations
         assert any(verdict.error > 0 for verdict in verdicts)
 
@@ -129,7 +129,7 @@ SETTINGS = {
     "norm kind": (0, {"qk_norm": "rms"}, "q_norm"),
     "norm eps": (0, {"qk_norm_eps": 1e-5}, "q_norm"),
     "pairing": (0, {"rope": RopeConfig(pairing="interleaved")}, "q_proj"),  # the rows are not those of that pairing
-    "dynamic scaling, seen past its length alone": (
+    "dynamic scaling, visible past its length alone": (
         0, {"rope": RopeConfig(scaling=DynamicScaling(factor=2.0, original_max_position_embeddings=99))}, "q_rope",
     ),
 }  # fmt: skip
@@ -148,8 +148,8 @@ def test_both_are_brought_to_one_pairing():
     layers, weights = list(CONFIG.attention), dict(a.weights)
     for i in (0, 1):
         names = {f"blocks.{i}.attention.{name}": name for name in weight_shapes(layers[i])}
-        turned, layers[i] = convert_rope_pairing({n: weights[m] for m, n in names.items()}, layers[i], "interleaved")
-        weights |= {m: turned[n] for m, n in names.items()}
+        converted, layers[i] = convert_rope_pairing({n: weights[m] for m, n in names.items()}, layers[i], "interleaved")
+        weights |= {m: converted[n] for m, n in names.items()}
     b = Model(replace(CONFIG, attention=tuple(layers)), weights)
     assert layers[0].rope is not None
     assert layers[0].rope.pairing == "interleaved"
@@ -170,7 +170,7 @@ def test_a_rounded_port_equals_what_it_was_rounded_from(dtype):
     assert [found.stage for found in differing(a, b)] == ["v_proj"]
 
 
-def test_what_stands_around_attention_counts_too():
+def test_weights_and_settings_outside_attention_are_compared():
     a, b = drawn(), drawn()
     b.weights["blocks.1.feed_forward.up.weight"] = a.weights["blocks.1.feed_forward.up.weight"] * np.float32(1.001)
     b.weights["norm.weight"] = a.weights["norm.weight"] + np.float32(1)

@@ -30,7 +30,7 @@ def arrays() -> Arrays:
         "layers.0.scale": np.array(1.5, np.float16),
         "layers.0.empty": np.zeros((0, 3), np.float32),
         "layers.0.wide": rng.normal(size=(11, 13)),
-        "layers.1.turned": rng.normal(size=(11, 13)).astype(ml_dtypes.bfloat16).T,
+        "layers.1.transposed": rng.normal(size=(11, 13)).astype(ml_dtypes.bfloat16).T,
         "layers.1.places": np.arange(17, dtype=np.int64),
     }
 
@@ -149,7 +149,7 @@ def test_the_state_of_an_nnx_module_is_read_by_its_own_names(tmp_path: Path) -> 
     np.testing.assert_array_equal(checkpoint["value.kernel"], layer.value.kernel[...])
 
 
-def test_a_gguf_keeps_bfloat16_and_tells_its_fields(tmp_path: Path) -> None:
+def test_a_gguf_keeps_bfloat16_and_gives_its_fields(tmp_path: Path) -> None:
     import gguf
 
     given = np.random.default_rng(1).normal(size=(3, 64)).astype(ml_dtypes.bfloat16)
@@ -226,21 +226,21 @@ WRITTEN_HERE = {
 @pytest.mark.parametrize("name", WRITTEN_HERE)
 def test_other_packages_read_what_is_written(name: str, tmp_path: Path) -> None:
     form, load = WRITTEN_HERE[name]
-    given, told = arrays(), []
+    given, written = arrays(), []
     if form == "orbax":
         del given["layers.0.empty"]
     save_checkpoint(
-        tmp_path / name, tensors(given), format=form, settings={"heads": 5}, manifest={"by": 1}, done=told.append
+        tmp_path / name, tensors(given), format=form, settings={"heads": 5}, manifest={"by": 1}, done=written.append
     )
     assert_equal(load(tmp_path / name), given)
     checkpoint = open_checkpoint(tmp_path / name)
     assert_equal(checkpoint, given)
     assert (checkpoint.format, checkpoint.settings, checkpoint.manifest) == (form, {"heads": 5}, {"by": 1})
-    assert sum(told) == sum(x.nbytes for x in given.values())
+    assert sum(written) == sum(x.nbytes for x in given.values())
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_shards_are_as_large_as_asked_and_their_index_tells_all(tmp_path: Path) -> None:
+def test_shards_have_the_size_given_and_an_index_of_all_tensors(tmp_path: Path) -> None:
     given = {f"tensor.{i}": np.full((10, 10), i, np.float32) for i in range(7)}
     save_checkpoint(tmp_path / "out", tensors(given), shard_bytes=900)
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
@@ -264,8 +264,8 @@ def test_transformers_reads_what_is_written(tmp_path: Path) -> None:
     assert_equal({name: x.detach().numpy() for name, x in loaded.state_dict().items()}, given)
 
 
-def test_settings_and_data_stay_on_the_disk_until_asked_for(tmp_path: Path) -> None:
-    """A name whose data would be refused hurts only those who ask for it."""
+def test_data_stay_on_the_disk_until_they_are_read(tmp_path: Path) -> None:
+    """A tensor of a dtype that is refused can be listed, and the others read."""
     from safetensors.numpy import save_file
 
     save_file({"plain": np.ones(3), "odd": np.ones(3, ml_dtypes.float8_e4m3fn)}, tmp_path / "one.safetensors")
@@ -279,11 +279,11 @@ def test_settings_and_data_stay_on_the_disk_until_asked_for(tmp_path: Path) -> N
 # --- refusals ------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
+def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
     path = tmp_path / "one.safetensors"
     save_checkpoint(path, tensors({"a": np.zeros(3)}))
     before = path.read_bytes()
-    with pytest.raises(CheckpointError, match=r"one\.safetensors: exists already; say force to overwrite it"):
+    with pytest.raises(CheckpointError, match=r"one\.safetensors: exists already; give force"):
         save_checkpoint(path, tensors({"a": np.ones(3)}))
     assert path.read_bytes() == before
     save_checkpoint(path, tensors({"a": np.ones(3)}), force=True)
@@ -316,12 +316,12 @@ def test_a_checkpoint_may_be_written_over_its_own_source(tmp_path: Path) -> None
 
 def test_a_folder_of_other_things_is_never_overwritten(tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "diary.txt").write_text("dear")
+    (tmp_path / "home" / "notes.txt").write_text("mine")
     with pytest.raises(CheckpointError, match="home: a folder that holds files but no checkpoint"):
         save_checkpoint(tmp_path / "home", tensors({"a": np.ones(3)}), force=True)
     with pytest.raises(CheckpointError, match="a folder and a file cannot take each other's place"):
         save_checkpoint(_as_folder(tmp_path / "x.safetensors"), tensors({"a": np.ones(3)}), force=True)
-    assert (tmp_path / "home" / "diary.txt").read_text() == "dear"
+    assert (tmp_path / "home" / "notes.txt").read_text() == "mine"
 
 
 def _as_folder(path: Path) -> Path:
@@ -343,7 +343,7 @@ def wrong_shape() -> np.ndarray:
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("form", ["safetensors", "npz", "orbax"])
-def test_arrays_that_differ_from_what_was_said_are_not_written(
+def test_arrays_that_differ_from_their_info_are_not_written(
     given: list[Any], message: str, form: str, tmp_path: Path
 ) -> None:
     with pytest.raises(CheckpointError, match=message):
@@ -352,7 +352,7 @@ def test_arrays_that_differ_from_what_was_said_are_not_written(
 
 
 def test_orbax_trees_have_no_tensor_within_a_tensor_and_none_that_is_empty(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"out: tensor 'a\.b\.c': cannot stand in a tree beside a tensor 'a'"):
+    with pytest.raises(CheckpointError, match=r"out: tensor 'a\.b\.c': cannot be in a tree with a tensor 'a'"):
         save_checkpoint(tmp_path / "out", tensors({"a": np.ones(3), "a.b.c": np.ones(2)}), format="orbax")
     with pytest.raises(CheckpointError, match=r"out: tensor 'a': orbax stores no tensors without elements"):
         save_checkpoint(tmp_path / "out", tensors({"a": np.ones((3, 0))}), format="orbax")

@@ -1,4 +1,4 @@
-"""Head surgery: what must stay the same does, in values, in bits, in what the layer computes; what is lossy is said."""
+"""Head surgery: what must stay the same does, in values, bits and results; what is lossy is measured."""
 
 import doctest
 from fractions import Fraction

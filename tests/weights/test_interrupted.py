@@ -1,4 +1,4 @@
-"""Writing that is stopped: whoever looks afterwards finds the old checkpoint or the new one, whole."""
+"""Writing that is stopped: afterwards the path holds the old checkpoint or the new one, whole."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def value(checkpoint: Checkpoint) -> float:
     return found
 
 
-# Each number that it reads is a process, forked before any thread is there, that saves and stops itself, as by kill -9,
-# at that one of the calls of the operating system that change what is on the disk. It answers how the process ended.
+# For each number n that it reads, it forks a process (before there are threads) that saves and stops itself, with
+# SIGKILL, at the n-th of the system calls that change what is on the disk. It prints how the process ended.
 STOPPED = """
 import os, signal, sys
 from pathlib import Path
-from tests.test_interrupted import save
+from tests.weights.test_interrupted import save
 CHANGES = {
     "os.rename", "os.mkdir", "os.link", "os.remove", "os.rmdir", "shutil.rmtree", "tempfile.mkdtemp",
     "shutil.copytree", "ctypes.dlsym/handle", "ctypes.dlopen",
@@ -62,7 +62,7 @@ def save_until(number):
         if event in CHANGES or writes:
             calls += 1
             if calls == number:
-                os.run_mutant(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGKILL)
     sys.addaudithook(counted)
     save(Path(sys.argv[1]), 2.0, sys.argv[2], force=True)
 for line in sys.stdin:
@@ -76,7 +76,7 @@ for line in sys.stdin:
 
 @contextmanager
 def stopping(path: Path, form: str) -> Iterator[Callable[[int], bool]]:
-    """A function that saves in a process which is stopped at its n-th change, and says whether it came so far."""
+    """A function that saves in a process which is stopped at its n-th change; True if it got that far."""
     command = [sys.executable, "-c", STOPPED, str(path), form]
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
     with subprocess.Popen(command, cwd=Path(__file__).parents[2], text=True, **pipes) as process:
@@ -106,7 +106,7 @@ def test_a_killed_process_leaves_the_old_or_the_new(form: str, tmp_path: Path) -
             seen.append(value(open_checkpoint(path)))
     assert seen[0] == 1.0
     assert seen[-1] == 2.0
-    assert sorted(seen) == seen, "once the new one stands, no later stop brings back the old"
+    assert sorted(seen) == seen, "once the new one is there, no later stop brings back the old"
     assert len(seen) > 3
 
 
@@ -122,7 +122,7 @@ def test_a_killed_process_leaves_nothing_under_a_new_name(form: str, tmp_path: P
 
 @contextmanager
 def small_disk(nbytes: int) -> Iterator[None]:
-    """No file may grow beyond this: what the operating system says then is what it says of a full disk."""
+    """No file may grow beyond this: the operating system then reports the same as for a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, before[1]))
@@ -134,7 +134,7 @@ def small_disk(nbytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("form", NAMES)
-def test_a_full_disk_is_said_and_leaves_what_was_there(form: str, tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_and_leaves_what_was_there(form: str, tmp_path: Path) -> None:
     path = tmp_path / NAMES[form]
     with (
         pytest.raises(CheckpointError, match=f"{path.name}: the disk is full; nothing was written"),
@@ -167,7 +167,7 @@ def test_a_folder_that_does_not_exist_is_named(tmp_path: Path) -> None:
 # --- how much is in memory -----------------------------------------------------------------------------------------
 
 
-def test_each_tensor_is_asked_for_when_its_turn_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_tensor_is_made_when_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At most two at a time: the next is made while the last pieces of the one before are written."""
     import weakref
 

@@ -26,7 +26,7 @@ def read(path: Path) -> Contents:
             self._plain = np.asarray(mapped)
 
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Array:
-            """The package's own gives less at the end of the file, and so reads a lying list of nothing for ever."""
+            """The package's own returns fewer values at the end of the file: a list of a false length never ends."""
             if not 0 <= offset <= offset + int(count) * np.dtype(dtype).itemsize <= self.data.size:
                 raise ValueError(f"{count} values of {np.dtype(dtype)} at byte {offset} end past the file")
             return super()._get(offset, dtype, count, override_order)

@@ -1,5 +1,5 @@
-""".npz: a zip archive of .npy files. NumPy has no name for bfloat16 in them: it stands as two bytes of no kind, "V2",
-as NumPy itself wrote it before it took to pickling.
+""".npz: a zip archive of .npy files. NumPy has no dtype name for bfloat16: it is stored as two raw bytes, "V2", as
+older versions of NumPy wrote it (newer ones pickle it).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def read(path: Path) -> Contents:
     for name, member in members.items():
         bounded(path, name, member.file_size, member.compress_size)
     if len(members) < len(archive.infolist()):
-        raise refuse(path, None, "one name stands twice in the archive")
+        raise refuse(path, None, "one name is given twice in the archive")
     texts = settings.pair(lambda name: members.pop(f"{name}.json", None))
     entries = {name.removesuffix(".npy"): _entry(path, archive, member) for name, member in members.items()}
     return Contents("npz", entries, *(settings.parse(archive.read(text)) if text else {} for text in texts))

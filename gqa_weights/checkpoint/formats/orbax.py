@@ -34,7 +34,7 @@ def read(metadata: Path) -> Contents:
         info = TensorInfo(tuple(leaf.shape), np.dtype(leaf.dtype).name)
         bounded(path, name, info.nbytes, stored)
         if name in entries:
-            raise refuse(path, name, "the name stands twice")
+            raise refuse(path, name, "the name is given twice")
         entries[name] = Entry(path, info, partial(_read, path, keys))
     return Contents("orbax", entries)
 
@@ -102,7 +102,7 @@ def write(job: Job) -> None:
 
 @contextmanager
 def _system_errors() -> Iterator[None]:
-    """tensorstore tells what the operating system said, a full disk for one, within the text of a ValueError."""
+    """tensorstore reports errors of the operating system, such as a full disk, in the text of a ValueError."""
     try:
         yield
     except ValueError as error:
@@ -119,4 +119,4 @@ def _check(job: Job) -> None:
         parts = name.split(".")
         for end in range(1, len(parts)):
             if ".".join(parts[:end]) in names:
-                raise refuse(job.final, name, f"cannot stand in a tree beside a tensor {'.'.join(parts[:end])!r}")
+                raise refuse(job.final, name, f"cannot be in a tree with a tensor {'.'.join(parts[:end])!r}")

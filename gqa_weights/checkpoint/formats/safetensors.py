@@ -46,7 +46,7 @@ def _read(file: BinaryIO, start: int, info: TensorInfo) -> Array:
         return np.empty(info.shape, info.dtype)
     before = start % mmap.ALLOCATIONGRANULARITY
     mapping = mmap.mmap(file.fileno(), before + info.nbytes, access=mmap.ACCESS_COPY, offset=start - before)
-    if hasattr(mmap, "MADV_WILLNEED"):  # the disk reads ahead, in whatever order the pages are asked for
+    if hasattr(mmap, "MADV_WILLNEED"):  # the disk reads ahead, in any order of access
         mapping.madvise(mmap.MADV_WILLNEED)
     data = np.frombuffer(mapping, np.uint8, info.nbytes, before)
     aligned = start % np.dtype(info.dtype).itemsize == 0
@@ -91,7 +91,7 @@ def _shards(tensors: list[Tensor], shard_bytes: int) -> list[list[Tensor]]:
 
 
 def _write_file(job: Job, path: Path, tensors: list[Tensor], extra: dict[str, str]) -> None:
-    """Written here because the package wants all tensors in memory at once. The format: the length of a JSON header in
+    """Written here because the package needs all tensors in memory at once. The format: the length of a JSON header in
     8 bytes, the header, the data without gaps. Wider items first, as the package has it, so that all are aligned.
     """
     tensors = sorted(tensors, key=lambda tensor: -np.dtype(tensor[1].dtype).itemsize)

@@ -56,11 +56,11 @@ def _check_global(path: Path, name: str) -> None:
     module, _, member = name.partition(" ")
     plain = module in ("torch", "torch.storage") and (member.endswith("Storage") or dtype_known(member))
     if name not in BUILDERS and not plain:
-        raise refuse(path, None, f"expected a dictionary of tensors, but the file asks for {name.replace(' ', '.')!r}")
+        raise refuse(path, None, f"expected a dictionary of tensors, but the file calls {name.replace(' ', '.')!r}")
 
 
 def _tensors(path: Path, loaded: Any, kind: type) -> Mapping[str, Any]:
-    """The dictionary itself, or the one under a name that says so, beside whatever a trainer keeps there."""
+    """The dictionary itself, or the one under a name of NESTED, beside which a trainer may keep anything."""
     if isinstance(loaded, Mapping):
         for inner in (loaded, *(loaded[name] for name in NESTED if isinstance(loaded.get(name), Mapping))):
             if inner and all(isinstance(k, str) and isinstance(v, kind) for k, v in inner.items()):
