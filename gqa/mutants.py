@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from conformance.mutants import BUGS, naming, other_suites
+from conformance.mutants import MUTANTS, naming, other_suites
 from conformance.mutants.naming import Naming
 from conformance.mutants.run import MutantResult, run_mutant
 from conformance.report import tables as report
@@ -26,11 +26,11 @@ Elsewhere = dict[str, dict[str, tuple[str, ...]]]
 def mutants(console: Console, progress: Progress, json_file: Path | None) -> bool:
     """Print the kill matrix; whether a bug survived."""
     results, elsewhere, named = _measured(progress)
-    console.print(report.power(results, elsewhere, {found.bug: _heard(found) for found in named}))
+    console.print(report.power(results, elsewhere, {found.bug: _found(found) for found in named}))
     console.print(report.case_power(results))
     for suite in elsewhere:
-        asked, there = other_suites.shown(suite)
-        console.print(f"{suite}: {asked} of {there} tests could be asked of a kernel", highlight=False)
+        usable, there = other_suites.usable(suite)
+        console.print(f"{suite}: {usable} of {there} tests can run a kernel", highlight=False)
     survived = [found.bug for found in results if not found.caught_by]
     console.print(f"{len(results) - len(survived)} of {len(results)} planted bugs caught", highlight=False)
     right = sum(found.right for found in named)
@@ -41,15 +41,15 @@ def mutants(console: Console, progress: Progress, json_file: Path | None) -> boo
     return bool(survived)
 
 
-def _heard(found: Naming) -> str:
-    return found.heard if found.right else f"[bold red]{found.heard}[/]"
+def _found(found: Naming) -> str:
+    return found.found if found.right else f"[bold red]{found.found}[/]"
 
 
 def _measured(progress: Progress) -> tuple[list[MutantResult], Elsewhere, list[Naming]]:
     quick_to_compile()
     suites = other_suites.installed_suites()
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"), initializer=one_thread) as pool:
-        own = {(family, bug): pool.submit(run_mutant, family, bug) for family, bugs in BUGS.items() for bug in bugs}
+        own = {(family, bug): pool.submit(run_mutant, family, bug) for family, bugs in MUTANTS.items() for bug in bugs}
         others = {(suite, family): pool.submit(other_suites.catches, suite, family) for suite, family in _pairs(suites)}
         named = [pool.submit(naming.naming, family, bug) for family, bug in naming.conventions()]
         every: list[Future[Any]] = [*own.values(), *others.values(), *named]

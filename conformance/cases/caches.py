@@ -25,7 +25,7 @@ UNEQUAL: Splits = ((3, 5), (4, 2), (1, 1), (5, 6))
 @dataclass(frozen=True)
 class CacheCase:
     """splits: how many tokens each of the two rows of the batch appends, step by step. overfills: more than the cache
-    has room for.
+    can hold.
     """
 
     name: str

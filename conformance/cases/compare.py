@@ -27,7 +27,7 @@ def scale_of(reference: Array) -> float:
 
 
 def error_of(got: Array, reference: Array) -> float:
-    """Largest absolute difference over the largest reference value; inf where non-finite values stand elsewhere."""
+    """Largest absolute difference over the largest reference value; inf where non-finite values are in other places."""
     got, reference = got.astype(np.float64), reference.astype(np.float64)
     with np.errstate(invalid="ignore"):
         same = (got == reference) | (np.isnan(got) & np.isnan(reference))
@@ -56,7 +56,7 @@ def compare(got: Array, reference: Array, dtype: str, allowed: float) -> Differe
     if np.any((reference == 0) & (got != 0)):
         return Difference(units, "not 0 where the expected value is exactly 0")
     if np.any(np.isneginf(got) != np.isneginf(reference)):
-        return Difference(units, "-inf stands elsewhere")
+        return Difference(units, "-inf in other places")
     if not error <= allowed:
         return Difference(units, f"error {error:.3g} of the largest value, at most {allowed:.3g} allowed")
     return Difference(units)

@@ -86,7 +86,7 @@ def kernel_call(case: Case, dtype: str) -> Call:
 
 
 def output_gradient(case: Case, shape: tuple[int, ...]) -> Array:
-    """What flows back into the output (B, T, D) or context (B, N, T, Hv) where gradients are asked for; float64."""
+    """What flows back into the output (B, T, D) or context (B, N, T, Hv) where gradients are compared; float64."""
     return _rng(case, "gradient").normal(size=shape)
 
 
@@ -136,14 +136,14 @@ def _mask(case: Case, dtype: str, rng: np.random.Generator) -> Any:
 
 
 def _hidden(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """About 40 % of the keys hidden, one at a random place of each row surely visible."""
+    """About 40 % of the keys hidden, one at a random place of each row always visible."""
     mask = rng.random(shape) < 0.6
-    surely = rng.integers(shape[-1], size=(*shape[:-1], 1))
-    np.put_along_axis(mask, surely, True, axis=-1)
+    always = rng.integers(shape[-1], size=(*shape[:-1], 1))
+    np.put_along_axis(mask, always, True, axis=-1)
     return mask
 
 
 def _poisoned(x: Any, visible: Array) -> Array:
-    """inf and NaN in turn in the places that nobody may see."""
+    """inf and NaN, one after the other, in the places that are invisible."""
     poison = np.where(np.arange(x.shape[-1]) % 2, np.inf, np.nan)
     return np.where(visible, x, poison)

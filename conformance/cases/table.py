@@ -1,6 +1,6 @@
 """The case table: which groupings, crossed with which features. Every case is named, every axis its own number.
 
-A feature says what it switches on, which clause of SPEC.md it checks and which bug it is there to catch. A grouping is
+A feature says what it switches on, which clause of SPEC.md it checks and which fault it guards against. A grouping is
 a row of `GROUPINGS` and names the features that it is run with, so that each case can be read off the page.
 """
 
@@ -90,11 +90,11 @@ FEATURES = (
         {"qk_norm": "rms_plus_one", "rope": RopeConfig()}, layer=True,
     ),
     Feature("QK-norm rms_full", 11, "a norm per head", {"qk_norm": "rms_full", "rope": RopeConfig()}, layer=True),
-    Feature("square RoPE", 10, "values turned too", {"rope": RopeConfig(), "causal": True}, square=True, layer=True),
+    Feature("square RoPE", 10, "values rotated too", {"rope": RopeConfig(), "causal": True}, square=True, layer=True),
     Feature("RoPE half", 10, "interleaved pairs", {"rope": RopeConfig(), "causal": True}, layer=True),
     Feature("RoPE interleaved", 10, "half-split pairs", {"rope": RopeConfig(pairing="interleaved")}, layer=True),
     Feature(
-        "RoPE partial", 10, "all dimensions turned, or divided by head_dim",
+        "RoPE partial", 10, "all dimensions rotated, or divided by head_dim",
         {"rope": RopeConfig(rotary_dim=6, theta=1e5)}, layer=True,
     ),
     Feature(
@@ -172,7 +172,7 @@ def _row(name: str, num_heads: int, num_kv_heads: int, features: str) -> Groupin
     return Grouping(name, num_heads, num_kv_heads, tuple(feature.strip() for feature in features.split("|")))
 
 
-# 6 over 2 runs every feature. Every row has a plain self-attention layer, which any class can be asked, and one or two
+# 6 over 2 runs every feature. Every row has a plain self-attention layer, which any class can run, and one or two
 # features more.
 ALL_FEATURES = "GQA 6 over 2"
 GROUPINGS = (
@@ -251,15 +251,15 @@ def cases() -> Iterator[Case]:
 
 
 def layer_cases() -> list[Case]:
-    """The cases that a layer is asked: all but the kernel's own dropout multiplier."""
+    """The cases of a layer: all but the kernel's own dropout multiplier."""
     return [case for case in cases() if not case.feature.dropout]
 
 
 def kernel_cases() -> list[Case]:
-    """What a kernel without projections is asked: every feature on one MHA, one GQA and one MQA grouping."""
+    """The cases of a kernel without projections: every feature on one MHA, one GQA and one MQA grouping."""
     rows = [grouping for grouping in GROUPINGS if grouping.name in KERNEL_ROWS]
-    asked = [feature for feature in FEATURES if not feature.layer and not feature.square]
-    return [_case(grouping, feature) for grouping in rows for feature in asked]
+    features = [feature for feature in FEATURES if not feature.layer and not feature.square]
+    return [_case(grouping, feature) for grouping in rows for feature in features]
 
 
 def _case(grouping: Grouping, feature: Feature) -> Case:
@@ -267,7 +267,7 @@ def _case(grouping: Grouping, feature: Feature) -> Case:
     taken = {N, K, N // K}
     # Hv is small, so that the N * Hv products of the output projection add up to few ulps in any BLAS's order.
     Hv, B, T, S = (_free(taken, sizes) for sizes in ((3, 2, 5), (2, 3, 5, 7), (5, 7, 11), (13, 17, 19)))
-    # H is even, because RoPE turns pairs; every other axis is a prime of its own.
+    # H is even, because RoPE rotates pairs; every other axis is a prime of its own.
     H, D, E = (_free(taken, sizes) for sizes in ((12, 18, 24), (29, 31), (37, 41)))
     if feature.long_queries:
         T, S = S, T

@@ -1,28 +1,30 @@
-"""Planted bugs: what really goes wrong in implementations of attention, each as the one method that somebody got wrong.
+"""Mutants: what really goes wrong in implementations of attention, each as the one method that somebody got wrong.
 
-They are built on conformance.reference and on nothing else. A suite that lets one pass has a hole (`mutant_results`).
+They are built on conformance.reference alone, one module for each subject. `mutants.run` runs them against the cases:
+a mutant that no case catches is a fault of the suite.
 """
 
 from __future__ import annotations
 
-from conformance.mutants import caches, gradients, kernel, layer, rope, weights
-from conformance.mutants.kernel import TiledHeads
+from types import ModuleType
+
+from conformance.mutants import caches, gradients, heads, layer, masks, positions, rope, scores, softmax, weights
+from conformance.mutants.heads import TiledHeads
 
 
-def _bugs(room: object) -> tuple[type, ...]:
-    """The classes of a room that say what is wrong, in their order: those that stand on another room's are bugs."""
-    name = room.__name__  # type: ignore[attr-defined]
-    own = [found for found in vars(room).values() if isinstance(found, type) and found.__module__ == name]
-    return tuple(bug for bug in own if bug is not weights.Port)
+def _defined_in(*modules: ModuleType) -> tuple[type, ...]:
+    """The mutants of some modules, in their order; `weights.Port` is only what some are derived from."""
+    classes = [(m, found) for m in modules for found in vars(m).values() if isinstance(found, type)]
+    return tuple(c for m, c in classes if c.__module__ == m.__name__ and c is not weights.Port)
 
 
-BUGS: dict[str, tuple[type, ...]] = {
-    "kernel": _bugs(kernel),
-    "layer": _bugs(layer),
-    "RoPE": _bugs(rope),
-    "weights": _bugs(weights),
-    "cache": _bugs(caches),
-    "gradients": _bugs(gradients),
+MUTANTS: dict[str, tuple[type, ...]] = {
+    "kernel": _defined_in(heads, positions, masks, scores, softmax),
+    "layer": _defined_in(layer),
+    "RoPE": _defined_in(rope),
+    "weights": _defined_in(weights),
+    "cache": _defined_in(caches),
+    "gradients": _defined_in(gradients),
 }
 
-__all__ = ["BUGS", "TiledHeads"]
+__all__ = ["MUTANTS", "TiledHeads"]

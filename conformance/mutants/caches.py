@@ -1,4 +1,4 @@
-"""Planted bugs of caches: each makes some split of a sequence differ from the whole pass."""
+"""Mutants of caches: each makes some split of a sequence differ from the whole pass."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from conformance.reference.cache import ReferenceCache
 Array = np.ndarray
 
 
-class TurnedFromZero(ReferenceCache):
-    """Each chunk is turned as if it stood at position 0."""
+class RotatedFromZero(ReferenceCache):
+    """Each chunk is rotated as if it began at position 0."""
 
     def places(self, b: int, count: int) -> Array:
         return np.arange(count)
@@ -25,43 +25,43 @@ class FirstRowsLengthForAll(ReferenceCache):
         return super().places(0, count)
 
 
-class ChunkStandsAtZero(ReferenceCache):
+class ChunkStartsAtZero(ReferenceCache):
     """Causal from position 0 in every chunk: top-left where keys were held before."""
 
     def offset(self, b: int, held: int) -> int:
         return 0
 
 
-class SeesOneTooMany(ReferenceCache):
-    """Queries stand one too far: each sees the next token of its chunk."""
+class AttendsToOneTooMany(ReferenceCache):
+    """Queries are one position too late: each attends to the next token of its chunk."""
 
     def offset(self, b: int, held: int) -> int:
         return held + 1
 
 
-class NewTokenUnseen(ReferenceCache):
-    """Read before it is written: a query does not see itself."""
+class NewTokenNotAttended(ReferenceCache):
+    """Read before it is written: a query does not attend to itself."""
 
     def offset(self, b: int, held: int) -> int:
         return max(held - 1, 0)
 
 
 class PaddingStored(ReferenceCache):
-    """What stands behind a row's real tokens is kept too."""
+    """The padding behind a row's real tokens is kept too."""
 
     def stored(self, count: int, given: int) -> int:
         return given
 
 
 class WrittenBeforeRead(ReferenceCache):
-    """A rolling cache whose new tokens push out old ones that their own first queries still see."""
+    """A rolling cache whose new tokens push out old ones that their own first queries still attend to."""
 
     def before_reading(self, held: list[Any]) -> list[Any]:
         return held[2:] if self.rolling else held
 
 
 class OneSlotShort(ReferenceCache):
-    """A rolling cache of W - 2 positions: one fewer than a new token looks back to."""
+    """A rolling cache of W - 2 positions: one fewer than a new token attends to."""
 
     def slots(self) -> int:
         return max(super().slots() - 2, 1)

@@ -1,4 +1,4 @@
-"""Planted bugs of backward passes: the forward result is right, so only a gradient shows them."""
+"""Mutants of backward passes: the forward result is right, so only a gradient shows them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Planted bugs of a layer: projections, QK-norm, and how RoPE turns."""
+"""Mutants of a layer: projections, QK-norm, and where RoPE rotates."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ class AlwaysInterleavedPairs(ReferenceLayer):
         return super().pair(d, rotary_dim, "interleaved")
 
 
-class TurnedBackwards(ReferenceLayer):
+class RotatedBackwards(ReferenceLayer):
     """The sign of sin swapped, for keys alone: for both it could not be seen."""
 
-    def normed_then_turned(self, x: Array, name: str, positions: Array, length: int) -> Array:
-        return super().normed_then_turned(x, name, -positions if name == "k" else positions, length)
+    def normed_then_rotated(self, x: Array, name: str, positions: Array, length: int) -> Array:
+        return super().normed_then_rotated(x, name, -positions if name == "k" else positions, length)
 
 
-class OnlyQueriesTurned(ReferenceLayer):
+class OnlyQueriesRotated(ReferenceLayer):
     """Keys left as they are."""
 
-    def normed_then_turned(self, x: Array, name: str, positions: Array, length: int) -> Array:
-        return self.normed(x, name) if name == "k" else super().normed_then_turned(x, name, positions, length)
+    def normed_then_rotated(self, x: Array, name: str, positions: Array, length: int) -> Array:
+        return self.normed(x, name) if name == "k" else super().normed_then_rotated(x, name, positions, length)
 
 
-class ValuesTurned(ReferenceLayer):
+class ValuesRotated(ReferenceLayer):
     """RoPE on values as well."""
 
     def heads(self, *args: Any) -> tuple[Array, Array, Array]:
         q, k, v = super().heads(*args)
         R, fits = self.config.rotary_dim, v.shape[-1] == q.shape[-1]
-        return q, k, self.turned(v, args[4], args[5]) if fits and R else v
+        return q, k, self.rotated(v, args[4], args[5]) if fits and R else v
 
 
 class PositionsWithoutOffset(ReferenceLayer):
-    """Queries turned at 0 .. T - 1, whatever the offset."""
+    """Queries rotated at 0 .. T - 1, whatever the offset."""
 
     def __call__(self, query: Array, *args: Any, positions: Any = None, **keywords: Any) -> tuple[Array, Array]:
         positions = np.arange(query.shape[1]) if positions is None else positions
@@ -68,16 +68,16 @@ class PositionsWithoutOffset(ReferenceLayer):
 class FirstRowsPositionsForAll(ReferenceLayer):
     """The batch's first row gives every row its positions."""
 
-    def normed_then_turned(self, x: Array, name: str, positions: Array, length: int) -> Array:
+    def normed_then_rotated(self, x: Array, name: str, positions: Array, length: int) -> Array:
         first = np.broadcast_to(positions[:1], positions.shape)
-        return super().normed_then_turned(x, name, first, length)
+        return super().normed_then_rotated(x, name, first, length)
 
 
 class PositionsFromOne(ReferenceLayer):
     """Queries counted from 1, keys from 0."""
 
-    def normed_then_turned(self, x: Array, name: str, positions: Array, length: int) -> Array:
-        return super().normed_then_turned(x, name, positions + (name == "q"), length)
+    def normed_then_rotated(self, x: Array, name: str, positions: Array, length: int) -> Array:
+        return super().normed_then_rotated(x, name, positions + (name == "q"), length)
 
 
 class GivenPositionsIgnored(ReferenceLayer):
@@ -101,13 +101,13 @@ class FrequenciesIn16Bit(ReferenceLayer):
         return position * float(np.float16(frequency))
 
 
-class WholeHeadTurned(ReferenceLayer):
-    """A partial rotary that turns every dimension."""
+class WholeHeadRotated(ReferenceLayer):
+    """A partial rotary that rotates every dimension."""
 
-    def turned(self, x: Array, positions: Array, length: int) -> Array:
+    def rotated(self, x: Array, positions: Array, length: int) -> Array:
         rope = self.config.rope
         if rope is None or rope.rotary_dim is None or rope.scaling is not None:
-            return super().turned(x, positions, length)
+            return super().rotated(x, positions, length)
         half, out = x.shape[-1] // 2, x.copy()
         for b, i, d in np.ndindex(x.shape[0], x.shape[2], half):
             angle = positions[b, i] * rope.theta ** (-2 * d / x.shape[-1])
@@ -118,19 +118,19 @@ class WholeHeadTurned(ReferenceLayer):
         return out
 
 
-class LastDimensionsTurned(ReferenceLayer):
+class LastDimensionsRotated(ReferenceLayer):
     """A partial rotary at the end of the head instead of its start."""
 
-    def turned(self, x: Array, positions: Array, length: int) -> Array:
+    def rotated(self, x: Array, positions: Array, length: int) -> Array:
         shift = x.shape[-1] - self.config.rotary_dim
-        return np.roll(super().turned(np.roll(x, -shift, axis=-1), positions, length), shift, axis=-1)
+        return np.roll(super().rotated(np.roll(x, -shift, axis=-1), positions, length), shift, axis=-1)
 
 
 class NormAfterRope(ReferenceLayer):
     """RoPE before QK-norm: invisible while the norm's weights are one, or equal in pairs."""
 
-    def normed_then_turned(self, x: Array, name: str, positions: Array, length: int) -> Array:
-        return self.normed(self.turned(x, positions, length), name)
+    def normed_then_rotated(self, x: Array, name: str, positions: Array, length: int) -> Array:
+        return self.normed(self.rotated(x, positions, length), name)
 
 
 class NormWithoutPlusOne(ReferenceLayer):

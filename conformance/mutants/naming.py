@@ -1,5 +1,5 @@
-"""Which planted bugs `gqa dialect` names: those that are somebody's choice or habit, and that a forward call shows, or
-a cache that is given equal rows. Gradients are not asked.
+"""Which mutants `gqa dialect` names: those that are a habit of some library, and that a forward call shows, or a cache
+that is given equal rows. No gradient is probed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import gqa_numpy
 from conformance.dialects.conventions import Dialect, named
 from conformance.dialects.detect import dialect_of, findings
-from conformance.mutants import BUGS
+from conformance.mutants import MUTANTS
 from conformance.reference.layer import ReferenceLayer
 from conformance.targets import ForeignClass, Kernel
 from conformance.targets.frameworks import framework
@@ -20,7 +20,7 @@ from gqa_spec import AttentionConfig
 
 Array = np.ndarray
 FAMILIES = ("kernel", "layer", "RoPE", "weights")
-FAULTS = {"SoftmaxWithoutSum": "unfinished"}  # nobody does it on purpose or by habit: no softmax at all
+FAULTS = {"SoftmaxWithoutSum": "unfinished"}  # no library has it as a convention: it is no softmax at all
 _LEFT = "in interleaved order where RoPE turns halves"
 _ONCE = "attention factor on the scores once"
 EXPECTED: dict[str, dict[str, str]] = {
@@ -80,17 +80,17 @@ EXPECTED: dict[str, dict[str, str]] = {
     "OtherRopePairing": {"RoPE pairing": "the other one"},
     "AlwaysHalfPairs": {"RoPE pairing": "half, whatever is configured"},
     "AlwaysInterleavedPairs": {"RoPE pairing": "interleaved, whatever is configured"},
-    "TurnedBackwards": {"RoPE turns": "keys backwards"},
-    "OnlyQueriesTurned": {"RoPE turns": "queries only"},
-    "ValuesTurned": {"RoPE turns": "values too"},
+    "RotatedBackwards": {"RoPE turns": "keys backwards"},
+    "OnlyQueriesRotated": {"RoPE turns": "queries only"},
+    "ValuesRotated": {"RoPE turns": "values too"},
     "PositionsWithoutOffset": {"RoPE positions": "queries at i"},
     "PositionsFromOne": {"RoPE positions": "queries counted from one"},
     "FirstRowsPositionsForAll": {"given positions": "the first row's for all"},
     "GivenPositionsIgnored": {"given positions": "ignored"},
     "AnglesIn16Bit": {"RoPE angles": "positions in bfloat16"},
     "FrequenciesIn16Bit": {"RoPE angles": "frequencies in float16"},
-    "WholeHeadTurned": {"partial rotary": "the whole head"},
-    "LastDimensionsTurned": {"partial rotary": "the last R dimensions"},
+    "WholeHeadRotated": {"partial rotary": "the whole head"},
+    "LastDimensionsRotated": {"partial rotary": "the last R dimensions"},
     "NormAfterRope": {"QK-norm order": "after RoPE"},
     "NormWithoutPlusOne": {"norm weights": "w for 1 + w"},
     "NormPlusOneAlways": {"norm weights": "1 + w for w"},
@@ -122,7 +122,7 @@ EXPECTED: dict[str, dict[str, str]] = {
     "LongropeAlwaysShort": {"longrope": "short factors always"},
     "LongropeAlwaysLong": {"longrope": "long factors always"},
     "KeyRowsPermutedWithN": {"RoPE pairing": "key rows permuted with N"},
-    "RowsNotPermuted": {"RoPE pairing": "rows in interleaved order, halves turned"},
+    "RowsNotPermuted": {"RoPE pairing": "rows in interleaved order, halves rotated"},
     "BiasNotPermuted": {"biases": _LEFT},
     "NormNotPermuted": {"norm weights": _LEFT},
     "PartialRotaryPermutedWhole": {"partial rotary": "rows permuted over the whole head"},
@@ -139,50 +139,52 @@ EXPECTED: dict[str, dict[str, str]] = {
 
 
 CACHED: dict[str, dict[str, str]] = {
-    "ChunkStandsAtZero": {"cached tokens": "causal from the first key held"},
-    "TurnedFromZero": {"cached tokens": "turned from 0"},
-    "NewTokenUnseen": {"cached tokens": "a token does not see itself"},
+    "ChunkStartsAtZero": {"cached tokens": "causal from the first key held"},
+    "RotatedFromZero": {"cached tokens": "rotated from 0"},
+    "NewTokenNotAttended": {"cached tokens": "a token does not see itself"},
 }
 
 
 @dataclass(frozen=True)
 class Naming:
-    """What was heard of a planted bug. right: whether that is what the bug does, nothing more and nothing less."""
+    """What `gqa dialect` says of a mutant. right: whether that is what the mutant does, no more and no less."""
 
     bug: str
-    heard: str
+    found: str
     right: bool
 
 
 def conventions() -> list[tuple[str, str]]:
-    """The family and name of every planted bug that is a convention."""
-    return [(family, bug.__name__) for family in FAMILIES for bug in BUGS[family] if bug.__name__ not in FAULTS]
+    """The family and name of every mutant that is a convention."""
+    return [
+        (family, mutant.__name__) for family in FAMILIES for mutant in MUTANTS[family] if mutant.__name__ not in FAULTS
+    ]
 
 
-def naming(family: str, bug: str) -> Naming:
-    """One planted bug put to `findings` as anybody's function or class."""
-    planted = next(found for found in BUGS[family] if found.__name__ == bug)
-    heard = dialect_of(findings(as_target(family, planted)))
-    expected: Dialect = frozenset((EXPECTED | CACHED).get(bug, {}).items())
-    return Naming(bug, named(heard), bool(expected) and heard == expected)
+def naming(family: str, mutant: str) -> Naming:
+    """The findings of one mutant, judged as a function or class of any origin."""
+    cls = next(cls for cls in MUTANTS[family] if cls.__name__ == mutant)
+    found = dialect_of(findings(as_target(family, cls)))
+    expected: Dialect = frozenset((EXPECTED | CACHED).get(mutant, {}).items())
+    return Naming(mutant, named(found), bool(expected) and found == expected)
 
 
-def as_target(family: str, planted: Any) -> Kernel | ForeignClass:
-    """The textbook code, which computes in float64, as a function or class that returns the dtype it was given.
+def as_target(family: str, mutant: Any) -> Kernel | ForeignClass:
+    """The reference code, which computes in float64, as a function or class that returns the dtype it was given.
 
-    A layer's kernel is none of its bugs: it has the oracle's, which is quick.
+    A mutant of a layer has the oracle's kernel, which is quick.
     """
     if family == "kernel":
-        return Kernel(planted.__name__, framework("numpy"), _function(planted()))
+        return Kernel(mutant.__name__, framework("numpy"), _function(mutant()))
     if family == "cache":
-        return ForeignClass(planted.__name__, framework("numpy"), _cached(planted))
+        return ForeignClass(mutant.__name__, framework("numpy"), _cached(mutant))
     if family == "RoPE":
-        planted = type(planted.__name__, (ReferenceLayer,), {"rope": planted()})
-    quick = type(planted.__name__, (planted,), {"kernel": staticmethod(gqa_numpy.grouped_query_attention)})
-    return ForeignClass(planted.__name__, framework("numpy"), _class(quick))
+        mutant = type(mutant.__name__, (ReferenceLayer,), {"rope": mutant()})
+    quick = type(mutant.__name__, (mutant,), {"kernel": staticmethod(gqa_numpy.grouped_query_attention)})
+    return ForeignClass(mutant.__name__, framework("numpy"), _class(quick))
 
 
-def _function(textbook: Any) -> Any:
+def _function(reference: Any) -> Any:
     def attention(
         query: Array, key: Array, value: Array, mask: Array | None = None, *, causal: bool = False,
         window: int | None = None, chunk: int | None = None, offset: Any = None, scale: float | None = None,
@@ -190,7 +192,7 @@ def _function(textbook: Any) -> Any:
     ) -> tuple[Array, Array]:  # fmt: skip
         wide = (x.astype(np.float64) for x in (query, key, value))
         with np.errstate(all="ignore"):
-            answer = textbook(
+            answer = reference(
                 *wide, _lowest(mask), causal=causal, window=window, chunk=chunk, offset=offset, scale=scale,
                 softcap=softcap, sinks=sinks, dropout_multiplier=dropout_multiplier,
             )  # fmt: skip
@@ -199,10 +201,10 @@ def _function(textbook: Any) -> Any:
     return attention
 
 
-def _class(planted: Any) -> type:
-    class Planted:
+def _class(layer: Any) -> type:
+    class Target:
         def __init__(self, *, dtype: Any = None, rng: Any = None, **settings: Any) -> None:
-            self.layer = planted(AttentionConfig(**settings))
+            self.layer = layer(AttentionConfig(**settings))
 
         def load_weights(self, weights: dict[str, Array]) -> None:
             self.layer.load_weights(weights)
@@ -218,18 +220,18 @@ def _class(planted: Any) -> type:
                 )
             return _rounded(answer, query)
 
-    return Planted
+    return Target
 
 
-def _cached(planted: Any) -> type:
-    """The textbook layer with a planted cache, which has room for any number of tokens."""
+def _cached(mutant: Any) -> type:
+    """The reference layer with a wrong cache, which has room for any number of tokens."""
 
     class Quick(ReferenceLayer):
         kernel = staticmethod(gqa_numpy.grouped_query_attention)
 
     class Cached(_class(Quick)):  # type: ignore[misc]
         def init_cache(self, batch_size: int) -> Any:
-            return planted(self.layer, batch_size, 64, rolling=False)
+            return mutant(self.layer, batch_size, 64, rolling=False)
 
         def extend(self, x: Array, cache: Any) -> tuple[Array, Any]:
             output = cache.extend(x.astype(np.float64), [x.shape[1]] * len(x))

@@ -1,10 +1,10 @@
-"""The planted bugs shown to what other projects test their attention with, in the sizes and tolerances that they use.
+"""The mutants against the tests that other projects have of their attention, in their sizes and tolerances.
 
 onnx: the node tests of the Attention operator, from the installed package, with their own expected arrays. torch: the
 samples of scaled_dot_product_attention in `torch.testing._internal.common_methods_invocations` (batch 4, 4 heads,
 3 queries, 6 keys, head size 8; causal or not, dropout 0 or 0.5, one additive mask), tolerance of assert_close. jax: the
 cases of `tests/nn_test.py` (batch 2, 4 heads over 4, 2 and 1, head size 32; bias, causal, padding, a causal mask, a
-window), tolerance 0.01. jax's lengths of 128 are 16 here, for the sake of the textbook's five loops: that hides no bug.
+window), tolerance 0.01. jax's lengths of 128 are 16 here, because the reference is five loops: that hides no mutant.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from conformance.mutants import BUGS
+from conformance.mutants import MUTANTS
 from conformance.reference.gradients import ReferenceGradients
 from conformance.reference.kernel import ReferenceKernel
 
@@ -25,7 +25,7 @@ Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class Shown:
+class OtherCase:
     """One test of another suite. expected: None where that suite compares with a reference of its own."""
 
     name: str
@@ -36,41 +36,41 @@ class Shown:
     atol: float = 0.0
 
 
-def catches(suite: str, family: str, bugs: tuple[type, ...] = ()) -> dict[str, tuple[str, ...]]:
-    """Bug (of the whole family, unless some are given) -> the tests of the suite that catch it, among those that
+def catches(suite: str, family: str, mutants: tuple[type, ...] = ()) -> dict[str, tuple[str, ...]]:
+    """Mutant (of the whole family, unless some are given) -> the tests of the suite that catch it, among those that
     correct code passes.
     """
     right, cases = _RUN[family](_RIGHT[family]), SUITES[suite]()
     fair = [case for case in cases if case.expected is None or _passes(case, right(case))]
     truth = {case.name: case.expected if case.expected is not None else right(case) for case in fair}
     found = {}
-    for bug in bugs or BUGS[family]:
-        run = _RUN[family](bug)
-        found[bug.__name__] = tuple(c.name for c in fair if not _close(run(c), truth[c.name], c))
+    for mutant in mutants or MUTANTS[family]:
+        run = _RUN[family](mutant)
+        found[mutant.__name__] = tuple(c.name for c in fair if not _close(run(c), truth[c.name], c))
     return found
 
 
-def shown(suite: str) -> tuple[int, int]:
-    """How many tests of the suite a kernel without weights can be asked, and how many there are."""
+def usable(suite: str) -> tuple[int, int]:
+    """How many tests of the suite a kernel without weights can run, and how many there are."""
     right, cases = _RUN["kernel"](ReferenceKernel), SUITES[suite]()
     return sum(case.expected is None or _passes(case, right(case)) for case in cases), _TOTAL[suite]()
 
 
-def _run_kernel(bug: Any) -> Callable[[Shown], list[Array]]:
-    def run(case: Shown) -> list[Array]:
+def _run_kernel(mutant: Any) -> Callable[[OtherCase], list[Array]]:
+    def run(case: OtherCase) -> list[Array]:
         try:
-            return [bug()(*case.arguments, **case.keywords)[0]]
-        except (IndexError, ValueError):  # such a bug does not run at all on these shapes
+            return [mutant()(*case.arguments, **case.keywords)[0]]
+        except (IndexError, ValueError):  # such a mutant does not run at all on these shapes
             return []
 
     return run
 
 
-def _run_gradients(bug: Any) -> Callable[[Shown], list[Array]]:
-    def run(case: Shown) -> list[Array]:
+def _run_gradients(mutant: Any) -> Callable[[OtherCase], list[Array]]:
+    def run(case: OtherCase) -> list[Array]:
         query, value = case.arguments[0], case.arguments[2]
         d_context = np.random.default_rng(1).normal(size=(*query.shape[:3], value.shape[3]))
-        found = bug()(d_context, *case.arguments, **case.keywords)
+        found = mutant()(d_context, *case.arguments, **case.keywords)
         return [found[name] for name in sorted(found)]
 
     return run
@@ -80,11 +80,11 @@ _RIGHT: dict[str, type] = {"kernel": ReferenceKernel, "gradients": ReferenceGrad
 _RUN = {"kernel": _run_kernel, "gradients": _run_gradients}
 
 
-def _passes(case: Shown, got: list[Array]) -> bool:
+def _passes(case: OtherCase, got: list[Array]) -> bool:
     return _close(got, case.expected, case)
 
 
-def _close(got: list[Array], expected: list[Array], case: Shown) -> bool:
+def _close(got: list[Array], expected: list[Array], case: OtherCase) -> bool:
     return len(got) == len(expected) and all(
         g.shape == e.shape and np.allclose(g, e, rtol=case.rtol, atol=case.atol, equal_nan=True)
         for g, e in zip(got, expected, strict=True)
@@ -105,12 +105,12 @@ def _onnx_nodes() -> list[Any]:
 
 
 @cache
-def onnx_cases() -> tuple[Shown, ...]:
+def onnx_cases() -> tuple[OtherCase, ...]:
     """Those whose every input and attribute the kernel has an argument for."""
     return tuple(filter(None, map(_onnx_case, _onnx_nodes())))
 
 
-def _onnx_case(case: Any) -> Shown | None:
+def _onnx_case(case: Any) -> OtherCase | None:
     from onnx.helper import get_attribute_value
 
     (inputs, outputs), node = case.data_sets[0], case.model.graph.node[0]
@@ -139,7 +139,7 @@ def _onnx_case(case: Any) -> Shown | None:
     keywords: dict[str, Any] = {"causal": bool(attributes.get("is_causal", 0)), "offset": past}
     keywords |= {name: attributes[name] for name in ("scale", "softcap") if attributes.get(name)}
     expected = [_four_axes(np.asarray(outputs[0], np.float64), heads["Q"])]
-    return Shown(case.name, (query, key, value, mask), keywords, expected, rtol=1e-3, atol=1e-7)
+    return OtherCase(case.name, (query, key, value, mask), keywords, expected, rtol=1e-3, atol=1e-7)
 
 
 _ONNX_INPUTS = ("Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen")
@@ -155,11 +155,11 @@ def _four_axes(x: Array, heads: int | None) -> Array:
 
 
 @cache
-def torch_cases() -> tuple[Shown, ...]:
+def torch_cases() -> tuple[OtherCase, ...]:
     return tuple(_torch_cases())
 
 
-def _torch_cases() -> Iterator[Shown]:
+def _torch_cases() -> Iterator[OtherCase]:
     rng, (B, T, S, N, H) = np.random.default_rng(0), (4, 3, 6, 4, 8)
     for heads in (1, N):
         query, key, value = (rng.uniform(-9, 9, (B, heads, length, H)) for length in (T, S, S))
@@ -167,21 +167,23 @@ def _torch_cases() -> Iterator[Shown]:
         for causal in (True, False):
             for name, multiplier in (("", {}), (", dropout", {"dropout_multiplier": kept})):
                 settings = {"causal": causal, "offset": 0, **multiplier}
-                yield Shown(f"{heads} heads, causal={causal}{name}", (query, key, value), settings, None, 1e-7, 1e-7)
-    yield Shown("attn_mask", (query, key, value, rng.uniform(-9, 9, (T, S))), {}, None, 1e-7, 1e-7)
+                yield OtherCase(
+                    f"{heads} heads, causal={causal}{name}", (query, key, value), settings, None, 1e-7, 1e-7
+                )
+    yield OtherCase("attn_mask", (query, key, value, rng.uniform(-9, 9, (T, S))), {}, None, 1e-7, 1e-7)
 
 
 @cache
-def jax_cases() -> tuple[Shown, ...]:
+def jax_cases() -> tuple[OtherCase, ...]:
     return tuple(_jax_cases())
 
 
-def _jax_cases() -> Iterator[Shown]:
+def _jax_cases() -> Iterator[OtherCase]:
     rng, (B, T, N, H) = np.random.default_rng(0), (2, 16, 4, 32)
     query = rng.normal(size=(B, N, T, H))
     for group in (1, 2, 4):
         key, value = (rng.normal(size=(B, N // group, T, H)) for _ in range(2))
-        yield Shown(f"groups of {group}", (query, key, value), {}, None, 0.01, 0.01)
+        yield OtherCase(f"groups of {group}", (query, key, value), {}, None, 0.01, 0.01)
     key, value = (rng.normal(size=(B, N, T, H)) for _ in range(2))
     bias, lower = rng.normal(size=(1, N, T, T)), np.tril(np.ones((1, 1, T, T), bool))
     lengths, queries = np.array([T // 4, T // 2]), np.array([T // 2, T // 4])
@@ -197,10 +199,10 @@ def _jax_cases() -> Iterator[Shown]:
         "causal, sliding_window": (None, {"causal": True, "window": 4}),
     }
     for name, (mask, settings) in modes.items():
-        yield Shown(name, (query, key, value, mask), settings, None, 0.01, 0.01)
+        yield OtherCase(name, (query, key, value, mask), settings, None, 0.01, 0.01)
 
 
-SUITES: dict[str, Callable[[], tuple[Shown, ...]]] = {"onnx": onnx_cases, "torch": torch_cases, "jax": jax_cases}
+SUITES: dict[str, Callable[[], tuple[OtherCase, ...]]] = {"onnx": onnx_cases, "torch": torch_cases, "jax": jax_cases}
 _TOTAL: dict[str, Callable[[], int]] = {
     "onnx": lambda: len(_onnx_nodes()),
     "torch": lambda: len(torch_cases()),
@@ -209,5 +211,5 @@ _TOTAL: dict[str, Callable[[], int]] = {
 
 
 def installed_suites() -> tuple[str, ...]:
-    """onnx brings its tests along; the sizes of the others stand above."""
+    """onnx ships its tests; those of torch and jax are rebuilt here."""
     return tuple(suite for suite in SUITES if suite != "onnx" or find_spec("onnx") is not None)

@@ -1,4 +1,4 @@
-"""Planted bugs of RoPE's frequencies and their scalings."""
+"""Mutants of RoPE's frequencies and their scalings."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class Llama3WithoutRamp(ReferenceRope):
     """A step where a ramp is meant."""
 
     def llama3(self, plain: float, s: Llama3Scaling) -> float:
-        turns = s.original_max_position_embeddings * plain / (2 * math.pi)
-        return plain if turns > s.low_freq_factor else plain / s.factor
+        rotations = s.original_max_position_embeddings * plain / (2 * math.pi)
+        return plain if rotations > s.low_freq_factor else plain / s.factor
 
 
 class YarnInverted(ReferenceRope):

@@ -1,4 +1,4 @@
-"""The power of the suite, measured: which cases catch which planted bug. The correct textbook must pass them all."""
+"""Which cases catch which mutant. The baselines, correct code in the same form, must pass every case."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from conformance.cases import caches as cache_cases
 from conformance.cases import inputs
 from conformance.cases.compare import compare
 from conformance.cases.table import KERNEL_ROWS, kernel_cases, layer_cases
-from conformance.mutants import BUGS
+from conformance.mutants import MUTANTS
 from conformance.reference.cache import ReferenceCache
 from conformance.reference.gradients import ReferenceGradients
 from conformance.reference.kernel import ReferenceKernel
@@ -34,7 +34,7 @@ BASELINES: dict[str, type] = {
 
 @dataclass(frozen=True)
 class MutantResult:
-    """One planted bug, what it is, how many cases it was shown, and those that caught it."""
+    """One mutant, what it is, how many cases it was run against, and those that caught it."""
 
     bug: str
     what: str
@@ -43,31 +43,31 @@ class MutantResult:
     family: str = "kernel"
 
 
-def mutant_results(families: tuple[str, ...] = tuple(BUGS), *, whole: bool = True) -> list[MutantResult]:
-    """Every planted bug against the cases of its family; float64, the NumPy backend as oracle.
+def mutant_results(families: tuple[str, ...] = tuple(MUTANTS), *, whole: bool = True) -> list[MutantResult]:
+    """Every mutant against the cases of its family; float64, the NumPy backend as oracle.
 
-    whole: show a bug every case, though one has caught it.
+    whole: run every case, also after one has caught the mutant.
     """
-    return [run_mutant(family, bug, whole=whole) for family in families for bug in BUGS[family]]
+    return [run_mutant(family, mutant, whole=whole) for family in families for mutant in MUTANTS[family]]
 
 
 def baselines() -> list[MutantResult]:
-    """The same cases against the textbook code without any bug: what they catch is a false alarm."""
+    """The same cases against the unchanged reference: what they catch is a false alarm."""
     return [run_mutant(family, right) for family, right in BASELINES.items()]
 
 
-def catches(family: str, bug: type, case: str) -> bool:
+def catches(family: str, mutant: type, case: str) -> bool:
     """Whether one named case of a family catches an implementation."""
     references, differs = _FAMILIES[family]
-    return differs(bug, references()[case])
+    return differs(mutant, references()[case])
 
 
-def run_mutant(family: str, bug: type, *, whole: bool = True) -> MutantResult:
+def run_mutant(family: str, mutant: type, *, whole: bool = True) -> MutantResult:
     """One implementation against the cases of a family."""
     references, differs = _FAMILIES[family]
-    found = (name for name, reference in references().items() if differs(bug, reference))
+    found = (name for name, reference in references().items() if differs(mutant, reference))
     caught = tuple(found) if whole else tuple(name for name in [next(found, None)] if name)
-    return MutantResult(bug.__name__, (bug.__doc__ or "").split("\n")[0], len(references()), caught, family)
+    return MutantResult(mutant.__name__, (mutant.__doc__ or "").split("\n")[0], len(references()), caught, family)
 
 
 Reference = tuple[Any, inputs.Call, Any]
@@ -98,7 +98,7 @@ def layer_references() -> dict[str, Reference]:
 
 @cache
 def gradient_references() -> dict[str, tuple[inputs.Call, Array, dict[str, Array]]]:
-    """As the kernel's, but for those whose poison a textbook would differentiate."""
+    """As the kernel's, without poison, which the reference would differentiate."""
     found: dict[str, Any] = {}
     for case in kernel_cases():
         if case.feature.mask != "poisoned padding":
@@ -109,29 +109,31 @@ def gradient_references() -> dict[str, tuple[inputs.Call, Array, dict[str, Array
     return found
 
 
-def _kernel_differs(bug: type, reference: Reference) -> bool:
+def _kernel_differs(mutant: type, reference: Reference) -> bool:
     _, call, expected = reference
-    return _differ(bug()(*call.arguments, **call.keywords), expected)
+    return _differ(mutant()(*call.arguments, **call.keywords), expected)
 
 
-def _layer_differs(bug: Any, reference: Reference) -> bool:
+def _layer_differs(mutant: Any, reference: Reference) -> bool:
     case, call, expected = reference
-    planted = bug(case.config).load_weights(inputs.weights(case, "float64"))
-    return _differ(planted(*call.arguments, **call.keywords), expected)
+    layer = mutant(case.config).load_weights(inputs.weights(case, "float64"))
+    return _differ(layer(*call.arguments, **call.keywords), expected)
 
 
-def _rope_differs(bug: type, reference: Reference) -> bool:
-    return _layer_differs(type(bug.__name__, (ReferenceLayer,), {"rope": bug()}), reference)
+def _rope_differs(mutant: type, reference: Reference) -> bool:
+    return _layer_differs(type(mutant.__name__, (ReferenceLayer,), {"rope": mutant()}), reference)
 
 
-def _cache_differs(bug: Any, case: cache_cases.CacheCase) -> bool:
+def _cache_differs(mutant: Any, case: cache_cases.CacheCase) -> bool:
     layer = ReferenceLayer(case.config).load_weights(cache_cases.weights(case))
-    return cache_cases.error(case, bug(layer, cache_cases.BATCH, cache_cases.MAX_LENGTH, case.rolling).extend) > 1e-12
+    return (
+        cache_cases.error(case, mutant(layer, cache_cases.BATCH, cache_cases.MAX_LENGTH, case.rolling).extend) > 1e-12
+    )
 
 
-def _gradients_differ(bug: type, reference: tuple[inputs.Call, Array, dict[str, Array]]) -> bool:
+def _gradients_differ(mutant: type, reference: tuple[inputs.Call, Array, dict[str, Array]]) -> bool:
     call, d_context, expected = reference
-    found = bug()(d_context, *call.arguments, **call.keywords)
+    found = mutant()(d_context, *call.arguments, **call.keywords)
     return found.keys() != expected.keys() or _differ(
         [found[name] for name in expected], list(expected.values()), allowed=1e-11
     )

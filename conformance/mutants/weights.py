@@ -1,4 +1,4 @@
-"""Planted bugs of ports: weights that were stored in one layout and read as another. Most keep every shape."""
+"""Mutants of ports: weights that were stored in one layout and read as another. Most keep every shape."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Array = np.ndarray
 
 
 class Port(ReferenceLayer):
-    """A port that does nothing wrong yet: `ported` is asked for each tensor by name."""
+    """A port that does nothing wrong yet: `ported` is called for each tensor by name."""
 
     def load_weights(self, weights: dict[str, Array]) -> ReferenceLayer:
         return super().load_weights({name: self.ported(name, x) for name, x in weights.items()})
@@ -71,15 +71,15 @@ class NormNotPermuted(Port):
 
 
 class PartialRotaryPermutedWhole(Port):
-    """All dimensions of a head permuted where only the first ones turn."""
+    """All dimensions of a head permuted where only the first ones are rotated."""
 
     def ported(self, name: str, x: Array) -> Array:
         H, R = self.config.head_dim, self.config.rotary_dim
         if R in (0, H) or name not in ("q_proj.weight", "k_proj.weight"):
             return x
         heads = rearrange(x, "(N H) D -> N H D", H=H)
-        turned, rest = np.split(heads, [R], axis=1)
-        stored = np.concatenate([self.back(turned, True), rest], axis=1)
+        rotated, rest = np.split(heads, [R], axis=1)
+        stored = np.concatenate([self.back(rotated, True), rest], axis=1)
         return np.asarray(rearrange(self.back(stored, False), "N H D -> (N H) D"))
 
     def back(self, heads: Array, interleave: bool) -> Array:

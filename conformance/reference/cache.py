@@ -1,4 +1,4 @@
-"""Cached decoding token by token, around the textbook layer: what a cache keeps, and where its tokens stand."""
+"""Cached decoding token by token, around the reference layer: what a cache keeps, and at which positions."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class ReferenceCache:
         return self.layer.joined(context)
 
     def places(self, b: int, count: int) -> Array:
-        """Where new tokens are turned."""
+        """The positions at which new tokens are rotated."""
         return self.length[b] + np.arange(count)
 
     def offset(self, b: int, held: int) -> int:
-        """Where the first new query stands among the keys that are held."""
+        """The index of the first new query among the keys that are held."""
         return held
 
     def stored(self, count: int, given: int) -> int:

@@ -1,4 +1,4 @@
-"""The gradient of attention one row at a time, by the chain rule as it stands in a textbook."""
+"""The gradient of attention one row at a time, by the chain rule."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layer one number at a time, around the textbook kernel: projections, QK-norm and RoPE, each decision a method."""
+"""The layer one number at a time: projections, QK-norm and RoPE around the kernel, each decision a method."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class ReferenceLayer:
         return self
 
     def pair(self, d: int, rotary_dim: int, pairing: str) -> tuple[int, int]:
-        """The two dimensions that frequency d turns."""
+        """The two dimensions that frequency d rotates."""
         return (d, d + rotary_dim // 2) if pairing == "half" else (2 * d, 2 * d + 1)
 
     def norm_weight(self, weight: float, kind: str) -> float:
         return 1 + weight if kind == "rms_plus_one" else weight
 
-    def normed_then_turned(self, x: Array, name: str, positions: Array, length: int) -> Array:
-        return self.turned(self.normed(x, name), positions, length)
+    def normed_then_rotated(self, x: Array, name: str, positions: Array, length: int) -> Array:
+        return self.rotated(self.normed(x, name), positions, length)
 
     def normed(self, x: Array, name: str) -> Array:
         """x (B, heads, length, H) after QK-norm: per head, or over all heads of a token."""
@@ -53,8 +53,8 @@ class ReferenceLayer:
         rms = math.sqrt(math.fsum(v * v for v in vector) / len(vector) + self.config.qk_norm_eps)
         return [v / rms * self.norm_weight(w, kind) for v, w in zip(vector, weight, strict=True)]
 
-    def turned(self, x: Array, positions: Array, length: int) -> Array:
-        """x (B, heads, length, H) turned at positions (B, length)."""
+    def rotated(self, x: Array, positions: Array, length: int) -> Array:
+        """x (B, heads, length, H) rotated at positions (B, length)."""
         rope, out, R = self.config.rope, x.copy(), self.config.rotary_dim
         if rope is None:
             return x
@@ -101,10 +101,10 @@ class ReferenceLayer:
     def heads(
         self, query: Array, key: Array, value: Array, q_places: Array, k_places: Array, length: int
     ) -> tuple[Array, Array, Array]:
-        """What the kernel is given: projected, normed, turned."""
+        """What the kernel is given: projected, normed, rotated."""
         c = self.config
-        q = self.normed_then_turned(self.projected("q_proj", query, c.num_heads), "q", q_places, length)
-        k = self.normed_then_turned(self.projected("k_proj", key, c.num_kv_heads), "k", k_places, length)
+        q = self.normed_then_rotated(self.projected("q_proj", query, c.num_heads), "q", q_places, length)
+        k = self.normed_then_rotated(self.projected("k_proj", key, c.num_kv_heads), "k", k_places, length)
         return q, k, self.projected("v_proj", value, c.num_kv_heads)
 
     def attended(self, q: Array, k: Array, v: Array, mask: Any, *, offset: Any, chunk: Any) -> tuple[Array, Array]:

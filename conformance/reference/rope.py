@@ -50,8 +50,8 @@ class ReferenceRope:
         return float(theta * (stretch - (s.factor - 1)) ** (rotary_dim / (rotary_dim - 2)))
 
     def llama3(self, plain: float, s: Llama3Scaling) -> float:
-        turns = s.original_max_position_embeddings * plain / (2 * math.pi)
-        kept = (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+        rotations = s.original_max_position_embeddings * plain / (2 * math.pi)
+        kept = (rotations - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
         return self.between(plain / s.factor, plain, kept)
 
     def between(self, scaled: float, plain: float, kept: float) -> float:
@@ -59,13 +59,13 @@ class ReferenceRope:
         return (1 - kept) * scaled + kept * plain
 
     def yarn(self, plain: float, s: YarnScaling, theta: float, d: int, rotary_dim: int) -> float:
-        first, last = (self.pair_that_turns(beta, s, theta, rotary_dim) for beta in (s.beta_fast, s.beta_slow))
+        first, last = (self.pair_with_rotations(beta, s, theta, rotary_dim) for beta in (s.beta_fast, s.beta_slow))
         first, last = self.truncated(first, last, s)
         first, last = max(first, 0), min(last, rotary_dim - 1)
         return self.between(plain / s.factor, plain, 1 - (d - first) / (last - first if last != first else 0.001))
 
-    def pair_that_turns(self, times: float, s: YarnScaling, theta: float, rotary_dim: int) -> float:
-        """Which pair, as a real number, turns so many times within the original context."""
+    def pair_with_rotations(self, times: float, s: YarnScaling, theta: float, rotary_dim: int) -> float:
+        """Which pair, as a real number, makes so many full rotations within the original context."""
         return rotary_dim * math.log(s.original_max_position_embeddings / (times * 2 * math.pi)) / 2 / math.log(theta)
 
     def truncated(self, first: float, last: float, s: YarnScaling) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Planted bugs of head surgery (traps 1, 7, 20 and 32): each is caught by the check that is there for it."""
+"""Mutants of head surgery (RoPE pairing, head order, ranks, pooling): each is caught by the check that is for it."""
 
 from dataclasses import replace
 
@@ -77,12 +77,12 @@ def bias_on_no_rank(weights, config, rank, ranks):
 
 
 def ranks_in_reverse(weights, config, rank, ranks):
-    """The first rank holds the last heads: the sum is right, the attention weights stand elsewhere."""
+    """The first rank holds the last heads: the sum is right, the attention weights are in other places."""
     return right["slice_heads"](weights, config, ranks - 1 - rank, ranks)
 
 
 def keys_in_as_many_heads_as_queries(weights, config, pairing):
-    """Trap 1: k's rows are cut into N heads instead of K."""
+    """k's rows are cut into N heads instead of K."""
     paired, other = right["convert_rope_pairing"](weights, config, pairing)
     pattern = "(N two pairs) E -> (N pairs two) E"
     wrong = einops.rearrange(weights["k_proj.weight"], pattern, N=config.num_heads, two=2)
@@ -90,7 +90,7 @@ def keys_in_as_many_heads_as_queries(weights, config, pairing):
 
 
 def keys_in_groups(weights, config, pairing):
-    """Trap 1, as llama.cpp once had it: k's rows are cut into N / K heads. Right where N / K = K."""
+    """As llama.cpp once had it: k's rows are cut into N / K heads. Right where N / K = K."""
     paired, other = right["convert_rope_pairing"](weights, config, pairing)
     pattern = "(G two pairs) E -> (G pairs two) E"
     wrong = einops.rearrange(weights["k_proj.weight"], pattern, G=config.group_size, two=2)
@@ -128,7 +128,7 @@ def paired(config=BIASED):
     return lambda: checks.check_pairing_computes_the_same(config)
 
 
-BUGS = {  # name: (where it is planted, the bug, the check)
+MUTANTS = {  # name: (the function that is replaced, by what, the check)
     "strided groups": ("in_groups", strided_groups, pool()),
     "strided groups, seen by the identity": ("in_groups", strided_groups, identity()),
     "tiled copies": ("repeat", tiled_copies, expanded()),
@@ -160,16 +160,16 @@ BUGS = {  # name: (where it is planted, the bug, the check)
 }
 
 
-@pytest.mark.parametrize("bug", BUGS)
-def test_every_planted_bug_is_caught_where_correct_code_passes(monkeypatch, bug):
-    place, planted, check = BUGS[bug]
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_every_mutant_is_caught_where_correct_code_passes(monkeypatch, mutant):
+    place, wrong, check = MUTANTS[mutant]
     check()
-    monkeypatch.setattr(heads, place, planted)
+    monkeypatch.setattr(heads, place, wrong)
     with pytest.raises((AssertionError, ValueError)):
         check()
 
 
-def test_equal_counts_hide_the_llama_cpp_bug(monkeypatch):
+def test_equal_counts_hide_the_bug_of_llama_cpp(monkeypatch):
     """Why the head counts above are not 64 and 8 alone: there N / K = K, and the check is blind."""
     monkeypatch.setattr(heads, "convert_rope_pairing", keys_in_groups)
     checks.check_pairing_computes_the_same(checks.layer_config(64, 8, rope=RopeConfig()))

@@ -1,13 +1,13 @@
-"""Tests of the tests: every planted bug is caught by a named case, and correct code is never accused."""
+"""Tests of the tests: every mutant is caught by a named case, and correct code passes every case."""
 
 import pytest
 
-from conformance.mutants import BUGS
+from conformance.mutants import MUTANTS
 from conformance.mutants.run import BASELINES, baselines, catches, mutant_results, run_mutant
 from conformance.report.tables import mutant_table
 
 
-def test_every_planted_bug_is_caught(capsys):
+def test_every_mutant_is_caught(capsys):
     from rich.console import Console
 
     results = mutant_results(whole=False)
@@ -18,12 +18,12 @@ def test_every_planted_bug_is_caught(capsys):
     assert [found.bug for found in results if not found.caught_by] == []
 
 
-def test_correct_code_is_never_accused():
+def test_correct_code_passes_every_case():
     assert {found.family: found.caught_by for found in baselines()} == dict.fromkeys(BASELINES, ())
 
 
 @pytest.mark.parametrize(
-    ("family", "bug", "case"),
+    ("family", "mutant", "case"),
     [
         ("kernel", "TiledHeads", "plain"),
         ("kernel", "DividedByK", "plain"),
@@ -56,7 +56,7 @@ def test_correct_code_is_never_accused():
         ("kernel", "WeightsAfterDropout", "dropout"),
         ("layer", "AlwaysInterleavedPairs", "RoPE half"),
         ("layer", "AlwaysHalfPairs", "RoPE interleaved"),
-        ("layer", "WholeHeadTurned", "RoPE partial"),
+        ("layer", "WholeHeadRotated", "RoPE partial"),
         ("layer", "PositionsWithoutOffset", "RoPE, offset per row"),
         ("layer", "FirstRowsPositionsForAll", "RoPE, offset per row"),
         ("layer", "AnglesIn16Bit", "RoPE at given positions"),
@@ -82,14 +82,14 @@ def test_correct_code_is_never_accused():
         ("gradients", "SinkGradientPositive", "sinks"),
     ],
 )  # fmt: skip
-def test_the_case_that_is_there_to_catch_it_does(family, bug, case):
-    assert catches(family, _bug(family, bug), f"GQA 6 over 2 / {case}")
+def test_the_case_that_is_there_to_catch_it_does(family, mutant, case):
+    assert catches(family, _mutant(family, mutant), f"GQA 6 over 2 / {case}")
 
 
 @pytest.mark.parametrize(
-    ("bug", "case"),
+    ("mutant", "case"),
     [
-        ("TurnedFromZero", "token by token"),
+        ("RotatedFromZero", "token by token"),
         ("FirstRowsLengthForAll", "chunks of unequal rows"),
         ("WrittenBeforeRead", "rolling, a first chunk longer than the window"),
         ("OneSlotShort", "rolling, token by token"),
@@ -97,16 +97,16 @@ def test_the_case_that_is_there_to_catch_it_does(family, bug, case):
         ("FrequenciesOfTheChunk", "dynamic NTK"),
     ],
 )
-def test_the_split_that_is_there_to_catch_it_does(bug, case):
-    assert catches("cache", _bug("cache", bug), case)
+def test_the_split_that_is_there_to_catch_it_does(mutant, case):
+    assert catches("cache", _mutant("cache", mutant), case)
 
 
 def test_grouping_bugs_hide_from_mha_and_mqa():
     """Why the table needs K different from 1, from N and from N / K."""
-    tiled = run_mutant("kernel", _bug("kernel", "TiledHeads"))
+    tiled = run_mutant("kernel", _mutant("kernel", "TiledHeads"))
     assert tiled.caught_by
     assert not any(name.startswith(("MHA", "MQA")) for name in tiled.caught_by)
 
 
-def _bug(family, name):
-    return next(bug for bug in BUGS[family] if bug.__name__ == name)
+def _mutant(family, name):
+    return next(mutant for mutant in MUTANTS[family] if mutant.__name__ == name)
