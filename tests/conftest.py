@@ -7,6 +7,7 @@ of a framework's tracing are marked `no_shape_checks`: the hook would answer fir
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import jaxtyping
@@ -32,6 +33,18 @@ if os.environ.get("GQA_SHAPES"):
 import pytest  # noqa: E402  (the hook comes before every import of a backend)
 
 from conformance.targets import BACKENDS, Backend  # noqa: E402
+
+SAMPLE_TARGETS = Path(__file__).parent / "sample_targets"
+
+
+@pytest.fixture
+def sample_targets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with the modules of tests/sample_targets in it, as a user has modules of their own."""
+    for path in SAMPLE_TARGETS.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    return tmp_path
 
 
 @pytest.fixture(params=BACKENDS)

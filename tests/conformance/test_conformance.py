@@ -52,66 +52,13 @@ def test_both_directions_share_a_column():
     assert pair("torch to jax, float32") == pair("jax to torch, float32") == "jax ~ torch\nfloat32"
 
 
-FOREIGN = '''
-import numpy as np
-import torch
-
-class Mine(torch.nn.Module):
-    """What somebody might write: plain grouped-query attention, a boolean mask, no causal switch."""
-
-    def __init__(self, embed_dim, num_heads, num_kv_heads, causal=False):
-        super().__init__()
-        head_dim = embed_dim // num_heads
-        self.num_heads, self.num_kv_heads, self.causal = num_heads, num_kv_heads, causal
-        self.q_proj = torch.nn.Linear(embed_dim, num_heads * head_dim, bias=False)
-        self.k_proj = torch.nn.Linear(embed_dim, num_kv_heads * head_dim, bias=False)
-        self.v_proj = torch.nn.Linear(embed_dim, num_kv_heads * head_dim, bias=False)
-        self.o_proj = torch.nn.Linear(num_heads * head_dim, embed_dim, bias=False)
-
-    def split(self, x, heads):
-        return x.unflatten(2, (heads, -1)).transpose(1, 2)
-
-    def shared(self, x):
-        return x.repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
-
-    def forward(self, query, key=None, value=None, mask=None):
-        key = query if key is None else key
-        value = key if value is None else value
-        q = self.split(self.q_proj(query), self.num_heads)
-        k, v = (self.shared(self.split(p(x), self.num_kv_heads)) for p, x in ((self.k_proj, key), (self.v_proj, value)))
-        scores = q @ k.mT / q.shape[-1] ** 0.5
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        if self.causal:
-            scores = scores.masked_fill(~torch.ones(scores.shape[-2:]).tril().bool(), -torch.inf)
-        weights = scores.softmax(-1)
-        return self.o_proj((weights @ v).transpose(1, 2).flatten(2)), weights
-
-class Tiled(Mine):
-    def shared(self, x):
-        return x.repeat(1, self.num_heads // self.num_kv_heads, 1, 1)
-
-def kernel(query, key, value, mask=None):
-    groups = query.shape[1] // key.shape[1]
-    key, value = (np.repeat(x, groups, axis=1) for x in (key, value))
-    scores = query @ key.swapaxes(2, 3) / query.shape[-1] ** 0.5
-    scores = scores if mask is None else np.where(mask, scores, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    return weights @ value, weights
-'''
-
-
 @pytest.fixture
-def conform(tmp_path, monkeypatch):
-    """`gqa conform ...` in a folder that has somebody's module, as (exit code, JSON, output)."""
-    (tmp_path / "somebody.py").write_text(FOREIGN)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+def conform(sample_targets):
+    """`gqa conform ...` as (exit code, JSON, output)."""
 
     def command(*arguments):
         result = CliRunner().invoke(app, ["conform", *arguments, "--json", "found.json"])
-        written = tmp_path / "found.json"
+        written = sample_targets / "found.json"
         return result.exit_code, json.loads(written.read_text()) if written.exists() else None, result.output
 
     return command
@@ -119,7 +66,7 @@ def conform(tmp_path, monkeypatch):
 
 @pytest.mark.no_shape_checks
 def test_a_correct_class_passes_what_it_can_do(conform):
-    code, found, output = conform("--target", "somebody:Mine")
+    code, found, output = conform("--target", "torch_layers:Right")
     assert found["counts"]["fail"] == 0, output
     assert found["counts"]["pass"] > 100
     assert found["counts"]["unsupported"] > 100  # no window, no softcap, no RoPE: said, and not counted as passed
@@ -129,7 +76,7 @@ def test_a_correct_class_passes_what_it_can_do(conform):
 
 @pytest.mark.no_shape_checks
 def test_a_wrong_class_fails_by_name(conform):
-    code, found, _ = conform("--target", "somebody:Tiled")
+    code, found, _ = conform("--target", "torch_layers:Tiled")
     assert code == 1
     failed = {check["row"] for check in found["checks"] if check["verdict"] == "fail"}
     passed = {check["row"] for check in found["checks"] if check["verdict"] == "pass"} - failed
@@ -139,7 +86,7 @@ def test_a_wrong_class_fails_by_name(conform):
 
 @pytest.mark.no_shape_checks
 def test_a_function_is_judged_too(conform):
-    code, found, _ = conform("--target", "somebody:kernel", "--arrays", "numpy")
+    code, found, _ = conform("--target", "numpy_kernels:kernel", "--arrays", "numpy")
     failed = {check["case"] for check in found["checks"] if check["verdict"] == "fail"}
     assert code == 1
     assert "GQA 6 over 2 / empty rows" in failed  # it divides 0 by 0
@@ -150,9 +97,9 @@ def test_a_function_is_judged_too(conform):
     ("target", "sentence"),
     [
         ("nowhere:Thing", "target nowhere:Thing: ModuleNotFoundError"),
-        ("somebody:Missing", "AttributeError"),
-        ("somebody", "expected MODULE:NAME or one of torch.sdpa, "),
-        ("somebody:np", "expected a class or a function, got module"),
+        ("torch_layers:Missing", "AttributeError"),
+        ("torch_layers", "expected MODULE:NAME or one of torch.sdpa, "),
+        ("numpy_kernels:np", "expected a class or a function, got module"),
     ],
 )
 @pytest.mark.no_shape_checks

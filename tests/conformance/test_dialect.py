@@ -143,30 +143,13 @@ def test_what_was_found_by_hand_is_found_again(name):
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
-MINE = """
-import numpy as np
-
-def attention(query, key, value, mask=None, *, causal=False):
-    groups = query.shape[1] // key.shape[1]
-    key, value = (np.tile(x, (1, groups, 1, 1)) for x in (key, value))
-    scores = (query @ key.swapaxes(2, 3) / query.shape[-1] ** 0.5).astype(query.dtype)
-    if causal:
-        scores = np.where(np.tri(*scores.shape[-2:], dtype=bool), scores, -np.inf)
-    if mask is not None:
-        scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    return weights @ value, weights
-"""
-
 
 @pytest.mark.no_shape_checks
-def test_the_command_names_what_differs_and_the_remedy(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text(MINE)
-    monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(app, ["dialect", "mine:attention", "--json", "found.json"], env={"COLUMNS": "200"})
+def test_the_command_names_what_differs_and_the_remedy(sample_targets):
+    target = "numpy_kernels:tiled_top_left"
+    result = CliRunner().invoke(app, ["dialect", target, "--json", "found.json"], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
-    found = {f["convention"]: f for f in json.loads(Path("found.json").read_text())["mine:attention"]}
+    found = {f["convention"]: f for f in json.loads(Path("found.json").read_text())[target]}
     different = {name: f["answer"] for name, f in found.items() if f["agrees"] is False}
     assert different == {
         "head order": "tiled: n % K",

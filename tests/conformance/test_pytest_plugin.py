@@ -12,49 +12,28 @@ import pytest
 
 pytestmark = pytest.mark.no_shape_checks
 
-MINE = '''
-import os
-import numpy as np
-
-def kernel(query, key, value, mask=None):
-    """Right wherever a row sees a key, and for boolean masks."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = (np.repeat(x, groups, axis=1) for x in (key, value))
-    scores = query @ key.swapaxes(2, 3) / query.shape[-1] ** 0.5
-    scores = scores if mask is None else np.where(mask, scores, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    return weights @ value, weights
-
-def silent(*arguments, **keywords):
-    return kernel(*arguments, **keywords)[0]
-
-def ending(query, key, value, mask=None):
-    os._exit(7)
-'''
 WITHOUT = {"PYTEST_ADDOPTS", "PYTHONPATH"}
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(sample_targets):
     """pytest on one target, as (exit code, counts by outcome, output)."""
-    (tmp_path / "mine.py").write_text(MINE)
 
-    def pytest_run(*arguments: str, target: str | None = "mine:kernel") -> tuple[int, dict[str, int], str]:
+    def pytest_run(*arguments: str, target: str | None = "numpy_kernels:kernel") -> tuple[int, dict[str, int], str]:
         asked = ["--gqa-target", target, "--gqa-arrays", "numpy"] if target else []
         done = subprocess.run(
             [
                 sys.executable, "-m", "pytest", "-p", "conformance.pytest_plugin", "-p", "no:cacheprovider", "-rsxX",
                 "--tb=short", "--pyargs", "conformance", *asked, *arguments,
             ],
-            cwd=tmp_path, env={name: x for name, x in os.environ.items() if name not in WITHOUT},
+            cwd=sample_targets, env={name: x for name, x in os.environ.items() if name not in WITHOUT},
             capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
         lines = done.stdout.strip().splitlines() or [""]  # stderr: usage errors, and what the target warns of
         counted = re.findall(r"(\d+) (passed|failed|skipped|xfailed|xpassed|warning|deselected)", lines[-1])
         return done.returncode, {outcome: int(number) for number, outcome in counted}, done.stdout + done.stderr
 
-    pytest_run.folder = tmp_path
+    pytest_run.folder = sample_targets
     return pytest_run
 
 
@@ -73,17 +52,17 @@ def test_a_failure_names_the_reason_and_the_command(run):
     assert counted["failed"] == 3 * 2 * 2
     assert "NaN where a number is expected" in output
     assert "reproduced by: empty row, boolean: NaN" in output
-    assert "gqa trace numpy mine:kernel --case 'MHA 3 / empty rows' --dtype float64 --arrays numpy" in output
+    assert "gqa trace numpy numpy_kernels:kernel --case 'MHA 3 / empty rows' --dtype float64 --arrays numpy" in output
 
 
 def test_a_quantity_that_is_not_returned_is_skipped(run):
-    code, counted, output = run("-k", "MHA and plain", target="mine:silent")
+    code, counted, output = run("-k", "MHA and plain", target="numpy_kernels:kernel_without_weights")
     assert (code, counted["passed"], counted["skipped"]) == (0, 2, 2)
     assert "unsupported: returns none" in output
 
 
 def test_a_case_without_an_answer_fails_in_every_quantity(run):
-    code, counted, output = run("-k", "MHA and plain and float64", target="mine:ending")
+    code, counted, output = run("-k", "MHA and plain and float64", target="faulty_kernels:ends_its_process")
     assert (code, counted["failed"]) == (1, 2)
     assert "ended its process with exit code 7" in output
 
@@ -114,10 +93,10 @@ def test_files_of_skips_and_expected_failures(run):
 @pytest.mark.parametrize(
     ("arguments", "target", "code", "sentence"),
     [
-        ([], "mine:nothing", 4, "target mine:nothing: AttributeError"),
-        ([], "mine", 4, "target: expected MODULE:NAME"),
+        ([], "numpy_kernels:nothing", 4, "target numpy_kernels:nothing: AttributeError"),
+        ([], "numpy_kernels", 4, "target: expected MODULE:NAME"),
         ([], None, 2, "conformance: expected --gqa-target MODULE:NAME"),
-        (["--gqa-skips", "none.txt"], "mine:kernel", 4, "none.txt: [Errno 2] No such file"),
+        (["--gqa-skips", "none.txt"], "numpy_kernels:kernel", 4, "none.txt: [Errno 2] No such file"),
     ],
 )
 def test_a_run_that_cannot_start_says_why_in_one_line(run, arguments, target, code, sentence):

@@ -14,60 +14,6 @@ from conformance.targets import PUBLIC, Limits, NotATarget, Unsupported, find_ta
 from conformance.targets.worker import Stopped, Worker
 from gqa import app
 
-CORRECT = """
-import os, sys, time
-import numpy as np
-import gqa_numpy
-
-def correct(query, key, value, mask=None, *, causal=False):
-    return gqa_numpy.grouped_query_attention(query, key, value, mask, causal=causal)
-
-def raises(query, key, value, mask=None):
-    raise ZeroDivisionError("no reason")
-
-def hangs(query, key, value, mask=None, *, causal=False):
-    if causal:
-        time.sleep(60)
-    return correct(query, key, value, mask)
-
-def dies(query, key, value, mask=None, *, causal=False):
-    if causal:
-        os._exit(7)
-    return correct(query, key, value, mask)
-
-def returns_a_list(query, key, value):
-    return [1.0]
-
-def returns_another_shape(query, key, value):
-    return correct(query, key, value)[0][..., :1]
-
-def returns_another_dtype(query, key, value):
-    return correct(query, key, value)[0].astype(np.float16)
-
-def returns_nan(query, key, value):
-    output = correct(query, key, value)[0]
-    output[..., 0] = np.nan
-    return output
-
-def returns_integers(query, key, value):
-    return np.zeros(query.shape[:3] + value.shape[3:], int)
-
-def changes_its_inputs(query, key, value):
-    output = correct(query, key, value)[0]
-    key *= 2
-    return output
-
-def is_random(query, key, value):
-    output = correct(query, key, value)[0]
-    return output + np.random.default_rng().normal(size=output.shape).astype(output.dtype) * 1e-3
-
-def tiled(query, key, value):
-    groups = query.shape[1] // key.shape[1]
-    return correct(query, *(np.tile(x, (1, groups, 1, 1)) for x in (key, value)))
-
-def tiled_and_unscaled(query, key, value):
-    return tiled(query * query.dtype.type(query.shape[-1] ** 0.5), key, value)
-"""
 FAULTS = {
     "raises": "raised ZeroDivisionError: no reason",
     "returns_a_list": "returned list, expected an array of numpy",
@@ -81,26 +27,24 @@ FAULTS = {
 
 
 @pytest.fixture
-def somebody(tmp_path, monkeypatch):
-    """A folder with somebody's module, and few cases."""
-    (tmp_path / "somebody.py").write_text(CORRECT)
-    monkeypatch.chdir(tmp_path)
+def few_cases(sample_targets, monkeypatch):
+    """Three cases of one grouping."""
     names = ("plain", "causal", "bool mask")
     few = [c for c in kernel_cases() if c.grouping == "GQA 6 over 2" and c.feature.name in names]
     monkeypatch.setattr(judge, "kernel_cases", lambda: few)
 
 
 def judged(name, limit=20.0):
-    return judge.judge(f"somebody:{name}", None, lambda done, total: None, limit)
+    return judge.judge(f"faulty_kernels:{name}", None, lambda done, total: None, limit)
 
 
 @pytest.mark.no_shape_checks
-def test_what_is_right_passes(somebody):
+def test_what_is_right_passes(few_cases):
     assert counts(judged("correct")) == {"pass": 12, "fail": 0, "unsupported": 0}
 
 
 @pytest.mark.no_shape_checks
-def test_every_fault_is_reported_as_what_it_is(somebody):
+def test_every_fault_is_reported_as_what_it_is(few_cases):
     for name, sentence in FAULTS.items():
         checks = judged(name)
         plain = [check for check in checks if check.case.endswith("/ plain") and check.quantity == "output"]
@@ -110,7 +54,7 @@ def test_every_fault_is_reported_as_what_it_is(somebody):
 
 @pytest.mark.no_shape_checks
 @pytest.mark.parametrize(("name", "sentence"), [("hangs", "did not answer within 3 s"), ("dies", "exit code 7")])
-def test_the_run_goes_on_after_one_that_does_not_answer(somebody, name, sentence):
+def test_the_run_goes_on_after_one_that_does_not_answer(few_cases, name, sentence):
     checks = judged(name, limit=3.0)
     assert {c.case for c in checks if c.verdict == "fail"} == {"GQA 6 over 2 / causal"}
     assert all(sentence in c.reason for c in checks if c.verdict == "fail")
@@ -118,7 +62,7 @@ def test_the_run_goes_on_after_one_that_does_not_answer(somebody, name, sentence
 
 
 @pytest.mark.no_shape_checks
-def test_a_failing_case_names_what_reproduces_it(somebody):
+def test_a_failing_case_names_what_reproduces_it(few_cases):
     for name, names in {
         "tiled": "head order: tiled: n % K",
         "tiled_and_unscaled": "head order: tiled: n % K + scale: 1",
@@ -129,8 +73,8 @@ def test_a_failing_case_names_what_reproduces_it(somebody):
 
 
 @pytest.mark.no_shape_checks
-def test_the_command_goes_on_and_exits_1(somebody):
-    result = CliRunner().invoke(app, ["conform", "--target", "somebody:raises", "--json", "found.json"])
+def test_the_command_goes_on_and_exits_1(few_cases):
+    result = CliRunner().invoke(app, ["conform", "--target", "faulty_kernels:raises", "--json", "found.json"])
     found = json.loads(Path("found.json").read_text())
     assert result.exit_code == 1
     assert found["counts"] == {"pass": 0, "fail": 4, "unsupported": 4}  # it takes no causal
@@ -178,61 +122,16 @@ def once(target):
 
 
 @pytest.mark.no_shape_checks
-def test_a_worker_starts_again_after_a_job_that_does_not_end(somebody):
-    with Worker("somebody:correct", None, 8.0) as worker:
+def test_a_worker_starts_again_after_a_job_that_does_not_end(few_cases):
+    with Worker("faulty_kernels:correct", None, 8.0) as worker:
         job = worker.do(forever)
         assert next(job) == 1
         with pytest.raises(Stopped, match="did not answer within 8 s"):
             next(job)
-        assert list(worker.do(once)) == ["somebody:correct"]
+        assert list(worker.do(once)) == ["faulty_kernels:correct"]
 
 
 # --- gradients and caches ---------------------------------------------------------------------------------------------
-
-DIFFERENTIATED = """
-import jax, torch
-import gqa_jax, gqa_torch
-
-def correct(query, key, value, mask=None, *, causal=False):
-    return gqa_torch.grouped_query_attention(query, key, value, mask, causal=causal)
-
-class Halved(torch.autograd.Function):
-    @staticmethod
-    def forward(context, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(context, d_x):
-        return d_x / 2
-
-def halves_the_keys(query, key, value, mask=None, *, causal=False):
-    return correct(query, Halved.apply(key), value, mask, causal=causal)
-
-def refuses(query, key, value, mask=None, *, causal=False):
-    if query.requires_grad:
-        raise NotImplementedError("forward only")
-    return correct(query, key, value, mask, causal=causal)
-
-@torch.no_grad()
-def infers(query, key, value, mask=None, *, causal=False):
-    return correct(query, key, value, mask, causal=causal)
-
-@jax.custom_vjp
-def halved(x):
-    return x
-
-halved.defvjp(lambda x: (x, None), lambda _, d_x: (d_x / 2,))
-
-def of_jax(query, key, value, mask=None, *, causal=False):
-    return gqa_jax.grouped_query_attention(query, key, value, mask, causal=causal)
-
-def halves_the_values_of_jax(query, key, value, mask=None, *, causal=False):
-    return of_jax(query, key, halved(value), mask, causal=causal)
-
-def tiled(query, key, value, mask=None, *, causal=False):
-    groups = query.shape[1] // key.shape[1]
-    return correct(query, key.repeat(1, groups, 1, 1), value.repeat(1, groups, 1, 1), mask, causal=causal)
-"""
 
 
 @pytest.mark.no_shape_checks
@@ -248,40 +147,12 @@ def tiled(query, key, value, mask=None, *, causal=False):
         ("halves_the_values_of_jax", "jax", "fail", "of value: error"),
     ],
 )
-def test_gradients_are_judged_where_the_output_is_right(somebody, name, arrays, verdict, sentence):
-    Path("differentiated.py").write_text(DIFFERENTIATED)
-    checks = judge.judge(f"differentiated:{name}", arrays, lambda done, total: None)
+def test_gradients_are_judged_where_the_output_is_right(few_cases, name, arrays, verdict, sentence):
+    checks = judge.judge(f"kernels_with_gradients:{name}", arrays, lambda done, total: None)
     of_gradients = [check for check in checks if check.quantity == "gradients"]
     assert len(of_gradients) == 3 * 2  # cases, dtypes
     assert {check.verdict for check in of_gradients} == {verdict}
     assert all(sentence in check.reason for check in of_gradients)
-
-
-CACHED = """
-import numpy as np
-import gqa_numpy
-
-class Right(gqa_numpy.GroupedQueryAttention):
-    pass
-
-class FromTheFirstKey(Right):
-    def extend(self, x, cache, *, lengths=None):
-        if not cache.rolling and int(cache.length.max()):
-            earlier = np.concatenate([self.seen, x], axis=1)
-            output = self(earlier, offset=0, rope_length=cache.rope_length)[0][:, : x.shape[1]]
-        else:
-            earlier, output = x, None
-        self.seen = earlier
-        right, cache = super().extend(x, cache, lengths=lengths)
-        return right if output is None else output, cache
-
-class Endless(Right):
-    def init_cache(self, batch_size, max_length, *, rolling=False):
-        return super().init_cache(batch_size, max_length + 1, rolling=rolling)
-
-class Without(Right):
-    extend = None
-"""
 
 
 @pytest.mark.parametrize(
@@ -293,10 +164,8 @@ class Without(Right):
         ("Without", set()),
     ],
 )
-def test_caches_are_judged(tmp_path, monkeypatch, name, failing):
-    (tmp_path / "cached.py").write_text(CACHED)
-    monkeypatch.chdir(tmp_path)
-    target = find_target(f"cached:{name}")
+def test_caches_are_judged(sample_targets, name, failing):
+    target = find_target(f"layers_with_caches:{name}")
     found = [check for c in cache_proof.CASES for check in cache_proof.cache_checks(c, "float32", target) if check]
     assert {check.verdict for check in found} >= ({"unsupported"} if name == "Without" else {"pass"})
     failed = {check.case.removeprefix("caches / ") for check in found if check.verdict == "fail"}

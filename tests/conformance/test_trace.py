@@ -23,98 +23,10 @@ from gqa_spec.model_config import model_weight_shapes
 
 pytestmark = pytest.mark.no_shape_checks
 
-SOMEBODY = '''
-import time
-import numpy as np
-import torch
-
-
-class Right(torch.nn.Module):
-    """Grouped-query attention as its author would write it; every part can be got wrong by a subclass."""
-
-    def __init__(self, embed_dim, num_heads, num_kv_heads, causal=False):
-        super().__init__()
-        H = embed_dim // num_heads
-        self.heads, self.groups, self.causal = num_heads, num_heads // num_kv_heads, causal
-        self.q_proj = torch.nn.Linear(embed_dim, num_heads * H, bias=False)
-        self.k_proj = torch.nn.Linear(embed_dim, num_kv_heads * H, bias=False)
-        self.v_proj = torch.nn.Linear(embed_dim, num_kv_heads * H, bias=False)
-        self.o_proj = torch.nn.Linear(num_heads * H, embed_dim, bias=False)
-
-    def split(self, x, heads):
-        return x.unflatten(2, (heads, -1)).transpose(1, 2)
-
-    def shared(self, x):
-        return x.repeat_interleave(self.groups, dim=1)
-
-    def forward(self, query, key=None, value=None, mask=None):
-        q, k, v = self.q_proj(query), self.k_proj(query), self.v_proj(query)
-        q, k, v = self.split(q, self.heads), *(self.shared(self.split(x, self.heads // self.groups)) for x in (k, v))
-        scores = q @ k.mT / q.shape[-1] ** 0.5
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        if self.causal:
-            scores = scores.masked_fill(~torch.ones(scores.shape[-2:]).tril().bool(), -torch.inf)
-        weights = scores.softmax(-1)
-        return self.o_proj((weights @ v).transpose(1, 2).flatten(2)), weights
-
-
-class Tiled(Right):
-    def shared(self, x):
-        return x.repeat(1, self.groups, 1, 1)
-
-
-class LoudKeys(Right):
-    def load_state_dict(self, weights):
-        super().load_state_dict({name: 1.25 * x if name == "k_proj.weight" else x for name, x in weights.items()})
-
-
-class WrongOutput(Right):
-    def forward(self, *arguments):
-        output, weights = super().forward(*arguments)
-        return output + output.mean(), weights
-
-
-class Silent(Right):
-    def forward(self, *arguments):
-        return super().forward(*arguments)[0]
-
-
-class Tells(Right):
-    """It shows its scores, which are not scaled, and is right otherwise."""
-
-    def trace(self, query, key=None, value=None, mask=None):
-        q, k = self.split(self.q_proj(query), self.heads), self.split(self.k_proj(query), self.heads // self.groups)
-        return {"q_proj": q, "k_proj": k, "scores": q @ self.shared(k).mT}
-
-
-def context(query, key, value, mask=None, *, causal=False):
-    """No weights; a query too early is aligned top-left."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = (np.repeat(x, groups, axis=1) for x in (key, value))
-    scores = query @ key.swapaxes(2, 3) / query.shape[-1] ** 0.5
-    if mask is not None:
-        scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
-    if causal:
-        scores = np.where(np.tri(*scores.shape[2:], dtype=bool), scores, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    return weights / weights.sum(-1, keepdims=True) @ value
-
-
-def raising(query, key, value, mask=None):
-    raise ArithmeticError("no luck")
-
-
-def hanging(query, key, value, mask=None):
-    time.sleep(600)
-'''
-
 
 @pytest.fixture(autouse=True)
-def _somebody(tmp_path, monkeypatch):
-    (tmp_path / "somebody.py").write_text(SOMEBODY)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+def _targets(sample_targets):
+    """Every test runs where the sample targets are."""
 
 
 def trace(*arguments: str) -> tuple[int, dict[str, Any]]:
@@ -131,7 +43,7 @@ class Here:
     path: str
 
     def __post_init__(self) -> None:
-        sys.modules.pop("somebody", None)
+        sys.modules.pop(self.path.partition(":")[0], None)
         self.target = find_target(self.path)
         self.kind = "class" if isinstance(self.target, ForeignClass) else "function"
 
@@ -150,10 +62,10 @@ SQUARE = "GQA 6 over 2 / square"
 @pytest.mark.parametrize(
     ("target", "first", "explanation"),
     [
-        ("somebody:Tiled", "weights", "somebody:Tiled computes head order: tiled: n % K"),
-        ("somebody:LoudKeys", "k_proj", ""),
-        ("somebody:WrongOutput", "output", ""),
-        ("somebody:Tells", "scores", ""),
+        ("torch_layers:Tiled", "weights", "torch_layers:Tiled computes head order: tiled: n % K"),
+        ("torch_layers:LoudKeys", "k_proj", ""),
+        ("torch_layers:WrongOutput", "output", ""),
+        ("torch_layers:Tells", "scores", ""),
     ],
 )
 def test_the_first_wrong_stage_of_a_class_is_named(target, first, explanation):
@@ -165,7 +77,7 @@ def test_the_first_wrong_stage_of_a_class_is_named(target, first, explanation):
     assert "q_proj" in [stage.stage for stage in found.compared if not stage.reason]
 
 
-@pytest.mark.parametrize("target", ["somebody:Right", "somebody:Silent"])
+@pytest.mark.parametrize("target", ["torch_layers:Right", "torch_layers:Silent"])
 def test_a_right_class_agrees_at_every_stage_that_it_shows(target):
     found = traced("torch", target, SQUARE, "float64")
     assert found.same
@@ -176,7 +88,7 @@ def test_a_right_class_agrees_at_every_stage_that_it_shows(target):
 
 
 def test_a_function_without_weights_is_asked_for_them_with_the_identity():
-    code, found = trace("numpy", "somebody:context", "--dtype", "float64")
+    code, found = trace("numpy", "numpy_kernels:top_left_output", "--dtype", "float64")
     assert code == 1
     assert found["agreed"][0] == "GQA 6 over 2 / plain"  # weights too
     assert "GQA 6 over 2 / padding" in found["agreed"]
@@ -184,9 +96,11 @@ def test_a_function_without_weights_is_asked_for_them_with_the_identity():
 
 
 def test_causal_from_the_top_left_is_seen_where_it_starts():
-    code, found = trace("numpy", "somebody:context", "--case", "GQA 6 over 2 / causal", "--dtype", "float64")
+    code, found = trace(
+        "numpy", "numpy_kernels:top_left_output", "--case", "GQA 6 over 2 / causal", "--dtype", "float64"
+    )
     assert code == 1
-    assert found["explanation"] == "somebody:context computes alignment: top-left"
+    assert found["explanation"] == "numpy_kernels:top_left_output computes alignment: top-left"
     most = found["differ_most"]
     query, key = most["index"][2:]
     assert (most["b"] == 0) == (key > query)  # T = 11, S = 13: key query + 1 is visible from the bottom-right only
@@ -194,11 +108,14 @@ def test_causal_from_the_top_left_is_seen_where_it_starts():
 
 
 @pytest.mark.parametrize(
-    ("target", "fault"),
-    [("somebody:raising", "raised ArithmeticError: no luck"), ("somebody:hanging", "did not answer within 2 s")],
+    ("target", "case", "fault"),
+    [
+        ("faulty_kernels:raises", "MQA 5 / plain", "raised ZeroDivisionError: no reason"),
+        ("faulty_kernels:hangs", "MQA 5 / causal", "did not answer within 2 s"),
+    ],
 )
-def test_a_target_without_an_answer_is_said_to_have_none(target, fault):
-    code, found = trace("numpy", target, "--case", "MQA 5 / plain", "--time-limit", "2")
+def test_a_target_without_an_answer_is_said_to_have_none(target, case, fault):
+    code, found = trace("numpy", target, "--case", case, "--time-limit", "2")
     assert code == 1
     assert fault in found["fault"]
     assert found["stages"] == []
@@ -220,12 +137,18 @@ def test_backends_agree_in_every_stage_of_layer_and_kernel():
     ("arguments", "sentence"),
     [
         (["numpy", "nowhere:Thing"], "target nowhere:Thing: ModuleNotFoundError"),
-        (["somebody:context", "somebody:Right"], "a function and a class have no case in common"),
-        (["numpy", "torch", "--case", "plain"], "case: no case of a class is called 'plain'"),
-        (["numpy", "somebody:raising", "--case", "MQA 5 / window"], "somebody:raising: takes no causal, window"),
         (
-            ["somebody:Right", "somebody.py"],
-            "expected a backend or a checkpoint beside somebody.py, got 'somebody:Right'",
+            ["numpy_kernels:top_left_output", "torch_layers:Right"],
+            "a function and a class have no case in common",
+        ),
+        (["numpy", "torch", "--case", "plain"], "case: no case of a class is called 'plain'"),
+        (
+            ["numpy", "faulty_kernels:raises", "--case", "MQA 5 / window"],
+            "faulty_kernels:raises: takes no causal, window",
+        ),
+        (
+            ["torch_layers:Right", "torch_layers.py"],
+            "expected a backend or a checkpoint beside torch_layers.py, got 'torch_layers:Right'",
         ),
     ],
 )
@@ -285,7 +208,15 @@ def test_the_picture_is_a_png_of_three_panels(tmp_path):
     from matplotlib import image
 
     path = tmp_path / "seen.png"
-    asked = ["trace", "numpy", "somebody:context", "--case", "GQA 6 over 2 / causal", "--picture", str(path)]
+    asked = [
+        "trace",
+        "numpy",
+        "numpy_kernels:top_left_output",
+        "--case",
+        "GQA 6 over 2 / causal",
+        "--picture",
+        str(path),
+    ]
     assert CliRunner().invoke(app, asked).exit_code == 1
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", path.read_bytes()[16:24])

@@ -16,22 +16,6 @@ pytestmark = pytest.mark.no_shape_checks
 
 ROOT = Path(__file__).parents[2]
 BUILT = ("pyproject.toml", "README.md", "LICENSE", "gqa", "gqa_*", "conformance")
-MINE = """
-import numpy as np
-
-def kernel(query, key, value, mask=None):
-    groups = query.shape[1] // key.shape[1]
-    key, value = (np.repeat(x, groups, axis=1) for x in (key, value))
-    scores = query @ key.swapaxes(2, 3) / query.shape[-1] ** 0.5
-    scores = scores if mask is None else np.where(mask, scores, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    return weights @ value, weights
-
-def tiled(query, key, value, mask=None):
-    groups = query.shape[1] // key.shape[1]
-    return kernel(query, np.tile(key, (1, groups, 1, 1)), np.tile(value, (1, groups, 1, 1)), mask)
-"""
 
 
 def run(folder: Path, *command: object) -> subprocess.CompletedProcess[str]:
@@ -67,7 +51,7 @@ def installed(tmp_path_factory) -> Path:
     [packages] = (folder / "env").glob("lib/python*/site-packages")
     # One path in a .pth file: packages are found there, other .pth files there (an editable install) are not read.
     (packages / "others.pth").write_text("\n".join(site.getsitepackages()) + "\n")
-    (folder / "mine.py").write_text(MINE)
+    shutil.copy(ROOT / "tests" / "sample_targets" / "numpy_kernels.py", folder)
     return folder
 
 
@@ -89,7 +73,17 @@ def test_the_command_has_its_subcommands(installed):
 
 
 def test_a_target_is_judged_and_reported(installed):
-    asked = ("conform", "--target", "mine:tiled", "--arrays", "numpy", "--html", "page.html", "--junit", "junit.xml")
+    asked = (
+        "conform",
+        "--target",
+        "numpy_kernels:tiled",
+        "--arrays",
+        "numpy",
+        "--html",
+        "page.html",
+        "--junit",
+        "junit.xml",
+    )
     found = run(installed, installed / "env/bin/gqa", *asked)
     assert found.returncode == 1, found.stderr
     assert "head order: tiled" in found.stdout
@@ -100,10 +94,10 @@ def test_a_target_is_judged_and_reported(installed):
 def test_pytest_finds_the_plugin_and_the_tests(installed):
     python = installed / "env/bin/python"
     asked = ("-m", "pytest", "-q", "-rs", "--pyargs", "conformance", "-k", "plain or window", "-p", "no:cacheprovider")
-    right = run(installed, python, *asked, "--gqa-target", "mine:kernel", "--gqa-arrays", "numpy")
+    right = run(installed, python, *asked, "--gqa-target", "numpy_kernels:kernel", "--gqa-arrays", "numpy")
     assert right.returncode == 0, right.stdout
     assert "12 passed" in right.stdout
     assert "unsupported: takes no window" in right.stdout
-    wrong = run(installed, python, *asked, "--gqa-target", "mine:tiled", "--gqa-arrays", "numpy")
+    wrong = run(installed, python, *asked, "--gqa-target", "numpy_kernels:tiled", "--gqa-arrays", "numpy")
     assert wrong.returncode == 1, wrong.stdout
     assert "reproduced by: head order: tiled" in wrong.stdout
