@@ -1,5 +1,22 @@
-"""The front door: `gqa`. Each subcommand calls the room that does the work and prints what it found."""
+"""The command `gqa`, also as `python -m gqa`. Each subcommand calls the package that does the work and prints what it
+found.
 
-from gqa.app import app
+`gqa.__version__` is the version of the project; `gqa.app` is the command as a typer application.
+"""
 
-__all__ = ["app"]
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+__version__ = version("gqa")
+__all__ = ["__version__", "app"]
+
+
+def __getattr__(name: str) -> Any:
+    """`app` is imported when it is used: the version alone loads nothing else."""
+    if name == "app":
+        from gqa.cli import app
+
+        return app
+    raise AttributeError(f"module 'gqa' has no attribute {name!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -14,15 +14,11 @@ from conformance.checks import judge, run
 from conformance.checks import smollm2 as real
 from conformance.checks.arrays import Check
 from conformance.mutants.run import MutantResult
-from conformance.report import tables as report
+from conformance.report import tables
 from conformance.targets import BACKENDS, PUBLIC, NotATarget
-from gqa.mutants import mutants as measure_mutants
-from gqa.reports import Reports
-
-Arrays = Annotated[
-    Literal["numpy", "torch", "jax"] | None,
-    typer.Option(help="The arrays that the target takes, where it is not a torch or flax module."),
-]
+from gqa.conform_files import Reports
+from gqa.conform_mutants import mutants as measure_mutants
+from gqa.options import Arrays
 
 
 def conform(
@@ -62,7 +58,7 @@ def conform(
     if real_checks:
         _print(console, real_checks, "SmolLM2-135M, real weights and real text")
     if results:
-        console.print(report.mutant_table(results))
+        console.print(tables.mutant_table(results))
     failed = _summary(console, checks + real_checks, results, not_run)
     reports.write(checks + real_checks, results, not_run, "gqa conform: our backends", [])
     raise typer.Exit(1 if failed else 0)
@@ -83,7 +79,7 @@ def _targets(console: Console, names: list[str], reports: Reports) -> int:
                 return 2
             not_run.append(str(error))
     if len(names) > 1:  # case by case that would be thousands of lines, which are for a file
-        console.print(report.targets(checks))
+        console.print(tables.targets(checks))
     else:
         for name, found in checks.items():
             _print(console, found, name)
@@ -104,7 +100,7 @@ def _not_installed() -> list[str]:
 
 
 def _real_left_out(synthetic: bool) -> list[str]:
-    reason = "not asked for (--synthetic)" if synthetic else real.missing_parts()
+    reason = "switched off by --synthetic" if synthetic else real.missing_parts()
     return [f"real weights: {reason}"] if reason else []
 
 
@@ -130,15 +126,15 @@ def _run_real(progress: Progress) -> list[Check]:
 
 
 def _print(console: Console, checks: list[Check], title: str) -> None:
-    console.print(report.matrix(checks, title))
-    if report.counts(checks)["fail"]:
-        console.print(report.failures(checks))
+    console.print(tables.matrix(checks, title))
+    if tables.counts(checks)["fail"]:
+        console.print(tables.failures(checks))
 
 
 def _summary(console: Console, checks: list[Check], results: list[MutantResult], not_run: list[str]) -> bool:
     """The closing lines; whether anything failed, or nothing was judged at all."""
-    counted = report.counts(checks)
-    survived = [kill.bug for kill in results if not kill.caught_by]
+    counted = tables.counts(checks)
+    survived = [found.bug for found in results if not found.caught_by]
     for part in not_run:
         console.print(f"[yellow]left out: {part}[/]")
     console.print(

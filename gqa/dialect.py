@@ -17,7 +17,7 @@ from conformance.dialects.conventions import CONVENTION
 from conformance.dialects.detect import UNTOLD, Finding
 from conformance.dialects.markdown import markdown
 from conformance.targets import PUBLIC, NotATarget
-from gqa.conform import Arrays
+from gqa.options import Arrays
 
 
 def dialect(
@@ -35,11 +35,11 @@ def dialect(
     if (target is None) == (not everyone):
         typer.echo(f"dialect: expected MODULE:NAME, --all, or one of {', '.join(PUBLIC)}", err=True)
         raise typer.Exit(2)
-    heard: dict[str, list[Finding]] = {}
+    answers: dict[str, list[Finding]] = {}
     missing: dict[str, str] = {}
     for name in PUBLIC if everyone else (target or "",):
         try:
-            heard[name] = listen(name, arrays, time_limit)
+            answers[name] = listen(name, arrays, time_limit)
         except NotATarget as error:
             missing[name] = str(error)
             if not everyone:
@@ -47,11 +47,11 @@ def dialect(
                 raise typer.Exit(2) from error
             console.print(f"[yellow]{error}[/]")
             continue
-        console.print(_table(name, heard[name]))
+        console.print(_table(name, answers[name]))
     if markdown_file is not None:
-        markdown_file.write_text(markdown(heard, missing))
+        markdown_file.write_text(markdown(answers, missing))
     if json_file is not None:
-        found: dict[str, Any] = {name: [asdict(f) | {"agrees": f.agrees} for f in fs] for name, fs in heard.items()}
+        found: dict[str, Any] = {name: [asdict(f) | {"agrees": f.agrees} for f in fs] for name, fs in answers.items()}
         json_file.write_text(json.dumps(found, indent=1) + "\n")
 
 

@@ -47,15 +47,15 @@ def generate(
         model = transformer.from_checkpoint(checkpoint, _dtype(backend, dtype))
         uniforms = np.random.default_rng(seed).random((1, max_new_tokens))
         typer.echo(prompt, nl=False)
-        told = _Told(tokenizer)
+        printer = _Printer(tokenizer)
         model.generate(
             [tokens], max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            stop_tokens=tokenizer.stop_tokens, uniforms=uniforms, callback=told,
+            stop_tokens=tokenizer.stop_tokens, uniforms=uniforms, callback=printer,
         )  # fmt: skip
-    typer.echo(f"\n{told.summary(len(tokens), backend)}", err=True)
+    typer.echo(f"\n{printer.summary(len(tokens), backend)}", err=True)
 
 
-class _Told:
+class _Printer:
     """Prints each token as it comes, and keeps the time."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:

@@ -9,7 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gqa.common import Json, one_sentence, print_json
+from gqa.common import one_sentence, print_json
+from gqa.options import Json
 from gqa_weights.describe import describe
 
 

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from gqa.common import Force, Json, one_sentence
+from gqa.common import one_sentence
+from gqa.options import Force, Json
 from gqa.port import report, write_with_bar
 from gqa_weights.port import plan_expanded, plan_pooled
 

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from gqa.common import Force, Json, bytes_bar, one_sentence, print_json
+from gqa.common import bytes_bar, one_sentence, print_json
+from gqa.options import Force, Json
 from gqa_weights.port import TARGETS, Plan, plan, write
 
 # Of the manifest, what fits a line.

@@ -20,8 +20,8 @@ from conformance.targets import BACKENDS, NotATarget, Unsupported
 from conformance.targets.frameworks import available, quick_to_compile
 from conformance.targets.worker import Worker
 from conformance.trace.attentions import BackendSide, Compared, Side, Trace, model_traces, target_side, traces
-from gqa.common import Json, one_sentence
-from gqa.conform import Arrays
+from gqa.common import one_sentence
+from gqa.options import Arrays, Json
 from gqa_weights.port import open_model
 
 EITHER = "numpy, torch or jax (our backends), a public implementation by name, MODULE:NAME, or a checkpoint."
@@ -47,8 +47,8 @@ def trace(
     quick_to_compile()
     with one_sentence(), ExitStack() as stack:
         try:
-            asked = _traces(stack, (a, b), case, dtype, kernel or None, arrays, time_limit)
-            agreed, found = _until_different(asked)
+            compared = _traces(stack, (a, b), case, dtype, kernel or None, arrays, time_limit)
+            agreed, found = _until_different(compared)
         except (NotATarget, Unsupported) as error:
             raise ValueError(str(error)) from error
         shown = picture.place(*found.arrays, ("weights", found.first.stage if found.first else "output"))
@@ -90,15 +90,15 @@ def _side(stack: ExitStack, name: str, arrays: str | None, limit: float) -> Side
     return target_side(stack.enter_context(Worker(name, arrays, limit)))
 
 
-def _until_different(asked: Iterator[Trace]) -> tuple[list[str], Trace]:
+def _until_different(compared: Iterator[Trace]) -> tuple[list[str], Trace]:
     """The cases that agreed, and the one to show: the first that does not, or the last."""
     agreed: list[str] = []
-    for found in asked:
+    for found in compared:
         if not found.same:
             return agreed, found
         agreed.append(found.case)
     if not agreed:
-        raise ValueError("trace: there is no case that both can be asked")
+        raise ValueError("trace: there is no case that both support")
     return agreed, found
 
 

@@ -14,8 +14,9 @@ from rich.table import Table
 
 from conformance.targets import BACKENDS
 from conformance.targets.frameworks import available
-from conformance.trace import models as proof
-from gqa.common import Json, one_sentence, print_json, progress
+from conformance.trace import models
+from gqa.common import one_sentence, print_json, progress
+from gqa.options import Json
 from gqa_weights.port import open_model
 
 ROWS = 12  # of the table: where everything differs, the first differences say why
@@ -34,13 +35,14 @@ def verify(
     """
     with one_sentence():
         pair = _backends(backends)
-        models = open_model(a), open_model(b)
+        pair_of_models = open_model(a), open_model(b)
         columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         with progress(*columns) as bars:
-            bar = bars.add_task("layers", total=proof.steps(*models))
-            verdicts = list(
-                proof.verify(*models, backends=pair, dtype=dtype, done=lambda size: bars.update(bar, advance=size))
+            bar = bars.add_task("layers", total=models.steps(*pair_of_models))
+            compared = models.verify(
+                *pair_of_models, backends=pair, dtype=dtype, done=lambda size: bars.update(bar, advance=size)
             )
+            verdicts = list(compared)
     if json:
         print_json(_as_json(verdicts, pair, dtype))
     else:
@@ -56,14 +58,14 @@ def _backends(given: str) -> tuple[str, str]:
         if backend not in installed:
             known = backend in BACKENDS
             raise ValueError(
-                f"--backends: {backend} is not installed" if known else f"--backends: {backend!r} is no backend"
+                f"--backends: {backend} is not installed" if known else f"--backends: {backend!r} is not a backend"
             )
     if len(pair) != 2:
         raise ValueError(f"--backends: expected two of {', '.join(BACKENDS)} with a comma between, got {given!r}")
     return pair[0], pair[1]
 
 
-def _print(verdicts: list[proof.Verdict], title: str) -> None:
+def _print(verdicts: list[models.Verdict], title: str) -> None:
     console = Console()
     differing = [verdict for verdict in verdicts if not verdict.same]
     whole = any(verdict.place == "settings" for verdict in verdicts)
@@ -89,7 +91,7 @@ def _print(verdicts: list[proof.Verdict], title: str) -> None:
     )
 
 
-def _as_json(verdicts: list[proof.Verdict], backends: tuple[str, str], dtype: str) -> dict[str, Any]:
+def _as_json(verdicts: list[models.Verdict], backends: tuple[str, str], dtype: str) -> dict[str, Any]:
     rows = [{**asdict(v), "error": v.error if isfinite(v.error) else None, "same": v.same} for v in verdicts]
     differing = [row for row in rows if not row["same"]]
     return {

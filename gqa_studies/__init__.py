@@ -1,1 +1,1 @@
-"""What grouped-query attention costs: time against the peers that people would use instead, and memory."""
+"""What grouped-query attention costs: memory, time and quality."""

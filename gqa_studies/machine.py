@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from gqa_studies.cases import Case
+from gqa_studies.timed_call import TimedCall
 from gqa_studies.timing import seconds
 
 PACKAGES = ("gqa", "numpy", "torch", "jax", "flax", "onnx", "transformers")
@@ -45,7 +45,7 @@ class Limits:
         width = len(self._matrix)
         return flops * seconds(lambda: self._torch.mm(self._matrix, self._matrix)) / (2 * width**3)
 
-    def seconds_of_roofline(self, case: Case) -> float:
+    def seconds_of_roofline(self, case: TimedCall) -> float:
         """What no implementation can beat: all reading at full bandwidth, all products at full speed, at once."""
         return max(self.seconds_to_read(case.read_bytes), self.seconds_to_multiply(case.flops))
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gqa_spec import AttentionConfig, checks
 from gqa_spec.sizes import kv_cache_bytes
-from gqa_studies.known import KNOWN
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from gqa_studies.published_models import PUBLISHED
 
 KIBIBYTE, MEBIBYTE, GIBIBYTE = 2**10, 2**20, 2**30
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -61,18 +57,11 @@ def savings(seq_lengths: Iterable[int] = LENGTHS) -> list[Saving]:
     ]
 
 
-def plot_memory_savings(seq_lengths: Sequence[int] = LENGTHS, path: Path | None = None) -> Figure:
-    """The cache of MHA-32, GQA-8, GQA-4 and MQA over the length, and what each saves. Needs matplotlib."""
-    from gqa_studies import plots
-
-    return plots.saved(plots.memory_savings(savings(seq_lengths)), path)
-
-
 @dataclass(frozen=True)
 class Need:
     """What one model's cache needs. Layers with a window stop growing, so a token costs more before it is full.
 
-    longest: the context that fits the memory asked about; None where any does.
+    longest: the context that fits the given memory; None where any does.
     """
 
     model: str
@@ -138,16 +127,16 @@ def models(names: Sequence[str]) -> Mapping[str, tuple[tuple[AttentionConfig, ..
 
     Raises ValueError for a name that is neither.
     """
-    lower = {name.lower(): name for name in KNOWN}
+    lower = {name.lower(): name for name in PUBLISHED}
     found: dict[str, tuple[tuple[AttentionConfig, ...], int | None]] = {}
     for name in names:
         if name.lower() in lower:
-            known = KNOWN[lower[name.lower()]]
+            known = PUBLISHED[lower[name.lower()]]
             found[lower[name.lower()]] = known.attention, known.max_length
         elif Path(name).exists():
             found[Path(name).name] = _checkpoint(name)
         else:
-            raise ValueError(f"model: expected a checkpoint's path or one of {', '.join(KNOWN)}, got {name!r}")
+            raise ValueError(f"model: expected a checkpoint's path or one of {', '.join(PUBLISHED)}, got {name!r}")
     return found
 
 
@@ -157,7 +146,3 @@ def _checkpoint(path: str) -> tuple[tuple[AttentionConfig, ...], int | None]:
 
     config = read_model(open_checkpoint(path)).config
     return config.attention, config.max_length
-
-
-def as_rows(found: Iterable[Saving | Need]) -> list[dict[str, object]]:
-    return [asdict(each) for each in found]

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
@@ -59,7 +59,7 @@ class Peak:
 
 
 def rows(only: str | None) -> list[tuple[str, str]]:
-    """(backend, load) for each row whose name contains the pattern, `*` and `?` standing for anything."""
+    """(backend, load) for each row whose name contains the pattern, `*` and `?` match anything."""
     pattern = f"*{only or ''}*".lower()
     return [(backend, load) for backend in BACKENDS for load in LOADS if fnmatch(name(backend, load).lower(), pattern)]
 
@@ -80,10 +80,6 @@ def measure(backend: str, load: str, length: int = LENGTH) -> Peak:
         name(backend, load), found["peak"] / MEBIBYTE, limit / MEBIBYTE, found["seconds"],
         "reached" if found["peak"] < limit else "missed",
     )  # fmt: skip
-
-
-def as_rows(peaks: list[Peak]) -> list[dict[str, Any]]:
-    return [asdict(peak) for peak in peaks]
 
 
 def inputs(load: Load, length: int) -> dict[str, Array]:

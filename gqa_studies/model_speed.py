@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from importlib import import_module
@@ -21,7 +21,7 @@ from gqa_studies.machine import Limits, installed
 from gqa_studies.memory import cache_bytes
 from gqa_studies.timing import paired
 
-PROMPT, TOKENS = tuple(range(1000, 1016)), 8  # what a prompt says is no matter for the time that it takes
+PROMPT, TOKENS = tuple(range(1000, 1016)), 8  # the time does not depend on which tokens these are
 SPINNING = 0.15  # seconds; OpenBLAS's threads spin for 0.12 after a call, on a core that the other contender may want
 BANDWIDTH, TRANSFORMERS = "read bandwidth", "transformers"
 FLOAT32 = 4
@@ -86,7 +86,7 @@ class Load:
 
 
 def chosen(only: str | None) -> list[Row]:
-    """The rows whose text contains the pattern, `*` and `?` standing for anything."""
+    """The rows whose text contains the pattern, `*` and `?` match anything."""
     return [row for row in ROWS if fnmatch(row.text.lower(), f"*{only or ''}*".lower())]
 
 
@@ -96,7 +96,7 @@ def missing(row: Row) -> list[str]:
 
 
 class Contenders:
-    """The models of a checkpoint, each loaded when it is first asked for, all in float32."""
+    """The models of a checkpoint, each loaded when it is first used, all in float32."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -155,10 +155,6 @@ def load(name: str, path: Path) -> Any:
     return backend.Transformer.from_checkpoint(path, dtype=import_module(dtype).float32)
 
 
-def as_rows(found: list[Any]) -> list[dict[str, Any]]:
-    return [asdict(each) for each in found]
-
-
 def _seconds_per_token(decode: Decode) -> float:
     """Over the tokens after the first, which waits for the prompt."""
     times = decode(TOKENS + 1)[1]
@@ -209,7 +205,7 @@ def _transformers_folder(path: Path) -> Any:
 
 
 def _transformers_gguf(path: Path) -> Any:
-    """By transformers' own reader. `from_pretrained` would do the same, but asks for accelerate."""
+    """By transformers' own reader. `from_pretrained` would do the same, but needs accelerate."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from gqa_studies import text
@@ -42,7 +42,7 @@ def evaluate_perplexity_vs_kv_heads(
 ) -> list[Outcome]:
     """Train a model for each of `kv_heads` and `seeds`, or find it finished among `runs`, and measure its perplexity
     per byte on the book held out. Runs of a seed read the same passages in the same order, and start from the same
-    numbers where they have the same weights. `done` is told how many steps were made or found."""
+    numbers where they have the same weights. `done` receives how many steps were made or found."""
     found = [(K, seed, run(runs, K, seed, recipe, done)) for seed in seeds for K in kv_heads]
     mha = {seed: result["nats"] for K, seed, result in found if recipe.heads == K}
     outcomes = [_outcome(K, seed, result, mha.get(seed), recipe) for K, seed, result in found]
@@ -133,7 +133,3 @@ def _summary(own: Sequence[Outcome]) -> Summary:
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float | None]:
     """Over seeds; the deviation is that of a single run, None where there is only one."""
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
-
-
-def as_rows(found: Sequence[Any]) -> list[dict[str, Any]]:
-    return [asdict(each) for each in found]

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -40,7 +40,7 @@ LAYER = AttentionConfig(
 SHARDS = 4
 LARGEST = 2**30  # bytes of anonymous memory that a port may take
 LEAST = 0.5  # of the speed of cp
-EVERY = 0.01  # seconds between two looks at the memory
+EVERY = 0.01  # seconds between two readings of the memory
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Porting:
     verdict: str
 
 
-class NoRoom(ValueError):
+class DiskFull(ValueError):
     """The disk is too small for three copies."""
 
 
@@ -74,7 +74,7 @@ def config(gigabytes: float, layer: AttentionConfig = LAYER) -> ModelConfig:
 
 
 def make(folder: Path, model: ModelConfig) -> None:
-    """A sharded checkpoint with a config.json, of numbers that repeat: what they are is no matter here."""
+    """A sharded checkpoint with a config.json, of numbers that repeat: the port does not depend on them."""
     groups = foreign_tensors(FAMILY, model)
     largest = max(prod(group.shape) for group in groups)
     numbers = np.resize(np.random.default_rng(0).normal(size=2**16).astype(ml_dtypes.bfloat16), largest)
@@ -91,15 +91,15 @@ def make(folder: Path, model: ModelConfig) -> None:
 
 
 def measure(folder: Path, gigabytes: float, rounds: int, done: Callable[[], None] = lambda: None) -> Porting:
-    """cp and port in turn, `rounds` times, in a folder that is empty again afterwards. `done` is told of each round.
+    """cp and port in turn, `rounds` times, in a folder that is empty again afterwards; `done` after each.
 
-    Raises NoRoom where the disk is too small.
+    Raises DiskFull where the disk is too small.
     """
     model = config(
         gigabytes, LAYER if gigabytes >= 1 else replace(LAYER, embed_dim=512, kv_dim=512, num_heads=4, num_kv_heads=2)
     )
     if shutil.disk_usage(folder).free < 3.2 * BYTES * model.param_count:
-        raise NoRoom(f"{folder}: expected room for three copies of {gigabytes} GB")
+        raise DiskFull(f"{folder}: expected space for three copies of {gigabytes} GB")
     source, copied, ported = (folder / name for name in ("source", "copied", "ported"))
     try:
         make(source, model)
@@ -114,7 +114,7 @@ def measure(folder: Path, gigabytes: float, rounds: int, done: Callable[[], None
             peaks.append(found["peak"])
             shutil.rmtree(ported)
             done()
-        return _figure(model, source, copies, syncs, ports, peaks)
+        return _result(model, source, copies, syncs, ports, peaks)
     finally:
         for path in (source, copied, ported):
             shutil.rmtree(path, ignore_errors=True)
@@ -131,7 +131,7 @@ def _port(source: Path, ported: Path) -> dict[str, Any]:
     return found
 
 
-def _figure(
+def _result(
     model: ModelConfig, source: Path, copies: list[float], syncs: list[float], ports: list[float], peaks: list[int]
 ) -> Porting:
     shapes = {group.name: prod(group.shape) for group in foreign_tensors(FAMILY, model)}
@@ -153,13 +153,9 @@ def _figure(
     )
 
 
-def as_rows(found: Porting) -> list[dict[str, Any]]:
-    return [asdict(found)]
-
-
 @contextmanager
 def _watched(peak: list[int]) -> Iterator[None]:
-    """Puts the most anonymous memory of this process, in bytes, into `peak`; 0 where the system does not tell."""
+    """Puts the most anonymous memory of this process, in bytes, into `peak`; 0 where the system does not say."""
     over = threading.Event()
 
     def watch() -> None:

@@ -31,7 +31,7 @@ class Runs:
     def finish(
         self, name: str, settings: Mapping[str, Any], result: Mapping[str, Any], weights: Weights | None = None
     ) -> None:
-        """The JSON file comes last and at once, so that one that is there stands for a whole run."""
+        """The JSON file comes last and at once, so a file that exists is a whole run."""
         self.folder.mkdir(parents=True, exist_ok=True)
         if weights is not None:
             save_file(weights, self._path(name, settings, ".safetensors"))

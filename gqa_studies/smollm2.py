@@ -46,7 +46,7 @@ def uptrain(
     runs: Runs = DEFAULT,
     done: Done = lambda steps: None,
 ) -> list[Point]:
-    """Every way of pooling, and no pooling, at each of the stops; perplexities are per token. `done` is told how many
+    """Every way of pooling, and no pooling, at each of the stops; perplexities are per token. `done` receives how many
     steps were made or found."""
     base: list[tuple[ModelConfig, Weights, Array, Array]] = []  # read when the first run is not found
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from gqa_studies.cases import Case, tiny
 from gqa_studies.machine import Limits, installed
+from gqa_studies.timed_call import TimedCall, tiny
 from gqa_studies.timing import Pairs, paired, seconds
 
 Array = np.ndarray
@@ -31,7 +31,7 @@ class Row:
 
     backend: str
     what: str
-    case: Case
+    case: TimedCall
     contender: str
     target: float
     goal: str = ""
@@ -75,33 +75,33 @@ def torch_decode() -> list[Row]:
     found = []
     for S in (4096, 16384):
         for dtype, target in (("float32", 2.0), ("bfloat16", 10.0)):
-            case = Case(T=1, S=S, dtype=dtype)
+            case = TimedCall(T=1, S=S, dtype=dtype)
             found.append(Row("torch", "decode", case, "SDPA(enable_gqa)", target))
             found.append(Row("torch", "decode", case, "repeat_interleave + SDPA", 12.0))
-    return [*found, Row("torch", "decode", Case(T=1, S=16384), BANDWIDTH, 0.55)]
+    return [*found, Row("torch", "decode", TimedCall(T=1, S=16384), BANDWIDTH, 0.55)]
 
 
 def torch_single_kv_head() -> list[Row]:
     found = []
     for S in (4096, 16384):
-        case, goal = Case(T=1, S=S, K=1), f"torch K=1 S={S}"
+        case, goal = TimedCall(T=1, S=S, K=1), f"torch K=1 S={S}"
         found.append(Row("torch", "decode", case, ROOFLINE, 0.4, goal))
         found.append(Row("torch", "decode", case, "SDPA(enable_gqa)", 4.0, goal))
     return found
 
 
 def torch_prefill() -> list[Row]:
-    windowed = Case(T=8192, S=8192, window=512)
+    windowed = TimedCall(T=8192, S=8192, window=512)
     return [
-        Row("torch", "causal prefill", Case(T=2048, S=2048), "SDPA(enable_gqa)", AT_PAR),
+        Row("torch", "causal prefill", TimedCall(T=2048, S=2048), "SDPA(enable_gqa)", AT_PAR),
         Row("torch", "prefill", windowed, "SDPA(enable_gqa)", 5.0),
     ]
 
 
 def torch_ragged() -> list[Row]:
-    lengths = (4096, 3000, 2000, 1000)
+    peer, lengths = "SDPA(enable_gqa)", (4096, 3000, 2000, 1000)
     return [
-        Row("torch", f"ragged decode by {way}", Case(1, 4096, lengths=lengths, lengths_as=way), "SDPA(enable_gqa)", 2.0)
+        Row("torch", f"ragged decode by {way}", TimedCall(1, 4096, lengths=lengths, lengths_as=way), peer, 2.0)
         for way in ("mask", "offset")
     ]
 
@@ -109,24 +109,24 @@ def torch_ragged() -> list[Row]:
 def jax_rows() -> list[Row]:
     peer = "jax.nn.dot_product_attention"
     return [
-        Row("jax", "decode", Case(T=1, S=4096), peer, 4.0),
-        Row("jax", "decode", Case(T=1, S=4096, dtype="bfloat16"), peer, 2.5),
-        Row("jax", "causal prefill", Case(T=512, S=512), peer, 2.0),
-        Row("jax", "causal prefill", Case(T=2048, S=2048), peer, 3.5),
+        Row("jax", "decode", TimedCall(T=1, S=4096), peer, 4.0),
+        Row("jax", "decode", TimedCall(T=1, S=4096, dtype="bfloat16"), peer, 2.5),
+        Row("jax", "causal prefill", TimedCall(T=512, S=512), peer, 2.0),
+        Row("jax", "causal prefill", TimedCall(T=2048, S=2048), peer, 3.5),
     ]
 
 
 def numpy_rows() -> list[Row]:
     peer = "onnx reference evaluator"
     return [
-        Row("numpy", "decode", Case(T=1, S=4096), peer, 8.0),
-        Row("numpy", "causal prefill", Case(T=384, S=384), peer, 2.0),
-        Row("numpy", "causal prefill", Case(T=2048, S=2048), peer, 4.0),
+        Row("numpy", "decode", TimedCall(T=1, S=4096), peer, 8.0),
+        Row("numpy", "causal prefill", TimedCall(T=384, S=384), peer, 2.0),
+        Row("numpy", "causal prefill", TimedCall(T=2048, S=2048), peer, 4.0),
     ]
 
 
 def chosen(only: str | None, *, quick: bool = False) -> list[Row]:
-    """The rows whose text contains the pattern, `*` and `?` standing for anything. quick: then made tiny."""
+    """The rows whose text contains the pattern, `*` and `?` match anything. quick: then made tiny."""
     pattern = f"*{only or ''}*".lower()
     found = [row for row in rows() if fnmatch(row.text.lower(), pattern)]
     return [replace(row, case=tiny(row.case)) for row in found] if quick else found
@@ -139,15 +139,15 @@ def missing(row: Row) -> list[str]:
 
 def measure(row: Row, limits: Limits | None, budget: float) -> Figure:
     """Raises DifferentFunction before any clock starts if the contender's result is not ours."""
-    room = import_module(f"gqa_studies.peers.{row.backend}")
-    calls = room.Calls(row.case)
+    backend = import_module(f"gqa_studies.peers.{row.backend}")
+    calls = backend.Calls(row.case)
     if row.contender in (BANDWIDTH, ROOFLINE):
         assert limits is not None, "the machine's limits are measured with torch, which these rows need anyway"
         pairs = paired(lambda: seconds(calls.ours), lambda: _limit(row, limits), budget)
     else:
-        peer = room.PEERS[row.contender]
-        theirs = np.moveaxis(room.to_numpy(peer.call(calls)), peer.heads_axis, 1)
-        require_same(row, room.to_numpy(calls.ours()), theirs)
+        peer = backend.PEERS[row.contender]
+        theirs = np.moveaxis(backend.to_numpy(peer.call(calls)), peer.heads_axis, 1)
+        require_same(row, backend.to_numpy(calls.ours()), theirs)
         pairs = paired(lambda: seconds(calls.ours), lambda: seconds(lambda: peer.call(calls)), budget)
     return figure(row, pairs, limits)
 

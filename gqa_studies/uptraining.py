@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -47,7 +47,7 @@ def uptrain(
     done: Done = lambda steps: None,
 ) -> list[Point]:
     """Every way of pooling, and no pooling, at every share of the recipe's steps. The perplexity study's models with
-    K = N come first where they are not finished. `done` is told how many steps were made or found."""
+    K = N come first where they are not finished. `done` receives how many steps were made or found."""
     ways: list[tuple[str, int]] = [(UNPOOLED, recipe.heads), *((method, K) for K in kv_heads for method in METHODS)]
     points = []
     for seed in seeds:
@@ -62,7 +62,7 @@ def uptrain(
 
 
 def steps_in_all(recipe: Recipe, kv_heads: Sequence[int] = KV_HEADS, seeds: Sequence[int] = perplexity.SEEDS) -> int:
-    """What `done` will have been told by the end."""
+    """The sum of what `done` receives."""
     ways = 1 + len(METHODS) * len(kv_heads)
     return len(seeds) * (recipe.steps + ways * step_count(recipe, SHARES[-1]))
 
@@ -138,7 +138,3 @@ def summaries(points: Sequence[Point]) -> list[Summary]:
         mean, deviation = perplexity.mean_and_deviation(own)
         found.append(Summary(model, K, method, steps, share, mean, deviation))
     return found
-
-
-def as_rows(found: Sequence[Any]) -> list[dict[str, Any]]:
-    return [asdict(each) for each in found]

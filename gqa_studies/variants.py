@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -84,7 +83,3 @@ class Decoding:
 
     def _step(self) -> None:
         _, self.cache = self.layer.extend(self.token, self.cache)
-
-
-def as_rows(found: Sequence[Variant]) -> list[dict[str, Any]]:
-    return [asdict(each) for each in found]

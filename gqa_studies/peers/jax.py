@@ -10,12 +10,12 @@ import numpy as np
 from jax import Array
 
 from gqa_jax import grouped_query_attention
-from gqa_studies.cases import Case
 from gqa_studies.peers import Peer
+from gqa_studies.timed_call import TimedCall
 
 
 class Calls:
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: TimedCall) -> None:
         self.heads_first = [jnp.asarray(x, case.dtype) for x in case.arrays()]
         self.tokens_first = [jnp.swapaxes(x, 1, 2) for x in self.heads_first]
         self._ours = jax.jit(partial(grouped_query_attention, causal=True, need_weights=False))

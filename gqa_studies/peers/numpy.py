@@ -9,15 +9,15 @@ from onnx import TensorProto, helper
 from onnx.reference import ReferenceEvaluator
 
 from gqa_numpy import grouped_query_attention
-from gqa_studies.cases import Case
 from gqa_studies.peers import Peer
+from gqa_studies.timed_call import TimedCall
 
 Array = np.ndarray
 OPSET = 23  # the first with Attention
 
 
 class Calls:
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: TimedCall) -> None:
         self.query, self.key, self.value = case.arrays()
         self.evaluator = ReferenceEvaluator(_model(causal=case.T > 1))
 

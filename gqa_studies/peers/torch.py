@@ -9,13 +9,13 @@ import torch
 from torch import Tensor as Array
 from torch.nn import functional as F
 
-from gqa_studies.cases import Case
 from gqa_studies.peers import Peer
+from gqa_studies.timed_call import TimedCall
 from gqa_torch import grouped_query_attention, masks
 
 
 class Calls:
-    def __init__(self, case: Case) -> None:
+    def __init__(self, case: TimedCall) -> None:
         self.groups = case.N // case.K
         dtype = getattr(torch, case.dtype)
         self.query, self.key, self.value = (torch.from_numpy(x).to(dtype) for x in case.arrays())
@@ -39,8 +39,8 @@ class Calls:
         return F.scaled_dot_product_attention(self.query, key, value, self.mask, is_causal=self.is_causal)
 
 
-def _mask(case: Case) -> Array | None:
-    """What SDPA cannot be told otherwise, made before the clock starts."""
+def _mask(case: TimedCall) -> Array | None:
+    """What SDPA takes as a mask alone, made before the clock starts."""
     if case.lengths is not None:
         return masks.padding(torch.tensor(case.lengths), case.S)
     if case.window is not None:

@@ -11,11 +11,11 @@ Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class Case:
+class TimedCall:
     """T queries, the last of which sees the last of S keys.
 
-    lengths: how many keys of each batch row are real, for a batch whose rows differ. `lengths_as` says how our function
-    is told: by a padding "mask", or by an "offset" for each row, as a cache tells it.
+    lengths: how many keys of each batch row are real, for a batch whose rows differ. `lengths_as`: our function
+    gets them as a padding "mask", or as an "offset" for each row, as a cache gives it.
     """
 
     T: int
@@ -48,7 +48,7 @@ class Case:
             yield rng.standard_normal((self.B, heads, tokens, self.H), dtype=np.float32)
 
 
-def tiny(case: Case) -> Case:
+def tiny(case: TimedCall) -> TimedCall:
     """The same kind of call at sizes that take no time, to try the benchmark itself."""
 
     def shrunk(size: int) -> int:

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from conformance.mutants import MUTANTS, naming, other_suites
 from conformance.mutants.naming import Naming
 from conformance.mutants.run import MutantResult, run_mutant
-from conformance.report import tables as report
+from conformance.report import tables
 from conformance.targets.frameworks import one_thread, quick_to_compile
 
 WORKERS = 2
@@ -24,10 +24,10 @@ Elsewhere = dict[str, dict[str, tuple[str, ...]]]
 
 
 def mutants(console: Console, progress: Progress, json_file: Path | None) -> bool:
-    """Print the kill matrix; whether a bug survived."""
+    """Print how many cases catch each planted bug; whether a bug was not caught."""
     results, elsewhere, named = _measured(progress)
-    console.print(report.power(results, elsewhere, {found.bug: _found(found) for found in named}))
-    console.print(report.case_power(results))
+    console.print(tables.power(results, elsewhere, {found.bug: _answer(found) for found in named}))
+    console.print(tables.case_power(results))
     for suite in elsewhere:
         usable, there = other_suites.usable(suite)
         console.print(f"{suite}: {usable} of {there} tests can run a kernel", highlight=False)
@@ -37,11 +37,11 @@ def mutants(console: Console, progress: Progress, json_file: Path | None) -> boo
     console.print(f"gqa dialect names {right} of the {len(named)} that are conventions", highlight=False)
     if json_file is not None:
         more = {"other_suites": elsewhere, "named_by_dialect": [asdict(found) for found in named]}
-        json_file.write_text(json.dumps(report.as_json([], results, []) | more, indent=1) + "\n")
+        json_file.write_text(json.dumps(tables.as_json([], results, []) | more, indent=1) + "\n")
     return bool(survived)
 
 
-def _found(found: Naming) -> str:
+def _answer(found: Naming) -> str:
     return found.found if found.right else f"[bold red]{found.found}[/]"
 
 

@@ -1,18 +1,15 @@
-"""What a study found, for people (rich tables) and for programs (CSV, JSON)."""
+"""What a study found, as tables for a terminal."""
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from gqa_studies.memory_peak import H, K, N
+from gqa_studies.rows import Rows
 
-Rows = list[dict[str, Any]]
 Cell = Callable[[Mapping[str, Any]], str]
 Columns = Mapping[str, Cell]  # header -> a row's cell
 VERDICTS = {"reached": "[green]reached[/]", "reached instead": "[green]reached instead[/]", "missed": "[red]missed[/]"}
@@ -45,17 +42,6 @@ def memory_peak_table(rows: Rows, length: int) -> Table:
         peak, limit = f"{row['peak_mebibytes']:.0f}", f"{row['limit_mebibytes']:.0f}"
         table.add_row(row["name"], peak, limit, VERDICTS[row["verdict"]], f"{row['seconds']:.1f}")
     return table
-
-
-def write_csv(path: Path, rows: Rows) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def write_json(path: Path, **found: Any) -> None:
-    path.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
 
 
 def table(title: str, rows: Rows, columns: Columns, caption: str | None = None) -> Table:

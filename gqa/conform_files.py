@@ -10,7 +10,7 @@ import typer
 
 from conformance.checks.arrays import Check
 from conformance.mutants.run import MutantResult
-from conformance.report import tables as report
+from conformance.report import tables
 from conformance.report.evidence import Evidence, evidence
 from conformance.report.junit import junit
 from conformance.report.page import page
@@ -18,7 +18,7 @@ from conformance.report.page import page
 
 @dataclass(frozen=True)
 class Reports:
-    """Where to write, None for what is not asked for. arrays, limit: as the targets were judged with."""
+    """Where to write, None for what is not wanted. arrays, limit: as the targets were judged with."""
 
     json: Path | None
     junit: Path | None
@@ -27,7 +27,7 @@ class Reports:
     limit: float
 
     def refuse_early(self) -> None:
-        """A folder that is not there is told before the run, not after it: one sentence, exit code 2."""
+        """A folder that does not exist is an error before the run, not after it: one sentence, exit code 2."""
         for name, path in (("--json", self.json), ("--junit", self.junit), ("--html", self.html)):
             if path is not None and not path.absolute().parent.is_dir():
                 typer.echo(f"{name}: there is no folder {path.parent}", err=True)
@@ -38,7 +38,7 @@ class Reports:
     ) -> None:
         """targets: those that were judged; what they gave on failing cases is drawn on the page."""
         if self.json is not None:
-            found = report.as_json(checks, results, not_run)
+            found = tables.as_json(checks, results, not_run)
             self.json.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
         if self.junit is not None:
             self.junit.write_bytes(junit(checks, self.arrays))

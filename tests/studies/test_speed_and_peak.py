@@ -1,4 +1,4 @@
-"""The studies measure what they say. How fast anything is depends on the machine, and is no matter for a test."""
+"""The studies measure what they say. How fast anything is depends on the machine, and is not tested."""
 
 from __future__ import annotations
 
@@ -8,24 +8,12 @@ from itertools import count
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
-from gqa import app
-from gqa_studies import cases, machine, memory_peak, speed, timing
+from gqa_studies import machine, memory_peak, speed, timing
+from gqa_studies.timed_call import TimedCall
+from tests.studies.helpers import one_line, run
 
 pytestmark = pytest.mark.no_shape_checks
-
-
-@pytest.fixture(autouse=True)
-def _x64():
-    """JAX as users have it, without x64."""
-    import jax
-
-    jax.config.update("jax_enable_x64", False)
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, ["study", *arguments])
 
 
 def test_the_ratio_is_the_median_of_the_pairs_and_not_the_ratio_of_medians():
@@ -56,9 +44,9 @@ def test_every_row_runs_and_its_contender_computes_the_same(row):
 
 
 def test_bytes_and_flops_of_a_case():
-    case = cases.Case(T=1, S=4096)
+    case = TimedCall(T=1, S=4096)
     assert case.read_bytes == 2 * 8 * 4096 * 128 * 4
-    assert cases.Case(T=1, S=4096, K=1, dtype="bfloat16").read_bytes == case.read_bytes // 16
+    assert TimedCall(T=1, S=4096, K=1, dtype="bfloat16").read_bytes == case.read_bytes // 16
     assert case.flops == 2 * (2 * 32 * 4096 * 128)
 
 
@@ -67,7 +55,7 @@ def test_the_roofline_is_the_slower_of_reading_and_multiplying(monkeypatch):
     for reading, multiplying in ((2.0, 1.0), (1.0, 2.0)):
         monkeypatch.setattr(limits, "seconds_to_read", lambda _, seconds=reading: seconds)
         monkeypatch.setattr(limits, "seconds_to_multiply", lambda _, seconds=multiplying: seconds)
-        assert limits.seconds_of_roofline(cases.Case(T=1, S=4096)) == 2.0
+        assert limits.seconds_of_roofline(TimedCall(T=1, S=4096)) == 2.0
 
 
 def test_a_contender_that_computes_something_else_is_refused():
@@ -83,13 +71,13 @@ def test_such_a_contender_fails_the_run(monkeypatch):
     monkeypatch.setitem(speed.SAME, "float32", -1.0)
     result = run("speed", "--quick", "--only", "numpy decode")
     assert result.exit_code == 1
-    assert "another function" in " ".join(result.stdout.split())
+    assert "another function" in one_line(result)
 
 
 def test_one_row_of_a_goal_is_enough():
     def figure(ratio, goal):
         pairs = timing.Pairs(ours=(1.0,), theirs=(ratio,))
-        return speed.figure(speed.Row("torch", "decode", cases.Case(1, 64), "peer", 2.0, goal), pairs, None)
+        return speed.figure(speed.Row("torch", "decode", TimedCall(1, 64), "peer", 2.0, goal), pairs, None)
 
     figures = [figure(3.0, "a"), figure(1.0, "a"), figure(1.0, "b")]
     assert [speed.verdict(each, figures) for each in figures] == ["reached", "reached instead", "missed"]
@@ -117,10 +105,10 @@ def test_a_missing_package_is_said_and_left_out(monkeypatch):
     monkeypatch.setattr(speed, "installed", lambda package: package == "onnx")
     result = run("speed", "--quick", "--only", "decode")
     assert result.exit_code == 0, result.output
-    said = " ".join(result.stdout.split())
-    assert "torch not installed" in said
-    assert "jax and flax not installed" in said
-    assert "onnx not installed" not in said
+    output = one_line(result)
+    assert "torch not installed" in output
+    assert "jax and flax not installed" in output
+    assert "onnx not installed" not in output
 
 
 def test_peak_memory_counts_what_a_call_frees_again():

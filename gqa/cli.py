@@ -11,14 +11,12 @@ from gqa.inspect import inspect
 from gqa.pool import expand, pool
 from gqa.port import port
 from gqa.study import study
-from gqa.study_porting import porting_study
 from gqa.trace import trace
 from gqa.verify import verify
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for command in (conform, dialect, trace, inspect, port, pool, expand, verify, generate):
     app.command()(command)
-study.command("porting")(porting_study)
 app.add_typer(study, name="study")
 
 

@@ -12,7 +12,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from gqa.common import one_sentence
-from gqa_studies import machine, porting, report
+from gqa.study.output import about_machine
+from gqa_studies import porting
+from gqa_studies.rows import as_rows, write_csv, write_json
 
 
 def porting_study(
@@ -24,7 +26,7 @@ def porting_study(
 ) -> None:
     """Port a sharded checkpoint from Hugging Face's names to flax kernels: peak memory, and the speed against cp."""
     console = Console()
-    about = {"machine": machine.description(None), "versions": machine.versions()}
+    about = about_machine()
     with (
         one_sentence(),
         tempfile.TemporaryDirectory(dir=folder, prefix="gqa-porting-") as place,
@@ -33,7 +35,7 @@ def porting_study(
         task = bar.add_task("rounds of cp and port", total=rounds)
         found = porting.measure(Path(place), gigabytes, rounds, lambda: bar.update(task, advance=1))
     table = Table(title="Porting", show_header=False)
-    for name, value in porting.as_rows(found)[0].items():
+    for name, value in as_rows([found])[0].items():
         table.add_row(name.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else str(value))
     console.print(table)
     console.print(
@@ -41,6 +43,6 @@ def porting_study(
         highlight=False,
     )
     if csv_file is not None:
-        report.write_csv(csv_file, porting.as_rows(found))
+        write_csv(csv_file, as_rows([found]))
     if json_file is not None:
-        report.write_json(json_file, **about, rows=porting.as_rows(found))
+        write_json(json_file, **about, rows=as_rows([found]))
