@@ -122,7 +122,7 @@ EXPECTED: dict[str, dict[str, str]] = {
     "LongropeAlwaysShort": {"longrope": "short factors always"},
     "LongropeAlwaysLong": {"longrope": "long factors always"},
     "KeyRowsPermutedWithN": {"RoPE pairing": "key rows permuted with N"},
-    "RowsNotPermuted": {"RoPE pairing": "rows in interleaved order, halves rotated"},
+    "RowsNotPermuted": {"RoPE pairing": "rows in interleaved order, halves turned"},
     "BiasNotPermuted": {"biases": _LEFT},
     "NormNotPermuted": {"norm weights": _LEFT},
     "PartialRotaryPermutedWhole": {"partial rotary": "rows permuted over the whole head"},
@@ -140,7 +140,7 @@ EXPECTED: dict[str, dict[str, str]] = {
 
 CACHED: dict[str, dict[str, str]] = {
     "ChunkStartsAtZero": {"cached tokens": "causal from the first key held"},
-    "RotatedFromZero": {"cached tokens": "rotated from 0"},
+    "RotatedFromZero": {"cached tokens": "turned from 0"},
     "NewTokenNotAttended": {"cached tokens": "a token does not see itself"},
 }
 
