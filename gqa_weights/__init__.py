@@ -1,4 +1,11 @@
-"""Weights as facts: canonical names and shapes, the layouts of other frameworks, checkpoint files."""
+"""Weights: what other implementations and checkpoint files call them, and how each becomes a canonical one.
+
+layouts: one attention layer as other implementations store it. checkpoint: files as mappings of tensors, opened and
+saved. families: whole models, one record a family. port: a checkpoint in another layout, with a manifest that states
+its conventions. heads: KV heads pooled and repeated. describe: what a checkpoint holds. tokenizer: its text.
+
+Public here: the layouts and their functions. The other modules are imported by name: `gqa_weights.families`, ...
+"""
 
 from gqa_spec.config import symbolic_shapes, weight_shapes
 from gqa_weights.layouts.rules import (

@@ -16,7 +16,6 @@ from gqa_spec.config import AttentionConfig, Pairing
 from gqa_spec.sizes import kv_cache_bytes
 from gqa_weights.checkpoint import Checkpoint, open_checkpoint
 from gqa_weights.families import FAMILIES, read_attention
-from gqa_weights.layouts.tables import LAYOUTS
 
 HALF_PRECISION = 2  # bytes of an element of a cache, where a checkpoint's own dtype is none to compute in
 
@@ -48,7 +47,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "query_heads_per_kv_head": _over(layers, lambda layer: layer.group_size),
         "head_size": _over(layers, lambda layer: layer.head_dim),
         "biases": _over(layers, _biases),
-        "rope": _over(layers, partial(_rope, LAYOUTS[FAMILIES[model.family].names.layout].pairing)),
+        "rope": _over(layers, partial(_rope, FAMILIES[model.family].tensors.table.pairing)),
         "qk_norm": _over(layers, lambda layer: layer.qk_norm or "none"),
         "window": _over(layers, lambda layer: layer.window or "none"),
         "softcap": _over(layers, lambda layer: layer.softcap or "none"),

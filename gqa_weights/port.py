@@ -25,14 +25,13 @@ from gqa_weights.families import (
     AttentionModel,
     ForeignWeights,
     Model,
+    TensorMapping,
     detect,
     foreign_weights,
     model_settings,
     read_attention,
     read_model,
 )
-from gqa_weights.families.lazy import Source
-from gqa_weights.layouts.tables import LAYOUTS
 from gqa_weights.manifest import manifest
 
 Array = np.ndarray
@@ -40,12 +39,9 @@ Tensor = tuple[str, TensorInfo, Callable[[], Array]]
 Surgery = Callable[[int, Mapping[str, Array], AttentionConfig], heads.Layer]
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
-ATTENTION_ONLY = ("gpt_oss",)  # families whose other parts we do not have
-# The Hugging Face family of a model that comes from elsewhere.
-ORIGINS = {"gguf.llama": "llama", "gguf.qwen2": "qwen2", "gguf.gemma3": "gemma3_text", "meta.llama": "llama"}
 ALIASES = {"meta": "meta.llama", "flax": "flax.nnx.MultiHeadAttention", "keras": "keras.layers.GroupQueryAttention"}
 FORMATS = {".npz": "npz", ".orbax": "orbax"}
-TARGETS = ("huggingface", *ALIASES, *(name for name, family in FAMILIES.items() if family.write is not None))
+TARGETS = ("huggingface", *ALIASES, *(name for name, family in FAMILIES.items() if family.writable))
 
 
 @dataclass(frozen=True)
@@ -62,13 +58,13 @@ class Plan:
 
 
 def open_model(path: str | Path) -> Model | AttentionModel:
-    """The model at a path; of `ATTENTION_ONLY` families its attention layers.
+    """The model at a path; its attention layers where only those are supported.
 
     Raises:
         CheckpointError: For a file that cannot be read, and settings or tensors that are not understood.
     """
     checkpoint = open_checkpoint(path)
-    return (read_attention if detect(checkpoint) in ATTENTION_ONLY else read_model)(checkpoint)
+    return (read_attention if FAMILIES[detect(checkpoint)].attention_only else read_model)(checkpoint)
 
 
 def plan(source: str | Path, to: str, dtype: str | None = None) -> Plan:
@@ -170,7 +166,7 @@ def _operated(
     layers = tuple(replace(a, num_kv_heads=num_kv_heads or a.num_heads) for a in model.config.attention)
     config = replace(model.config, attention=layers)
     weights = Operated(model, config, surgery)
-    to = model.family if FAMILIES[model.family].write is not None else "huggingface"
+    to = model.family if FAMILIES[model.family].writable else "huggingface"
     return _plan(checkpoint, model, to, config, weights, None, changed=what)
 
 
@@ -212,7 +208,7 @@ def _plan(
     model: Model,
     to: str,
     config: ModelConfig,
-    weights: Source,
+    weights: TensorMapping,
     dtype: str | None,
     changed: str = "",
 ) -> Plan:
@@ -225,7 +221,7 @@ def _plan(
     facts = {"path": str(checkpoint.path), "format": checkpoint.format, "layout": model.family, "changed": changed}
     stated = manifest(
         config,
-        LAYOUTS[family.names.layout],
+        family.tensors.table,
         family=origin,
         dtypes=(info.dtype for _, info, _ in tensors),
         source={name: fact for name, fact in facts.items() if fact},
@@ -239,7 +235,7 @@ def _origin(checkpoint: Checkpoint, family: str) -> str:
         family = str(checkpoint.manifest.get("family", ""))
         if family not in FAMILIES:
             raise CheckpointError(f"{checkpoint.path}: {MANIFEST}: unknown family {family!r}")
-    return ORIGINS.get(family, family)
+    return FAMILIES[family].origin or family
 
 
 def _tensor(path: Path, foreign: ForeignWeights, name: str, dtype: str | None) -> Tensor:

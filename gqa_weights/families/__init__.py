@@ -1,22 +1,24 @@
-"""Whole checkpoints of known families: settings -> ModelConfig, and every tensor -> its canonical name; and back."""
+"""Whole checkpoints of known families: settings -> ModelConfig, and every tensor -> its canonical name; and back.
 
-from gqa_weights.families.lazy import CanonicalWeights, ForeignWeights
-from gqa_weights.families.names import Group
-from gqa_weights.families.registry import (
-    FAMILIES,
+records: one record a family, in `FAMILIES`. record: what every record says. config_json, gguf_fields, params_json: a
+kind of settings file each, read and written by a record; layer_rules, rope_json, settings help them. tensors: names of
+tensors; converted: both sides as mappings. read, write: what is done with a checkpoint.
+"""
+
+from gqa_weights.families.converted import CanonicalWeights, ForeignWeights, TensorMapping
+from gqa_weights.families.read import (
     MANIFEST,
     AttentionModel,
-    Family,
     Model,
-    ReadOnlyFamilyError,
     detect,
-    foreign_tensors,
-    foreign_weights,
-    model_settings,
     read_attention,
     read_config,
     read_model,
 )
+from gqa_weights.families.record import Family, ReadOnlyFamilyError
+from gqa_weights.families.records import FAMILIES
+from gqa_weights.families.tensors import StoredTensor
+from gqa_weights.families.write import foreign_tensors, foreign_weights, model_settings
 
 __all__ = [
     "FAMILIES",
@@ -25,9 +27,10 @@ __all__ = [
     "CanonicalWeights",
     "Family",
     "ForeignWeights",
-    "Group",
     "Model",
     "ReadOnlyFamilyError",
+    "StoredTensor",
+    "TensorMapping",
     "detect",
     "foreign_tensors",
     "foreign_weights",

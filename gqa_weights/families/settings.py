@@ -1,4 +1,4 @@
-"""The settings of a checkpoint, asked for one by one: each is understood, known not to matter, or an error by name."""
+"""The settings of a checkpoint, read one by one: each is understood, known not to matter, or an error by name."""
 
 from __future__ import annotations
 
@@ -11,21 +11,44 @@ MOST_LAYERS = 10_000  # no model has more; a file that says so must not make us 
 
 
 class Settings:
-    """The key-value pairs of one file. `defaults`: what the family's own code takes where a key is missing.
+    """The key-value pairs of one file.
 
-    A key that is there but null is None, which is not the default: Mistral without a window says so with null.
+    defaults: what the family's own code takes where a key is missing. keys: usual key -> the family's own key for it;
+    every method takes the usual one. A key that is there but null is None, which is not the default: Mistral without a
+    window says so with null.
     """
 
-    def __init__(self, values: Mapping[str, Any], source: str, family: str, defaults: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        source: str,
+        family: str,
+        defaults: Mapping[str, Any],
+        keys: Mapping[str, str] | None = None,
+    ) -> None:
         self.values, self.source, self.family, self.defaults = values, source, family, defaults
-        self.asked: set[str] = set()
+        self.keys = keys or {}
+        self.done: set[str] = set()
 
-    def understands(self, key: str) -> bool:
-        return key in self.defaults
+    def key(self, usual: str) -> str:
+        return self.keys.get(usual, usual)
+
+    def reads(self, key: str) -> bool:
+        """Whether the family's code reads such a key."""
+        return self.key(key) in self.defaults
+
+    def given(self, key: str) -> bool:
+        """Whether the file says it, null apart."""
+        return self.values.get(self.key(key)) is not None
+
+    def skip(self, *keys: str) -> None:
+        """Settings that do not matter beside others."""
+        self.done.update(map(self.key, keys))
 
     def get(self, key: str) -> Any:
         """The value, or the family's default, or an error where there is none."""
-        self.asked.add(key)
+        key = self.key(key)
+        self.done.add(key)
         value = self.values[key] if key in self.values else self.defaults.get(key, REQUIRED)
         if value is REQUIRED:
             raise ValueError(f"{self.source}: {key} is missing, which family {self.family} needs")
@@ -55,7 +78,7 @@ class Settings:
         return value
 
     def choice(self, key: str, allowed: Mapping[str, Any]) -> Any:
-        """What the value stands for."""
+        """What the value means."""
         value = self.get(key)
         if not isinstance(value, str) or value not in allowed:
             raise self.unsupported(key)
@@ -68,30 +91,34 @@ class Settings:
         for entry in value:
             if isinstance(entry, list | dict) or entry not in allowed:
                 raise ValueError(
-                    f"{self.source}: {key} with {entry!r} of family {self.family} is not supported, "
+                    f"{self.source}: {self.key(key)} with {entry!r} of family {self.family} is not supported, "
                     f"only {', '.join(map(str, allowed))}"
                 )
         return list(value)
 
     def only(self, key: str, *allowed: Any) -> None:
         """A setting that changes the maths, of which one value is the maths that we have."""
-        self.asked.add(key)
+        key = self.key(key)
+        self.done.add(key)
         value = self.values.get(key)
         same = (type(value) is type(good) and value == good for good in allowed)  # 0 is not false
         if key in self.values and not any(same):
             raise self.unsupported(key)
 
     def wrong(self, key: str, expected: str) -> ValueError:
-        return ValueError(f"{self.source}: {key} of family {self.family}: expected {expected}, got {self.get(key)!r}")
+        return ValueError(
+            f"{self.source}: {self.key(key)} of family {self.family}: expected {expected}, got {self.get(key)!r}"
+        )
 
     def unsupported(self, key: str, why: str = "") -> ValueError:
+        key = self.key(key)
         return ValueError(
             f"{self.source}: {key} {self.values.get(key)!r} of family {self.family} is not supported{why}"
         )
 
     def finish(self, ignored: Iterable[str]) -> None:
-        """Everything was asked for, or is known not to matter: nothing is passed over in silence."""
-        unknown = [key for key in self.values if key not in self.asked and key not in ignored]
+        """Everything was read, or is known not to matter: nothing is passed over in silence."""
+        unknown = [key for key in self.values if key not in self.done and key not in ignored]
         if unknown:
             listed = ", ".join(f"{key} = {str(self.values[key])[:40]}" for key in unknown[:8])
             raise ValueError(f"{self.source}: unknown settings of family {self.family}: {listed}")

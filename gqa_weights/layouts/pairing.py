@@ -11,7 +11,7 @@ Array = np.ndarray
 
 
 def rotary_order(config: AttentionConfig, pairing: Pairing) -> Array:
-    """(H,): where each dimension of a head of that pairing stands in a head of the other one."""
+    """(H,): the place of each dimension of a head of that pairing in a head of the other one."""
     order = np.arange(config.head_dim)
     pattern = "(two pairs) -> (pairs two)" if pairing == "interleaved" else "(pairs two) -> (two pairs)"
     order[: config.rotary_dim] = rearrange(order[: config.rotary_dim], pattern, two=2)

@@ -4,7 +4,7 @@ A layout is a table of rules. A rule names one foreign tensor and the canonical 
 pattern, they are joined along `axis`, and the whole is rearranged by `then`. Patterns are read left to right, canonical
 to foreign; read right to left they take the foreign tensor apart, so that each direction undoes the other.
 
-What a canonical name means is not repeated in each table: the rows that RoPE turns, of weights, biases and norms, are
+What a canonical name means is not repeated in each table: the rows that RoPE rotates, of weights, biases and norms, are
 re-paired and norm weights shifted by 1 here, where a layout's `pairing` and `norm_factor` differ from the config's.
 """
 
@@ -55,7 +55,7 @@ class Layout:
     pairing: how RoPE pairs the stored rows, None for as the config says. norm_factor: whether the implementation
     multiplies by a stored norm weight w or by 1 + w, None for as the config says. head_order: the order of the query
     heads. requires: equations over the axis alphabet and the config's flags, such as "N * H == D", that every config it
-    can express fulfils. refuses: weights and settings of the implementation that no canonical weight stands for, and
+    can express fulfils. refuses: weights and settings of the implementation that no canonical weight expresses, and
     why.
     """
 
@@ -69,10 +69,19 @@ class Layout:
 
 
 def from_canonical(layout: Layout, weights: Weights, config: AttentionConfig) -> dict[str, Array]:
-    """Canonical weights -> the layout's own names and shapes; dtypes are kept.
+    """Canonical weights -> the layout's own names and shapes.
 
-    Bit for bit, but for `rounded_weights`. Raises ValueError where weights do not fit the config or the layout cannot
-    express it, TypeError for different dtypes in one foreign tensor.
+    Args:
+        layout: One of `LAYOUTS`.
+        weights: Canonical names -> arrays, every weight of the config and no other.
+        config: The layer.
+
+    Returns:
+        Foreign names -> arrays, dtypes kept: bit for bit, but for `rounded_weights`.
+
+    Raises:
+        ValueError: Where weights do not fit the config, or the layout cannot express it.
+        TypeError: For different dtypes in one foreign tensor.
     """
     weights = dict(weights)  # a checkpoint reads anew at each access
     checks.weights(weights, weight_shapes(config), symbolic_shapes(config), dtype="float64")
@@ -83,14 +92,23 @@ def from_canonical(layout: Layout, weights: Weights, config: AttentionConfig) ->
 def to_canonical(
     layout: Layout, foreign: Weights, config: AttentionConfig, settings: Mapping[str, Any] | None = None
 ) -> dict[str, Array]:
-    """The layout's own names and shapes -> canonical weights in the config's RoPE pairing; dtypes are kept.
+    """The layout's own names and shapes -> canonical weights in the config's RoPE pairing.
 
-    settings: arguments of the foreign module that its weights do not show, such as `{"add_zero_attn": True}`. Raises
-    ValueError that names every missing, unexpected and misshapen tensor, or what the layout refuses.
+    Args:
+        layout: One of `LAYOUTS`.
+        foreign: Foreign names -> arrays, every tensor that the layout has for the config and no other.
+        config: The layer.
+        settings: Arguments of the foreign module that its weights do not show, such as `{"add_zero_attn": True}`.
+
+    Returns:
+        Canonical names -> arrays, dtypes kept.
+
+    Raises:
+        ValueError: Names every missing, unexpected and misshapen tensor, or what the layout refuses.
     """
     foreign = dict(foreign)
-    asked = foreign | {name: x for name, x in (settings or {}).items() if x}
-    checks.not_refused(layout.name, asked, layout.refuses)
+    given = foreign | {name: x for name, x in (settings or {}).items() if x}
+    checks.not_refused(layout.name, given, layout.refuses)
     symbols = {name: ", ".join(inside) for name, inside in sources(layout, config).items()}
     checks.weights(foreign, foreign_shapes(layout, config), symbols, dtype="float64")
     names = weight_shapes(config)
@@ -100,13 +118,14 @@ def to_canonical(
 def foreign_shapes(layout: Layout, config: AttentionConfig) -> dict[str, Shape]:
     """Foreign name -> shape of every tensor that a layer of this config has in this layout.
 
-    Raises ValueError where the layout cannot express the config.
+    Raises:
+        ValueError: Where the layout cannot express the config.
     """
     return {rule.foreign: _foreign_shape(rule, config) for rule in _rules(layout, config)}
 
 
 def sources(layout: Layout, config: AttentionConfig) -> dict[str, tuple[str, ...]]:
-    """Foreign name -> the canonical names in it; each canonical name stands in exactly one."""
+    """Foreign name -> the canonical names in it; each canonical name is in exactly one."""
     return {rule.foreign: rule.names for rule in _rules(layout, config)}
 
 

@@ -42,7 +42,7 @@ def _fused(foreign: str, kind: str, when: str | None = None) -> Rule:
 
 
 def _fused_by_group(foreign: str, kind: str) -> Rule:
-    """[G query heads, 1 key head, 1 value head] for each KV head in turn."""
+    """[G query heads, 1 key head, 1 value head] for each KV head."""
     rows = {"q_proj": "(K G H)", "k_proj": "(K H)", "v_proj": "(K Hv)"}
     heads = {"q_proj": "(G H)", "k_proj": "H", "v_proj": "Hv"}
     pieces = tuple((f"{name}.{kind}", f"{rows[name]} ... -> K {heads[name]} ...") for name in rows)

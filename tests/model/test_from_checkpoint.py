@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from conformance.cases.compare import bound, error_of
-from tests.weights.test_families import CASES, WHOLE, saved
+from tests.weights.small_models import CASES, WHOLE, saved
 
 pytestmark = pytest.mark.no_shape_checks
 FAMILIES = [case for case in WHOLE if case == CASES[case][0] or case == "gemma3"]

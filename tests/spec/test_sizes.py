@@ -15,7 +15,7 @@ from gqa_spec.sizes import (
     model_parameter_count,
     parameter_count,
 )
-from gqa_weights.families import huggingface
+from gqa_weights.families import FAMILIES
 
 LLAMA_2_70B = AttentionConfig(embed_dim=8192, num_heads=64, num_kv_heads=8)
 LLAMA_2_7B = AttentionConfig(embed_dim=4096, num_heads=32)
@@ -79,7 +79,7 @@ KEYS = (
 
 def published(name: str) -> ModelConfig:
     family, sizes, other, _ = PUBLISHED[name]
-    return huggingface.read_config(family, dict(zip(KEYS, sizes, strict=True)) | other)
+    return FAMILIES[family].read_config(dict(zip(KEYS, sizes, strict=True)) | other, {})
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -19,7 +19,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 
 from conformance.targets.protocol import Unsupported
 from gqa_spec import RopeConfig
-from gqa_weights.families.rope import write_scaling
+from gqa_weights.families.rope_json import write_scaling
 
 
 def _as_bias(mask: Array | None, dtype: torch.dtype) -> Array | None:

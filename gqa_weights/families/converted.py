@@ -1,4 +1,4 @@
-"""The tensors of one side as a mapping over the tensors of the other: read and converted when they are asked for."""
+"""The tensors of one side as a mapping over the tensors of the other: read and converted at each access."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Protocol
 import numpy as np
 
 from gqa_weights.checkpoint import TensorInfo
-from gqa_weights.families.names import Group, Shape
+from gqa_weights.families.tensors import Shape, StoredTensor
 
 Array = np.ndarray
 
 
-class Source(Protocol):
+class TensorMapping(Protocol):
     """A mapping of arrays that can describe them without reading: a Checkpoint, or one of the two below."""
 
     def __getitem__(self, name: str, /) -> Array: ...
@@ -23,76 +23,78 @@ class Source(Protocol):
 
 
 class _Converted(Mapping[str, Array]):
-    def __init__(self, source: Source, groups: Iterable[Group]) -> None:
+    def __init__(self, source: TensorMapping, stored: Iterable[StoredTensor]) -> None:
         self._source = source
-        self._groups = self._by_name(groups)
+        self._stored = self._by_name(stored)
 
-    def _by_name(self, groups: Iterable[Group]) -> dict[str, Group]:
+    def _by_name(self, stored: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
         raise NotImplementedError
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._groups)
+        return iter(self._stored)
 
     def __len__(self) -> int:
-        return len(self._groups)
+        return len(self._stored)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._groups  # a Mapping would read the tensor to find out
+        return name in self._stored  # a Mapping would read the tensor to find out
 
 
 class CanonicalWeights(_Converted):
     """Canonical names -> arrays, made of a checkpoint's tensors. Each access reads anew, an array of its own.
 
-    Where several stand in one tensor, the others are kept until they are asked for, so that each tensor is read once
-    by whoever goes through the names in order.
+    Where several are in one tensor, the others are kept until they are read too, so that whoever goes through the
+    names in order reads each tensor once.
     """
 
-    def __init__(self, source: Source, groups: Iterable[Group]) -> None:
-        super().__init__(source, groups)
+    def __init__(self, source: TensorMapping, stored: Iterable[StoredTensor]) -> None:
+        super().__init__(source, stored)
         self._kept: dict[str, Array] = {}
 
-    def _by_name(self, groups: Iterable[Group]) -> dict[str, Group]:
-        return {name: group for group in groups for name in group.canonical}
+    def _by_name(self, stored: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
+        return {name: tensor for tensor in stored for name in tensor.canonical}
 
     def __getitem__(self, name: str) -> Array:
         if name not in self._kept:
-            group = self._groups[name]
-            self._kept = {}  # the last tensor's go before the next one's come
-            self._kept = group.to_canonical(self._source[group.name])
+            tensor = self._stored[name]
+            self._kept = {}  # free the last tensor before the next one is read
+            self._kept = tensor.to_canonical(self._source[tensor.name])
         return self._kept.pop(name)
 
     def info(self, name: str) -> TensorInfo:
         """Shape and dtype, without reading. Raises KeyError for a name that is not there."""
-        group = self._groups[name]
-        return TensorInfo(group.canonical[name], self._source.info(group.name).dtype)
+        tensor = self._stored[name]
+        return TensorInfo(tensor.canonical[name], self._source.info(tensor.name).dtype)
 
     def origin(self, name: str) -> str:
         """The checkpoint's name of the tensor that holds this one."""
-        return self._groups[name].name
+        return self._stored[name].name
 
 
 class ForeignWeights(_Converted):
     """A family's names -> arrays, made of canonical weights. Each access computes anew, an array of its own."""
 
-    def _by_name(self, groups: Iterable[Group]) -> dict[str, Group]:
-        return {group.name: group for group in groups}
+    def _by_name(self, stored: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
+        return {tensor.name: tensor for tensor in stored}
 
     def __getitem__(self, name: str) -> Array:
-        group = self._groups[name]
-        return group.to_foreign({ours: self._source[ours] for ours in group.canonical})
+        tensor = self._stored[name]
+        return tensor.to_foreign({ours: self._source[ours] for ours in tensor.canonical})
 
     def info(self, name: str) -> TensorInfo:
         """Shape and dtype, without computing. Raises KeyError for a name that is not there."""
-        group = self._groups[name]
-        dtypes = [np.dtype(self._source.info(ours).dtype) for ours in group.canonical]
-        return TensorInfo(group.shape, np.result_type(*dtypes).name)
+        tensor = self._stored[name]
+        dtypes = [np.dtype(self._source.info(ours).dtype) for ours in tensor.canonical]
+        return TensorInfo(tensor.shape, np.result_type(*dtypes).name)
 
     def origins(self, name: str) -> tuple[str, ...]:
         """The canonical names of the weights in this tensor."""
-        return tuple(self._groups[name].canonical)
+        return tuple(self._stored[name].canonical)
 
 
-def mismatched_tensors(source: Source, expected: Mapping[str, Shape], ignored: Callable[[str], bool]) -> list[str]:
+def mismatched_tensors(
+    source: TensorMapping, expected: Mapping[str, Shape], ignored: Callable[[str], bool]
+) -> list[str]:
     """What is missing, unexpected or misshapen among the tensors of a checkpoint, without reading them."""
     problems = [f"missing {name}" for name in expected if name not in source]
     problems += [f"unexpected {name}" for name in source if name not in expected and not ignored(name)]

@@ -6,7 +6,7 @@ Source: transformers 5.23, `modeling_rope_utils.py`, and `convert_rope_params_to
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from gqa_spec.config import (
@@ -21,7 +21,7 @@ from gqa_spec.config import (
 from gqa_weights.families.settings import Settings
 
 ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta")
-COMMON = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+SHARED_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 YARN_OPTIONS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
 OPTIONS: dict[str, set[str]] = {
     "default": set(),
@@ -31,7 +31,7 @@ OPTIONS: dict[str, set[str]] = {
     "llama3": {"factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"},
     "longrope": {"factor", "original_max_position_embeddings", "short_factor", "long_factor", "attention_factor"},
 }
-NAMES = {
+TYPES = {
     LinearScaling: "linear",
     DynamicScaling: "dynamic",
     YarnScaling: "yarn",
@@ -40,30 +40,45 @@ NAMES = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class RopeDefaults:
+    """What a family's code takes for RoPE. theta: the base. local_theta: that of layers with a window, where it is
+    another. earlier_types: types by the names that the family's first files have.
+    """
+
+    theta: float = 10_000.0
+    local_theta: float | None = None
+    earlier_types: Mapping[str, str] = field(default_factory=dict)
+
+
 class RopeSettings:
     """One dictionary of RoPE settings, `rope_scaling` or what `rope_parameters` holds, of a config.json."""
 
-    def __init__(self, settings: Settings, key: str, values: Any, theta: float, max_length: int) -> None:
+    def __init__(self, settings: Settings, key: str, values: Any, defaults: RopeDefaults, max_length: int) -> None:
         if not isinstance(values, Mapping):
             raise settings.wrong(key, "a dictionary")
         self.settings, self.key, self.values, self.max_length = settings, key, dict(values), max_length
-        self.theta = self.number("rope_theta", theta)
+        self.theta = self.number("rope_theta", defaults.theta)
         kind = self.values.get("rope_type", self.values.get("type", "default"))
-        if settings.family == "phi3" and kind in ("su", "yarn"):  # names of earlier versions
-            kind = "longrope"
-        self.kind = kind
+        self.kind = defaults.earlier_types.get(kind, kind) if isinstance(kind, str) else kind
 
-    def config(self, head_dim: int, default_rotary: Any) -> RopeConfig:
+    def config(self, head_dim: int) -> RopeConfig:
         if not isinstance(self.kind, str) or self.kind not in OPTIONS:
             raise self.error(f"type {self.kind!r}")
-        unknown = set(self.values) - COMMON - OPTIONS[self.kind]
+        unknown = set(self.values) - SHARED_KEYS - OPTIONS[self.kind]
         if unknown:
             raise self.error(f"{', '.join(sorted(map(str, unknown)))} with type {self.kind!r}")
-        share = self.number("partial_rotary_factor", default_rotary)
-        if share != 1 and self.settings.family != "phi3":
-            raise self.error(f"partial_rotary_factor {share!r}")
-        rotary = int(head_dim * share)
+        rotary = int(head_dim * self.share())
         return RopeConfig(theta=self.theta, rotary_dim=None if rotary == head_dim else rotary, scaling=self.scaling())
+
+    def share(self) -> float:
+        """How much of a head rotates, for families whose code has a choice."""
+        partial = self.settings.reads("partial_rotary_factor")
+        usual = self.settings.number("partial_rotary_factor") if partial else 1.0
+        share = self.number("partial_rotary_factor", usual)
+        if share != 1 and not partial:
+            raise self.error(f"partial_rotary_factor {share!r}")
+        return share
 
     def scaling(self) -> RopeScaling | None:
         original = self.original()
@@ -77,7 +92,7 @@ class RopeSettings:
                 return DynamicScaling(factor=self.number("factor"), original_max_position_embeddings=original)
             case "yarn":
                 given: dict[str, Any] = {key: self.values.get(key) for key in YARN_OPTIONS}
-                # as transformers reads them, 0 and null ask for the default
+                # as transformers reads them, 0 and null mean the default
                 given = {key: value for key, value in given.items() if value or value is False}
                 return YarnScaling(factor=self.factor(), original_max_position_embeddings=original, **given)
             case "llama3":
@@ -92,7 +107,7 @@ class RopeSettings:
         return None
 
     def original(self) -> Any:
-        if self.settings.understands("original_max_position_embeddings"):  # phi3's, beside the dictionary, goes first
+        if self.settings.reads("original_max_position_embeddings"):  # phi3's: the key beside the dictionary decides
             return self.settings.integer("original_max_position_embeddings")
         value = self.values.get("original_max_position_embeddings", self.max_length)
         if not isinstance(value, int) or value < 1:
@@ -122,39 +137,42 @@ class RopeSettings:
         )
 
 
-def read_rope(settings: Settings, head_dim: int, max_length: int, theta: float) -> RopeConfig:
-    """The one RopeConfig of all layers that rotate. rope_scaling, where there is one, goes before rope_parameters."""
+def read_rope(settings: Settings, head_dim: int, max_length: int, defaults: RopeDefaults) -> dict[bool, RopeConfig]:
+    """Whether a layer has a window -> its RopeConfig, where it rotates at all."""
+    if defaults.local_theta is not None:
+        return _by_layer_type(settings, head_dim, max_length, defaults)
+    settings.skip(*ROPE_KEYS)
     key, values = _dictionary(settings)
-    theta = _base(settings, "rope_theta", theta)
-    share = settings.number("partial_rotary_factor") if settings.understands("partial_rotary_factor") else 1.0
-    return RopeSettings(settings, key, values, theta, max_length).config(head_dim, share)
+    based = replace(defaults, theta=_base(settings, "rope_theta", defaults.theta))
+    return dict.fromkeys((False, True), RopeSettings(settings, key, values, based, max_length).config(head_dim))
 
 
-def read_rope_by_layer_type(
-    settings: Settings, head_dim: int, max_length: int, theta: float, local_theta: float
-) -> dict[str, RopeConfig]:
+def _by_layer_type(
+    settings: Settings, head_dim: int, max_length: int, defaults: RopeDefaults
+) -> dict[bool, RopeConfig]:
     """Gemma 3's two: the base, and in old files the scaling, of full layers; the local base of sliding ones."""
-    nested = settings.get("rope_parameters") if settings.values.get("rope_parameters") is not None else {}
+    settings.skip(*ROPE_KEYS, "rope_local_base_freq")
+    nested = settings.get("rope_parameters") if settings.given("rope_parameters") else {}
     if not isinstance(nested, Mapping) or set(nested) - {"full_attention", "sliding_attention"}:
         raise settings.wrong("rope_parameters", "a dictionary for full_attention and one for sliding_attention")
-    scaling = settings.get("rope_scaling") if settings.values.get("rope_scaling") is not None else {}
+    scaling = settings.get("rope_scaling") if settings.given("rope_scaling") else {}
     if not isinstance(scaling, Mapping):
         raise settings.wrong("rope_scaling", "a dictionary")
     result = {}
-    for kind, key, default, extra in (
-        ("full_attention", "rope_theta", theta, scaling),
-        ("sliding_attention", "rope_local_base_freq", local_theta, {}),
+    for slides, kind, key, default, extra in (
+        (False, "full_attention", "rope_theta", defaults.theta, scaling),
+        (True, "sliding_attention", "rope_local_base_freq", defaults.local_theta, {}),
     ):
-        base = _base(settings, key, default)
+        based = replace(defaults, theta=_base(settings, key, default))
         values = nested.get(kind) or {}
         if not isinstance(values, Mapping):
             raise settings.wrong("rope_parameters", f"a dictionary for {kind}")
         name = "rope_scaling" if extra else f"rope_parameters for {kind}"
-        result[kind] = RopeSettings(settings, name, {**values, **extra}, base, max_length).config(head_dim, 1.0)
+        result[slides] = RopeSettings(settings, name, {**values, **extra}, based, max_length).config(head_dim)
     return result
 
 
-def _base(settings: Settings, key: str, default: float) -> float:
+def _base(settings: Settings, key: str, default: float | None) -> Any:
     value = settings.number(key, optional=True)
     return default if value is None else value
 
@@ -173,4 +191,4 @@ def write_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
     values = ((field, getattr(scaling, field.name)) for field in fields(scaling))
     given = {field.name: value for field, value in values if value != field.default}
     lists = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
-    return {"rope_type": NAMES[type(scaling)], **lists}
+    return {"rope_type": TYPES[type(scaling)], **lists}

@@ -1,7 +1,7 @@
-"""Where a family keeps the tensors of a whole model: a table of module names, and groups of tensors made from it.
+"""Where a family keeps the tensors of a whole model: a table of module names, and each stored tensor made from it.
 
-A group is what is converted together: one foreign tensor and the canonical ones in it, one unless the family fuses
-them. How attention is stored is a table of layouts.py.
+What is converted together is one stored tensor and the canonical ones in it, one unless the family fuses them. How
+attention is stored is a table of `gqa_weights.layouts`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 from gqa_spec.config import AttentionConfig, weight_shapes
 from gqa_spec.model_config import ModelConfig, model_weight_shapes
-from gqa_weights.layouts.rules import canonical_tensor, foreign_shapes, foreign_tensor, sources
+from gqa_weights.layouts.rules import Layout, canonical_tensor, foreign_shapes, foreign_tensor, sources
 from gqa_weights.layouts.tables import LAYOUTS
 
 Array = np.ndarray
@@ -22,12 +22,12 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Names:
-    """A family's names. Modules stand without `.weight` and `.bias`, which both sides call the same.
+class TensorNames:
+    """A family's names of modules, without the `.weight` and `.bias` that both sides call the same.
 
-    ends: embed, norm and head. block: what layer {} starts with; attention: its attention, kept as `layout` says.
-    modules: the other modules of a layer. fused: foreign modules whose rows are those of several of ours.
-    one_plus_norms: norm weights stored as 1 + w, outside of attention. unused: patterns of tensors that hold no
+    ends: embed, norm and head. block: how the names of layer {} start; attention: how those of its attention go on, in
+    `layout`. modules: the other modules of a layer. fused: modules of the family whose rows are those of several of
+    ours. one_plus_norms: norm weights stored as 1 + w, outside of attention. unused: patterns of tensors that hold no
     weights. tied_head: the name under which files may repeat a tied embedding.
     """
 
@@ -40,6 +40,10 @@ class Names:
     one_plus_norms: bool = False
     unused: tuple[str, ...] = ()
     tied_head: str = ""
+
+    @property
+    def table(self) -> Layout:
+        return LAYOUTS[self.layout]
 
     def unmapped_modules(self, config: ModelConfig) -> list[str]:
         """The modules of a model, attention apart, that this family has no tensors for."""
@@ -54,8 +58,8 @@ class Names:
 
 
 @dataclass(frozen=True)
-class Group:
-    """One foreign tensor, `name`, and the canonical tensors in it: their shapes, and both ways between them."""
+class StoredTensor:
+    """One tensor of a family, `name`, and the canonical tensors in it: their shapes, and both ways between them."""
 
     canonical: Mapping[str, Shape]
     name: str
@@ -64,30 +68,30 @@ class Group:
     to_foreign: Callable[[Mapping[str, Array]], Array]
 
 
-def groups(names: Names, config: ModelConfig) -> Iterator[Group]:
+def stored_tensors(names: TensorNames, config: ModelConfig) -> Iterator[StoredTensor]:
     """Every tensor of the model, once, in canonical order."""
     shapes = model_weight_shapes(config)
     done: set[str] = set()
     for name in shapes:
         if name not in done:
-            group = _group(name, names, config, shapes)
-            done.update(group.canonical)
-            yield group
+            tensor = _holding(name, names, config, shapes)
+            done.update(tensor.canonical)
+            yield tensor
 
 
-def attention_groups(names: Names, attention: Sequence[AttentionConfig]) -> Iterator[Group]:
-    """As `groups`, of the attention layers alone."""
+def stored_attention(names: TensorNames, attention: Sequence[AttentionConfig]) -> Iterator[StoredTensor]:
+    """As `stored_tensors`, of the attention layers alone."""
     for number, layer in enumerate(attention):
-        for name in sources(LAYOUTS[names.layout], layer):
+        for name in sources(names.table, layer):
             yield _attention(name, names, number, layer)
 
 
-def _attention(foreign: str, names: Names, number: int, layer: AttentionConfig) -> Group:
+def _attention(foreign: str, names: TensorNames, number: int, layer: AttentionConfig) -> StoredTensor:
     """One tensor of the attention of layer `number`, by its name in the layout."""
-    layout, inside = LAYOUTS[names.layout], sources(LAYOUTS[names.layout], layer)[foreign]
+    layout, inside = names.table, sources(names.table, layer)[foreign]
     ours, theirs = f"blocks.{number}.attention.", names.block.format(number) + names.attention
     shapes = weight_shapes(layer)
-    return Group(
+    return StoredTensor(
         {ours + name: shapes[name] for name in inside},
         theirs + foreign,
         foreign_shapes(layout, layer)[foreign],
@@ -96,14 +100,15 @@ def _attention(foreign: str, names: Names, number: int, layer: AttentionConfig) 
     )
 
 
-def _group(name: str, names: Names, config: ModelConfig, shapes: Mapping[str, Shape]) -> Group:
+def _holding(name: str, names: TensorNames, config: ModelConfig, shapes: Mapping[str, Shape]) -> StoredTensor:
+    """The tensor that holds a canonical one."""
     if not name.startswith("blocks."):
         module, _, kind = name.rpartition(".")
         return _single(name, f"{names.ends[module]}.{kind}", shapes[name], names)
     _, number, inside = name.split(".", 2)
     if inside.startswith("attention."):
         layer, wanted = config.attention[int(number)], inside.removeprefix("attention.")
-        inside_of = sources(LAYOUTS[names.layout], layer)
+        inside_of = sources(names.table, layer)
         return _attention(next(f for f in inside_of if wanted in inside_of[f]), names, int(number), layer)
     module, _, kind = inside.rpartition(".")
     block = names.block.format(number)
@@ -114,18 +119,18 @@ def _group(name: str, names: Names, config: ModelConfig, shapes: Mapping[str, Sh
     return _single(name, f"{block}{names.modules[module]}.{kind}", shapes[name], names)
 
 
-def _single(ours: str, theirs: str, shape: Shape, names: Names) -> Group:
+def _single(ours: str, theirs: str, shape: Shape, names: TensorNames) -> StoredTensor:
     shift = 1 if names.one_plus_norms and ours.endswith("norm.weight") else 0
-    return Group(
+    return StoredTensor(
         {ours: shape}, theirs, shape,
         lambda array: {ours: array - array.dtype.type(shift) if shift else array},
         lambda given: given[ours] + given[ours].dtype.type(shift) if shift else given[ours],
     )  # fmt: skip
 
 
-def _fused(pieces: Mapping[str, Shape], theirs: str) -> Group:
+def _fused(pieces: Mapping[str, Shape], theirs: str) -> StoredTensor:
     first, ends = next(iter(pieces.values())), np.cumsum([shape[0] for shape in pieces.values()])
-    return Group(
+    return StoredTensor(
         pieces, theirs, (int(ends[-1]), *first[1:]),
         lambda array: dict(zip(pieces, np.split(array, ends[:-1]), strict=True)),
         lambda given: np.concatenate([given[name] for name in pieces]),

@@ -1,0 +1,246 @@
+"""The families of a Hugging Face folder: config.json <-> ModelConfig, by a family's record.
+
+Every function below is written in the usual keys, those of Llama; `Settings` translates where a family has another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from gqa_spec.config import AttentionConfig, LongropeScaling
+from gqa_spec.model_config import ModelConfig
+from gqa_weights.families.converted import TensorMapping
+from gqa_weights.families.layer_rules import LAYER_TYPES, LayerRule, every_layer, no_layer
+from gqa_weights.families.record import Family, Values
+from gqa_weights.families.rope_json import RopeDefaults, read_rope, write_scaling
+from gqa_weights.families.settings import MOST_LAYERS, Settings
+
+FILE = "config.json"
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+ACTIVATIONS = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
+}  # fmt: skip
+ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
+
+# Keys that change no result of a model in eval mode, or whose whole content is in other keys.
+IGNORED = {
+    "_attn_implementation_autoset", "_name_or_path", "_sliding_window_pattern", "architectures", "attn_implementation",
+    "auto_map", "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "dtype", "eos_token_id",
+    "finetuning_task", "id2label", "initializer_range", "is_decoder", "is_llama_config", "keys_to_ignore_at_inference",
+    "label2id", "max_sequence_length", "model_type", "num_labels", "output_attentions", "output_hidden_states",
+    "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "task_specific_params", "tokenizer_class",
+    "torch_dtype", "torchscript", "transformers.js_config", "transformers_version", "unk_token_id", "unsloth_fixed",
+    "unsloth_version", "use_cache",
+}  # fmt: skip
+# Keys of which all but these values would change the maths of any family.
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+    **dict.fromkeys(
+        ("is_encoder_decoder", "use_bidirectional_attention", "add_cross_attention", "use_mrope"), (False, None)
+    ),
+    "rope_interleaved": (False,),
+    "quantization_config": (None,),
+    "partial_rotary_factor": (None, 1, 1.0),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class HuggingFaceFamily(Family):
+    """One model_type of transformers.
+
+    architecture: the start of its classes' names. defaults: each key that its code reads -> what the code takes where
+    the key is missing. keys: usual key -> its own. attention, model: fields of the configs that its code fixes.
+    windows, rotates: the rules for which layers have a window, and RoPE. rope: what its code takes for RoPE.
+    scaled_embedding: the embedding is multiplied by the root of the width. dropouts: keys of dropout outside of
+    attention, all of which must agree. activations: names of activations that mean something else here.
+    activation_beside: another key for the activation, which its files hold too and its code does not read. neutral:
+    keys that its files hold, and the values of them that its code computes. ignored: keys that do not matter here.
+    """
+
+    architecture: str
+    defaults: Mapping[str, Any]
+    keys: Mapping[str, str] = field(default_factory=dict)
+    attention: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    windows: LayerRule = no_layer
+    rotates: LayerRule = every_layer
+    rope: RopeDefaults = field(default_factory=RopeDefaults)
+    scaled_embedding: bool = False
+    dropouts: tuple[str, ...] = ()
+    activations: Mapping[str, str] = field(default_factory=dict)
+    activation_beside: str = ""
+    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    ignored: frozenset[str] = frozenset()
+
+    file: ClassVar[str] = FILE
+
+    def settings(self, values: Values) -> Settings:
+        return Settings(values, FILE, self.name, self.defaults, self.keys)
+
+    def read_config(self, values: Values, tensors: TensorMapping) -> ModelConfig:
+        self.require_whole()
+        settings = self.settings(values)
+        config = _model(self, settings)
+        _finish(self, settings)
+        return config
+
+    def read_attention(self, values: Values, tensors: TensorMapping) -> tuple[AttentionConfig, ...]:
+        if not self.attention_only:
+            return self.read_config(values, tensors).attention
+        settings = self.settings(values)
+        attention = _attention(self, settings)
+        settings.skip(*SIZES, "hidden_act", "tie_word_embeddings", "rms_norm_eps")
+        settings.finish(IGNORED | self.ignored)
+        return attention
+
+    def write_config(self, config: ModelConfig) -> dict[str, Any]:
+        if self.attention_only:
+            return super().write_config(config)
+        return _written(self, config)
+
+
+# --- config.json -> configs ------------------------------------------------------------------------------------------
+
+
+def _model(family: HuggingFaceFamily, s: Settings) -> ModelConfig:
+    attention = _attention(family, s)
+    return ModelConfig(
+        attention=attention,
+        feed_forward_size=s.integer("intermediate_size"),
+        vocab_size=s.integer("vocab_size"),
+        norm_eps=s.number("rms_norm_eps"),
+        activation=_activation(family, s),
+        feed_forward_bias=s.reads("mlp_bias") and s.flag("mlp_bias"),
+        tied=s.flag("tie_word_embeddings"),
+        embedding_scale=attention[0].embed_dim ** 0.5 if family.scaled_embedding else 1.0,
+        logit_softcap=_optional(s, "final_logit_softcapping"),
+        dropout=_dropout(family, s),
+        max_length=s.integer("max_position_embeddings"),
+        **family.model,
+    )
+
+
+def _attention(family: HuggingFaceFamily, s: Settings) -> tuple[AttentionConfig, ...]:
+    layers = s.integer("num_hidden_layers", most=MOST_LAYERS)
+    shared = _shared(family, s)
+    slides, rotates = family.windows(s, layers), family.rotates(s, layers)
+    window = s.integer("sliding_window", optional=True) if s.reads("sliding_window") else None
+    if any(slides) and window is None:
+        raise s.unsupported("layer_types", ": sliding_attention without a sliding_window")
+    ropes = read_rope(s, shared["head_dim"], s.integer("max_position_embeddings"), family.rope)
+    return tuple(
+        AttentionConfig(**shared, window=window if slide else None, rope=ropes[slide] if rotate else None)
+        for slide, rotate in zip(slides, rotates, strict=True)
+    )
+
+
+def _shared(family: HuggingFaceFamily, s: Settings) -> dict[str, Any]:
+    """What is the same in every layer."""
+    heads, width = s.integer("num_attention_heads"), s.integer("hidden_size")
+    head_dim = s.integer("head_dim", optional=True) or width // heads
+    bias = s.reads("attention_bias") and s.flag("attention_bias")
+    shared = {
+        "embed_dim": width, "num_heads": heads, "head_dim": head_dim, "causal": True,
+        "num_kv_heads": s.integer("num_key_value_heads", optional=True) or heads,
+        "qkv_bias": bias, "out_bias": bias, "dropout": float(s.number("attention_dropout")),
+        "scale": _scale(s, head_dim), "softcap": _optional(s, "attn_logit_softcapping"),
+        **family.attention,
+    }  # fmt: skip
+    if "qk_norm" in shared:
+        shared["qk_norm_eps"] = s.number("rms_norm_eps")
+    return shared
+
+
+def _scale(s: Settings, head_dim: int) -> float | None:
+    if not s.reads("query_pre_attn_scalar"):
+        return None
+    scalar = s.number("query_pre_attn_scalar")
+    if scalar <= 0:
+        raise s.wrong("query_pre_attn_scalar", "a number > 0")
+    return None if scalar == head_dim else scalar**-0.5
+
+
+def _optional(s: Settings, key: str) -> float | None:
+    return s.number(key, optional=True) if s.reads(key) else None
+
+
+def _activation(family: HuggingFaceFamily, s: Settings) -> Any:
+    named = s.choice("hidden_act", {**ACTIVATIONS, **family.activations})
+    beside = family.activation_beside
+    if beside in s.values:
+        s.done.add(beside)
+        if s.values[beside] not in (None, "gelu", s.get("hidden_act")):
+            read = f"{s.key('hidden_act')} {s.get('hidden_act')!r}"
+            raise ValueError(
+                f"{FILE}: {beside} {s.values[beside]!r} of family {family.name} is not supported beside {read}"
+            )
+    return named
+
+
+def _dropout(family: HuggingFaceFamily, s: Settings) -> float:
+    """After the embedding and after each sublayer: one number."""
+    values = {key: float(s.number(key)) for key in family.dropouts}
+    if len(set(values.values())) > 1:
+        key, other = values
+        raise s.unsupported(key, f" beside {other} {values[other]!r}")
+    return max(values.values(), default=0.0)
+
+
+def _finish(family: HuggingFaceFamily, s: Settings) -> None:
+    for key, values in {**NEUTRAL, **family.neutral}.items():
+        if not s.reads(key) or key in family.neutral:
+            s.only(key, *values)
+    s.finish(IGNORED | family.ignored)
+
+
+# --- ModelConfig -> config.json --------------------------------------------------------------------------------------
+
+
+def _written(family: HuggingFaceFamily, config: ModelConfig) -> dict[str, Any]:
+    """RoPE in the old style, which transformers 4 and 5 both read: 4 would ignore rope_parameters in silence."""
+    first = config.attention[0]
+    sliding = [layer.window is not None for layer in config.attention]
+    scalar = (first.scale or first.head_dim**-0.5) ** -2
+    table = {
+        "num_key_value_heads": first.num_kv_heads,
+        "head_dim": first.head_dim,
+        "hidden_act": ACTIVATION_NAMES[config.activation],
+        "max_position_embeddings": config.max_length,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied,
+        "attention_dropout": first.dropout,
+        "attention_bias": first.qkv_bias,
+        "mlp_bias": config.feed_forward_bias,
+        "query_pre_attn_scalar": round(scalar) if abs(scalar - round(scalar)) < 1e-6 else scalar,
+        "final_logit_softcapping": config.logit_softcap,
+        "attn_logit_softcapping": first.softcap,
+        "sliding_window": next((layer.window for layer in config.attention if layer.window is not None), None),
+        "use_sliding_window": any(sliding),
+        "layer_types": [LAYER_TYPES[slides] for slides in sliding],
+        "no_rope_layers": [int(layer.rope is not None) for layer in config.attention],
+        **dict.fromkeys(family.dropouts, config.dropout),
+        **_rope_keys(config),
+    }
+    sizes = (config.vocab_size, config.hidden_size, config.feed_forward_size, config.num_layers, first.num_heads)
+    if config.max_length is None:
+        del table["max_position_embeddings"]
+    own = {family.keys.get(key, key): value for key, value in table.items()}
+    understood = {key: value for key, value in own.items() if key in family.defaults}
+    names = {"model_type": family.name, "architectures": [f"{family.architecture}ForCausalLM"]}
+    return {**names, **dict(zip(SIZES, sizes, strict=True)), **understood}
+
+
+def _rope_keys(config: ModelConfig) -> dict[str, Any]:
+    whole = [layer for layer in config.attention if layer.window is None] or list(config.attention)
+    layer = next((layer for layer in whole if layer.rope is not None), None)
+    local = next((layer.rope for layer in config.attention if layer.window is not None), None)
+    if layer is None or layer.rope is None:
+        return {}
+    keys: dict[str, Any] = {"rope_theta": layer.rope.theta, "rope_scaling": write_scaling(layer.rope.scaling)}
+    keys["partial_rotary_factor"] = layer.rotary_dim / layer.head_dim
+    if local is not None:
+        keys["rope_local_base_freq"] = local.theta
+    if isinstance(layer.rope.scaling, LongropeScaling):
+        keys["original_max_position_embeddings"] = layer.rope.scaling.original_max_position_embeddings
+    return keys

@@ -1,0 +1,82 @@
+"""The families of a params.json beside Meta's consolidated files: params.json <-> ModelConfig.
+
+Source: `llama/model.py` of meta-llama/llama, llama3 and llama-models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from gqa_spec.config import AttentionConfig, Llama3Scaling, RopeConfig
+from gqa_spec.model_config import ModelConfig
+from gqa_weights.families.converted import TensorMapping
+from gqa_weights.families.record import Family, Values, rows
+from gqa_weights.families.settings import MOST_LAYERS, Settings
+
+FILE = "params.json"
+# The constants of apply_scaling in Meta's code; the factor is 8 for Llama 3.1 and 32 for 3.2, and not in the file.
+LLAMA3: dict[str, Any] = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParamsFamily(Family):
+    """defaults: each key that its code reads -> what the code takes where the key is missing. required: the keys by
+    which a file of it is recognised. sized_by_tensors: keys of sizes that the tensors say, such as Llama 2's
+    vocab_size of -1. ignored: keys that do not matter.
+    """
+
+    defaults: Mapping[str, Any]
+    required: tuple[str, ...]
+    sized_by_tensors: tuple[str, ...] = ()
+    ignored: frozenset[str] = frozenset()
+
+    file: ClassVar[str] = FILE
+
+    def read_config(self, values: Values, tensors: TensorMapping) -> ModelConfig:
+        s = Settings(values, FILE, self.name, self.defaults)
+        width, layers, heads = s.integer("dim"), s.integer("n_layers", most=MOST_LAYERS), s.integer("n_heads")
+        layer = AttentionConfig(
+            embed_dim=width, num_heads=heads, num_kv_heads=s.integer("n_kv_heads", optional=True) or heads,
+            causal=True, rope=RopeConfig(theta=float(s.number("rope_theta")), scaling=_scaling(s)),
+        )  # fmt: skip
+        s.skip(*self.sized_by_tensors)
+        s.only("quantization_args", None)
+        ends, block = self.tensors.ends, self.tensors.block.format(0)
+        config = ModelConfig(
+            attention=(layer,) * layers,
+            feed_forward_size=rows(tensors, f"{block}{self.tensors.modules['feed_forward.gate']}.weight", self),
+            vocab_size=rows(tensors, f"{ends['embed']}.weight", self),
+            norm_eps=s.number("norm_eps"),
+            tied=f"{ends['head']}.weight" not in tensors,
+            max_length=s.integer("max_seq_len", optional=True),
+        )
+        s.finish(self.ignored)
+        return config
+
+    def write_config(self, config: ModelConfig) -> dict[str, Any]:
+        first = config.attention[0]
+        if first.head_dim * first.num_heads != config.hidden_size:
+            sizes = f"H = {first.head_dim}, D = {config.hidden_size}, N = {first.num_heads}"
+            raise ValueError(f"family {self.name} has no setting for head_dim, which is D / N in its code: got {sizes}")
+        settings = {
+            "dim": config.hidden_size, "n_layers": config.num_layers, "n_heads": first.num_heads,
+            "n_kv_heads": first.num_kv_heads, "vocab_size": config.vocab_size, "norm_eps": config.norm_eps,
+        }  # fmt: skip
+        if config.max_length is not None:
+            settings["max_seq_len"] = config.max_length
+        if first.rope is not None:
+            settings["rope_theta"] = first.rope.theta
+            if isinstance(first.rope.scaling, Llama3Scaling):
+                settings |= {"use_scaled_rope": True, "rope_scaling_factor": first.rope.scaling.factor}
+        return settings
+
+
+def _scaling(s: Settings) -> Llama3Scaling | None:
+    factor = s.number("rope_scaling_factor", optional=True)
+    if not s.flag("use_scaled_rope"):
+        return None
+    if factor is None:
+        raise s.unsupported("use_scaled_rope", " without rope_scaling_factor: add 8 for Llama 3.1, 32 for Llama 3.2")
+    return Llama3Scaling(factor=factor, **LLAMA3)

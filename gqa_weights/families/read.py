@@ -1,0 +1,144 @@
+"""A checkpoint -> its family, its settings, and its weights by their canonical names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from gqa_spec.config import AttentionConfig
+from gqa_spec.model_config import ModelConfig
+from gqa_weights.checkpoint import Checkpoint, CheckpointError
+from gqa_weights.families import config_json, gguf_fields, params_json
+from gqa_weights.families.converted import CanonicalWeights, mismatched_tensors
+from gqa_weights.families.params_json import ParamsFamily
+from gqa_weights.families.record import Family, Values
+from gqa_weights.families.records import FAMILIES
+from gqa_weights.families.records.canonical import ManifestFamily
+from gqa_weights.families.tensors import StoredTensor, stored_attention, stored_tensors
+
+MANIFEST = ManifestFamily.file
+FOLDER_FILES = (config_json.FILE, params_json.FILE, MANIFEST)
+LISTED = 8  # of a checkpoint's mismatched tensors: a wrong family has thousands
+
+
+@dataclass(frozen=True)
+class Model:
+    """weights: canonical names -> arrays, each read at its access."""
+
+    family: str
+    config: ModelConfig
+    weights: CanonicalWeights
+
+
+@dataclass(frozen=True)
+class AttentionModel:
+    """The attention layers of a checkpoint alone; weights: `blocks.{i}.attention.*`."""
+
+    family: str
+    attention: tuple[AttentionConfig, ...]
+    weights: CanonicalWeights
+
+
+def detect(checkpoint: Checkpoint) -> str:
+    """The family of a checkpoint: a key of FAMILIES, "gguf.llama" for a GGUF's llama.
+
+    Raises:
+        CheckpointError: Where its settings name no family, or an unknown one.
+    """
+    name = _named(checkpoint)
+    if name is None:
+        beside = checkpoint.path.is_file() and any((checkpoint.path.parent / file).is_file() for file in FOLDER_FILES)
+        hint = f": give its folder, {checkpoint.path.parent}" if beside else ""
+        raise CheckpointError(f"{checkpoint.path}: no config.json and no other settings that name a family{hint}")
+    if not isinstance(name, str) or name not in FAMILIES:
+        file = gguf_fields.FILE if checkpoint.format == "gguf" else config_json.FILE
+        known = ", ".join(known for known, family in FAMILIES.items() if family.file == file)
+        raise CheckpointError(f"{checkpoint.path}: unknown family {name!r}, known are {known}")
+    return name
+
+
+def read_model(checkpoint: Checkpoint) -> Model:
+    """A whole model: its settings, and its tensors, all there and of the right shapes; none is read yet.
+
+    Raises:
+        CheckpointError: Names every setting, or tensor, that is missing, unknown, unsupported or misshapen.
+    """
+    family = FAMILIES[detect(checkpoint)]
+    with _one_sentence(checkpoint, family):
+        config = family.read_config(_settings(checkpoint, family), checkpoint)
+        return Model(family.name, config, _weights(checkpoint, family, config))
+
+
+def read_config(checkpoint: Checkpoint) -> ModelConfig:
+    """The settings of a whole model alone, whatever its tensors are.
+
+    Raises:
+        CheckpointError: As `read_model`.
+    """
+    family = FAMILIES[detect(checkpoint)]
+    with _one_sentence(checkpoint, family):
+        return family.read_config(_settings(checkpoint, family), checkpoint)
+
+
+def read_attention(checkpoint: Checkpoint) -> AttentionModel:
+    """The attention layers of a model, also of families whose other parts are not supported (gpt_oss).
+
+    Raises:
+        CheckpointError: As `read_model`.
+    """
+    family = FAMILIES[detect(checkpoint)]
+    with _one_sentence(checkpoint, family):
+        layers = family.read_attention(_settings(checkpoint, family), checkpoint)
+        stored = tuple(stored_attention(family.tensors, layers))
+        _fit(checkpoint, stored, lambda _: True)
+        return AttentionModel(family.name, layers, CanonicalWeights(checkpoint, stored))
+
+
+def _named(checkpoint: Checkpoint) -> Any:
+    settings = checkpoint.settings
+    if checkpoint.format == "gguf":
+        return f"{gguf_fields.PREFIX}{settings.get('general.architecture')}"
+    if "model_type" in settings:
+        return settings["model_type"]
+    for family in FAMILIES.values():
+        if isinstance(family, ParamsFamily) and set(family.required) <= set(settings):
+            return family.name
+    if "config" in checkpoint.manifest:
+        layout = checkpoint.manifest.get("layout", "canonical")
+        mine = (family for family in FAMILIES.values() if family.file == MANIFEST)
+        return next((family.name for family in mine if family.tensors.layout == layout), None)
+    return None
+
+
+def _settings(checkpoint: Checkpoint, family: Family) -> Values:
+    return checkpoint.manifest["config"] if family.file == MANIFEST else checkpoint.settings
+
+
+def _weights(checkpoint: Checkpoint, family: Family, config: ModelConfig) -> CanonicalWeights:
+    if config.num_layers > len(checkpoint):
+        raise ValueError(f"tensors: expected {config.num_layers} layers, got {len(checkpoint)} tensors in all")
+    every = tuple(stored_tensors(family.tensors, config))
+    _fit(checkpoint, every, lambda name: family.tensors.ignores(name, config))
+    return CanonicalWeights(checkpoint, every)
+
+
+def _fit(checkpoint: Checkpoint, expected: Sequence[StoredTensor], ignored: Callable[[str], bool]) -> None:
+    problems = mismatched_tensors(checkpoint, {tensor.name: tensor.shape for tensor in expected}, ignored)
+    if problems:
+        more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+        raise ValueError(f"tensors: {'; '.join(problems[:LISTED])}{more}")
+
+
+@contextmanager
+def _one_sentence(checkpoint: Checkpoint, family: Family) -> Iterator[None]:
+    """Whatever a config refuses becomes an error of the file that it was read from."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except (ValueError, TypeError, OverflowError) as error:
+        text = str(error)
+        where = "" if text.startswith((family.file, "tensors: ")) else f"{family.file}: "
+        raise CheckpointError(f"{checkpoint.path}: {where}{text}") from error

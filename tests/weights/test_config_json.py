@@ -1,0 +1,235 @@
+"""config.json: what each key means is what it means to transformers, there and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gqa_spec import AttentionConfig, ModelConfig, RopeConfig
+from gqa_weights.checkpoint import open_checkpoint
+from gqa_weights.families import FAMILIES, ReadOnlyFamilyError, detect, model_settings, read_model
+from gqa_weights.families.config_json import SIZES as SIZE_KEYS
+from tests.weights.small_models import HUGGINGFACE, PHI3_ROPE, SIZES, stand_in, transformers_config
+
+pytestmark = pytest.mark.no_shape_checks
+
+
+def read_whole(family: str, settings: dict[str, Any]) -> ModelConfig:
+    return FAMILIES[family].read_config(settings, {})
+
+
+def read_layers(family: str, settings: dict[str, Any]) -> tuple[AttentionConfig, ...]:
+    return FAMILIES[family].read_attention(settings, {})
+
+
+def test_settings_there_and_back(whole_model: tuple[Any, Path]) -> None:
+    """What we write beside a port, transformers reads as the config that it wrote itself, and we as ours."""
+    _, path = whole_model
+    checkpoint = open_checkpoint(path)
+    read = read_model(checkpoint)
+    written = json.loads(json.dumps(model_settings(read.family, read.config)))
+    assert read_whole(read.family, written) == read.config
+    original, again = (transformers_config(read.family, **s).to_dict() for s in (dict(checkpoint.settings), written))
+    matter = set(HUGGINGFACE[read.family].defaults) | set(SIZE_KEYS)
+    matter -= {"max_window_layers", "no_rope_layer_interval", "sliding_window_pattern"}  # said by the lists of layers
+    matter &= set(original)
+    if read.family == "gemma":
+        assert original["hidden_act"] == again["hidden_act"] == "gelu_pytorch_tanh"
+    assert {key: plain(again[key]) for key in matter} == {key: plain(original[key]) for key in matter}
+    assert detect(stand_in(written)) == read.family
+
+
+def plain(value: Any) -> Any:
+    """RoPE settings without what says nothing."""
+    if not isinstance(value, dict):
+        return value
+    dropped = {"type": None, "partial_rotary_factor": 1.0}
+    kept = {key: plain(x) for key, x in value.items() if key not in dropped or (key != "type" and x != 1.0)}
+    if kept.get("rope_type") == "longrope":
+        kept.pop("factor", None)
+    return kept
+
+
+@pytest.mark.parametrize("family", HUGGINGFACE)
+def test_defaults_are_those_of_transformers(family: str) -> None:
+    """A key left out, one after the other, means the same to both; with all left out too."""
+    theirs = transformers_config(family).to_dict()
+    for key, value in HUGGINGFACE[family].defaults.items():
+        if key in theirs and key not in ("rope_parameters", "layer_types", "no_rope_layers"):
+            expected = theirs[key]
+            if key in ("num_key_value_heads", "head_dim", "sliding_window") and value != expected:
+                sizes = {"num_key_value_heads": theirs["num_attention_heads"], "sliding_window": None}
+                sizes["head_dim"] = theirs["hidden_size"] // theirs["num_attention_heads"]
+                assert expected == sizes[key], key
+                assert value is None or (key == "sliding_window" and not theirs["use_sliding_window"]), key
+            else:
+                assert value == expected, key
+    least = {key: theirs[key] for key in SIZE_KEYS}
+    full = json.loads(transformers_config(family, **least).to_json_string())
+    assert read_layers(family, least) == read_layers(family, full)
+    if family != "gpt_oss":
+        assert read_whole(family, least) == read_whole(family, full)
+
+
+@pytest.mark.parametrize("family", HUGGINGFACE)
+def test_every_setting_that_is_understood_is_used(family: str) -> None:
+    """Each key changes the config that results, or is refused: none is read and dropped."""
+    base = SIZES | {"rope_theta": 77.0, "num_hidden_layers": 7}
+    changes: dict[str, list[Any]] = {
+        "num_key_value_heads": [3], "head_dim": [14], "hidden_act": ["gelu", "silu"], "hidden_activation": ["silu"],
+        "max_position_embeddings": [99], "rms_norm_eps": [0.25], "norm_epsilon": [0.25],
+        "attention_bias": [True, False], "tie_word_embeddings": [True, False], "mlp_bias": [True],
+        "use_bias": [False], "attention_dropout": [0.5],
+        "sliding_window": [3], "query_pre_attn_scalar": [3], "final_logit_softcapping": [5.0],
+        "attn_logit_softcapping": [5.0], "rope_theta": [99.0], "rope_local_base_freq": [99.0],
+        "sliding_window_pattern": [2],
+        "layer_types": [["full_attention", "sliding_attention", *["full_attention"] * 5]],
+        "use_sliding_window": [True], "max_window_layers": [1], "no_rope_layers": [[1, 0, 1, 1, 1, 1, 1]],
+        "no_rope_layer_interval": [2], "partial_rotary_factor": [0.5], "embd_pdrop": [0.5], "resid_pdrop": [0.5],
+        "embedding_dropout": [0.5], "residual_dropout": [0.5], "original_max_position_embeddings": [32],
+        "rope_parameters": [{"rope_type": "linear", "factor": 2.0}, {"full_attention": {"rope_theta": 3.0}}],
+        "rope_scaling": [{"rope_type": "linear", "factor": 2.0}],
+    }  # fmt: skip
+    helpers = {
+        "max_window_layers": {"use_sliding_window": True, "sliding_window": 4},
+        "use_sliding_window": {"max_window_layers": 2, "sliding_window": 4},
+        "layer_types": {"use_sliding_window": True, "sliding_window": 4},
+        "sliding_window": {"use_sliding_window": True, "max_window_layers": 2},
+        "original_max_position_embeddings": {"rope_scaling": {**PHI3_ROPE, "partial_rotary_factor": 1.0}},
+    }
+    for key in HUGGINGFACE[family].defaults:
+        helper = {k: v for k, v in helpers.get(key, {}).items() if k in HUGGINGFACE[family].defaults}
+        assert any(differs(family, base | helper, {key: value}) for value in changes[key]), key
+
+
+def differs(family: str, settings: dict[str, Any], change: dict[str, Any]) -> bool:
+    read = read_layers if HUGGINGFACE[family].attention_only else read_whole
+    if family == "gpt_oss" and next(iter(change)) in ("hidden_act", "max_position_embeddings", "rms_norm_eps"):
+        return True  # not of the attention
+    if family == "gpt_oss" and "tie_word_embeddings" in change:
+        return True
+    try:
+        return read(family, settings) != read(family, settings | change)
+    except ValueError as error:
+        return next(iter(change)) in str(error)
+
+
+# Files of transformers 4 have no lists of layers: the layers follow from these.
+RULES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("qwen2", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 3}),
+    "qwen2 switched off": ("qwen2", {"use_sliding_window": False, "sliding_window": 5, "max_window_layers": 3}),
+    "qwen3": ("qwen3", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 0}),
+    "gemma2": ("gemma2", {"sliding_window": 5}),
+    "gemma3": ("gemma3_text", {"sliding_window": 5, "sliding_window_pattern": 2}),
+    "gemma3 by default": ("gemma3_text", {"sliding_window": 5, "num_hidden_layers": 13}),
+    "smollm3": ("smollm3", {"no_rope_layer_interval": 3, "use_sliding_window": True, "sliding_window": 5}),
+    "smollm3 by default": ("smollm3", {"num_hidden_layers": 9}),
+    "gpt_oss": ("gpt_oss", {"sliding_window": 5}),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_layers_follow_from_the_old_settings(rule: str) -> None:
+    family, settings = RULES[rule]
+    theirs = transformers_config(family, **SIZES | settings)
+    layers = read_layers(family, SIZES | settings)
+    window = settings.get("sliding_window")
+    assert [layer.window for layer in layers] == [
+        window if kind == "sliding_attention" else None for kind in theirs.layer_types
+    ]
+    rotates = getattr(theirs, "no_rope_layers", [1] * len(layers))
+    assert [layer.rope is not None for layer in layers] == list(map(bool, rotates))
+
+
+def test_gemmas_first_files_say_gelu_and_mean_its_approximation() -> None:
+    """They hold hidden_activation too, which transformers reads in Gemma 2 and 3 alone."""
+    for old in ({"hidden_act": "gelu"}, {"hidden_act": "gelu", "hidden_activation": None}):
+        assert transformers_config("gemma", **SIZES | old).hidden_act == "gelu_pytorch_tanh"
+        assert read_whole("gemma", SIZES | old).activation == "gelu_tanh"
+
+
+PUBLISHED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "Llama 3.2 1B": (
+        "llama",
+        {"architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+         "bos_token_id": 128000, "eos_token_id": 128001, "head_dim": 64, "hidden_act": "silu", "hidden_size": 2048,
+         "initializer_range": 0.02, "intermediate_size": 8192, "max_position_embeddings": 131072, "mlp_bias": False,
+         "model_type": "llama", "num_attention_heads": 32, "num_hidden_layers": 16, "num_key_value_heads": 8,
+         "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_scaling": {
+             "factor": 32.0, "high_freq_factor": 4.0, "low_freq_factor": 1.0,
+             "original_max_position_embeddings": 8192, "rope_type": "llama3"},
+         "rope_theta": 500000.0, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+         "transformers_version": "4.45.0.dev0", "use_cache": True, "vocab_size": 128256},
+        {"param_count": 1_235_814_400},
+    ),
+    "Gemma 3 1B": (
+        "gemma3_text",
+        {"architectures": ["Gemma3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0,
+         "attn_logit_softcapping": None, "bos_token_id": 2, "cache_implementation": "hybrid", "eos_token_id": [1, 106],
+         "final_logit_softcapping": None, "head_dim": 256, "hidden_activation": "gelu_pytorch_tanh",
+         "hidden_size": 1152, "initializer_range": 0.02, "intermediate_size": 6912,
+         "max_position_embeddings": 32768, "model_type": "gemma3_text", "num_attention_heads": 4,
+         "num_hidden_layers": 26, "num_key_value_heads": 1, "pad_token_id": 0, "query_pre_attn_scalar": 256,
+         "rms_norm_eps": 1e-06, "rope_local_base_freq": 10000, "rope_scaling": None, "rope_theta": 1000000,
+         "sliding_window": 512, "sliding_window_pattern": 6, "torch_dtype": "bfloat16",
+         "transformers_version": "4.50.0.dev0", "use_cache": True, "vocab_size": 262144},
+        {"param_count": 999_885_952},
+    ),
+    "Phi-3-mini-128k": (
+        "phi3",
+        {"_name_or_path": "Phi-3-mini-128k-instruct", "architectures": ["Phi3ForCausalLM"], "attention_bias": False,
+         "attention_dropout": 0.0, "auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "bos_token_id": 1,
+         "embd_pdrop": 0.0, "eos_token_id": 32000, "hidden_act": "silu", "hidden_size": 3072,
+         "initializer_range": 0.02, "intermediate_size": 8192, "max_position_embeddings": 131072,
+         "model_type": "phi3", "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 32,
+         "original_max_position_embeddings": 4096, "pad_token_id": 32000, "resid_pdrop": 0.0, "rms_norm_eps": 1e-05,
+         "rope_scaling": {"long_factor": [2.0] * 48, "short_factor": [1.0] * 48, "type": "longrope"},
+         "rope_theta": 10000.0, "sliding_window": 262144, "tie_word_embeddings": False, "torch_dtype": "bfloat16",
+         "transformers_version": "4.40.2", "use_cache": True, "vocab_size": 32064},
+        {"param_count": 3_821_079_552},
+    ),
+    "SmolLM2 135M": (
+        "llama",
+        {"architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 0,
+         "eos_token_id": 0, "hidden_act": "silu", "hidden_size": 576, "initializer_range": 0.041666666666666664,
+         "intermediate_size": 1536, "is_llama_config": True, "max_position_embeddings": 8192, "mlp_bias": False,
+         "model_type": "llama", "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3,
+         "partial_rotary_factor": 1.0, "pretraining_tp": 1, "rms_norm_eps": 1e-05, "rope_interleaved": False,
+         "rope_scaling": None,
+         "rope_theta": 100000, "tie_word_embeddings": True, "torch_dtype": "bfloat16",
+         "transformers_version": "4.40.1", "use_cache": True, "vocab_size": 49152},
+        {"param_count": 134_515_008},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_settings_in_the_old_style(name: str) -> None:
+    """Files as they are published, and the number of parameters that their model cards give."""
+    family, settings, expected = PUBLISHED[name]
+    config = read_whole(family, settings)
+    assert config.param_count == expected["param_count"]
+    new_style = json.loads(transformers_config(family, **settings).to_json_string())
+    new_style = {key: value for key, value in new_style.items() if key not in ("rope_scaling", "rope_theta")}
+    assert "rope_parameters" in new_style
+    assert read_whole(family, new_style) == config
+    if family == "phi3":  # the name in its first files, which transformers 5 no longer reads
+        su = settings | {"rope_scaling": {**settings["rope_scaling"], "type": "su"}}
+        assert read_whole(family, su) == config
+
+
+def test_what_a_family_cannot_say_is_refused_by_name() -> None:
+    layer = AttentionConfig(embed_dim=24, num_heads=6, num_kv_heads=2, causal=True, window=5, rope=RopeConfig())
+    other = AttentionConfig(embed_dim=24, num_heads=6, num_kv_heads=2, causal=True, window=7, rope=RopeConfig())
+    config = ModelConfig(attention=(layer, layer), feed_forward_size=7, vocab_size=11, max_length=64)
+    assert model_settings("mistral", config)["sliding_window"] == 5
+    with pytest.raises(ValueError, match=r"family llama has no settings for attention\[0\].window 5 .*would be None"):
+        model_settings("llama", config)
+    mixed = ModelConfig(attention=(layer, other), feed_forward_size=7, vocab_size=11, max_length=64)
+    with pytest.raises(ValueError, match=r"attention\[1\].window 7 \(it would be 5\)"):
+        model_settings("mistral", mixed)
+    with pytest.raises(ReadOnlyFamilyError, match=r"family gguf.llama can be read, but not written"):
+        model_settings("gguf.llama", config)
