@@ -52,14 +52,6 @@ def tensors(folder: Path) -> dict[str, np.ndarray]:
     return {name: np.asarray(x) for name, x in load_file(folder / "model.safetensors").items()}
 
 
-def assert_same_bits(a: Path, b: Path) -> None:
-    ours, theirs = tensors(a), tensors(b)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert (ours[name].dtype, ours[name].shape) == (theirs[name].dtype, theirs[name].shape), name
-        assert ours[name].tobytes() == theirs[name].tobytes(), name
-
-
 def edited(source: Path, folder: Path, settings: dict[str, Any] | None = None, **arrays: np.ndarray) -> Path:
     """A copy of a folder with some of its settings or tensors replaced."""
     shutil.copytree(source, folder)
@@ -69,12 +61,6 @@ def edited(source: Path, folder: Path, settings: dict[str, Any] | None = None, *
     if arrays:
         save_file(tensors(source) | arrays, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
-
-
-def half_rows(count: int, heads: int) -> list[int]:
-    """Interleaved rows in the order of half ones: pair d of a head is rows 2 d and 2 d + 1."""
-    size = count // heads
-    return [h * size + 2 * d + part for h in range(heads) for part in (0, 1) for d in range(size // 2)]
 
 
 def refused(result: Any, dest: Path, *named: Any) -> None:

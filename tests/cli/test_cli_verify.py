@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.cli.checkpoints import K_PROJ, Q_NORM, Q_PROJ, edited, half_rows, ok, run, tensors
+from tests.cli.checkpoints import K_PROJ, Q_NORM, Q_PROJ, edited, ok, run, tensors
+from tests.helpers import half_rows
 
 pytestmark = pytest.mark.no_shape_checks
 transformers = pytest.importorskip("transformers")

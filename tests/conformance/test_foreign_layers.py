@@ -17,6 +17,7 @@ from gqa_numpy import GroupedQueryAttention, masks
 from gqa_spec import AttentionConfig, RopeConfig
 from gqa_spec.config import QKNorm
 from gqa_weights import LAYOUTS, from_canonical, to_canonical
+from tests.helpers import normal
 
 pytestmark = pytest.mark.no_shape_checks
 
@@ -46,15 +47,11 @@ def ours(
     return output, attention
 
 
-def drawn(*shape: int, dtype: Any = np.float32) -> Array:
-    return np.random.default_rng(list(shape)).normal(size=shape).astype(dtype)
-
-
 def fill(module: Any) -> None:
     """Random parameters, projections small, so that no softmax saturates; norm weights and sinks are not."""
     for parameter in module.parameters():
         width = parameter.shape[-1] ** 0.5 if parameter.ndim > 1 else 1.0
-        parameter.data = parameter.data.new_tensor(drawn(*parameter.shape, dtype=np.float64) / width)
+        parameter.data = parameter.data.new_tensor(normal(*parameter.shape, dtype=np.float64) / width)
 
 
 # --- transformers ----------------------------------------------------------------------------------------------------
@@ -119,7 +116,7 @@ def test_transformers(family: str) -> None:
     models: Any = __import__(f"transformers.models.{name}.modeling_{name}", fromlist=[prefix])
     module = getattr(models, f"{prefix}Attention")(settings, layer_idx=0).eval().requires_grad_(False)
     fill(module)
-    x, positions = drawn(B, T, settings.hidden_size), torch.arange(T)[None]
+    x, positions = normal(B, T, settings.hidden_size), torch.arange(T)[None]
     rotary = getattr(models, f"{prefix}RotaryEmbedding")(settings)
     layer_type = ("full_attention",) if name == "gemma3" else ()
     hidden = torch.where(torch.ones(T, T, dtype=torch.bool).tril(), 0.0, -torch.inf)[None, None]
@@ -147,9 +144,9 @@ def test_transformers_read_gguf_rows_as_we_do(dtype: Any) -> None:
     reader = gguf_of.LlamaTensorProcessor({"num_attention_heads": 8, "num_key_value_heads": 2})
     config = AttentionConfig(embed_dim=11, num_heads=8, num_kv_heads=2, head_dim=6, qkv_bias=True, rope=RopeConfig())
     shapes = {"q_proj.weight": (48, 11), "q_proj.bias": (48,), "k_proj.weight": (12, 11), "k_proj.bias": (12,)}
-    weights = {name: drawn(*shape, dtype=dtype) for name, shape in shapes.items()}
-    weights |= {"v_proj.weight": drawn(12, 11, dtype=dtype), "v_proj.bias": drawn(12, dtype=dtype)}
-    weights |= {"o_proj.weight": drawn(11, 48, dtype=dtype)}
+    weights = {name: normal(*shape, dtype=dtype) for name, shape in shapes.items()}
+    weights |= {"v_proj.weight": normal(12, 11, dtype=dtype), "v_proj.bias": normal(12, dtype=dtype)}
+    weights |= {"o_proj.weight": normal(11, 48, dtype=dtype)}
     stored = from_canonical(LAYOUTS["gguf.llama"], weights, config)
     for name, x in stored.items():
         ours = name.replace("attn_output", "o_proj").replace("attn_", "").replace(".", "_proj.", 1)
@@ -161,8 +158,8 @@ def test_transformers_read_gguf_norms_as_we_do() -> None:
     pytest.importorskip("torch")
     gguf_of = pytest.importorskip("transformers.modeling_gguf_pytorch_utils")
     config = AttentionConfig(embed_dim=12, num_heads=2, qk_norm="rms_plus_one", rope=RopeConfig())
-    foreign = {f"attn_{name}.weight": drawn(12, 12) for name in ("q", "k", "v", "output")}
-    foreign |= {"attn_q_norm.weight": 1 + drawn(6), "attn_k_norm.weight": 2 * drawn(6)}
+    foreign = {f"attn_{name}.weight": normal(12, 12) for name in ("q", "k", "v", "output")}
+    foreign |= {"attn_q_norm.weight": 1 + normal(6), "attn_k_norm.weight": 2 * normal(6)}
     weights = to_canonical(LAYOUTS["gguf.gemma3"], foreign, config)
     read = gguf_of.Gemma2TensorProcessor({}).process
     for x in "qk":
@@ -176,10 +173,10 @@ def test_transformers_read_gguf_norms_as_we_do() -> None:
 def test_meta_llama() -> None:
     """Meta's Attention.forward and apply_rotary_emb (llama/model.py: pairs as complex numbers), in NumPy."""
     foreign = {
-        "wq.weight": drawn(N * H, D) / 4, "wk.weight": drawn(K * H, D) / 4, "wv.weight": drawn(K * H, D) / 4,
-        "wo.weight": drawn(D, N * H),
+        "wq.weight": normal(N * H, D) / 4, "wk.weight": normal(K * H, D) / 4, "wv.weight": normal(K * H, D) / 4,
+        "wo.weight": normal(D, N * H),
     }  # fmt: skip
-    x = drawn(B, T, D)
+    x = normal(B, T, D)
     xq, xk, xv = (x.astype(np.float64) @ foreign[f"w{name}.weight"].T for name in "qkv")
     angles = np.outer(np.arange(T), 10000.0 ** (-np.arange(0, H, 2) / H))
     freqs_cis = np.exp(1j * angles)[:, None]
@@ -211,7 +208,7 @@ def test_torch_multihead_attention(kv_dim: int) -> None:
         N * H, N, kdim=kv_dim, vdim=kv_dim, batch_first=True, dtype=torch.float64
     ).requires_grad_(False)
     fill(module)
-    query, key, value = drawn(B, T, N * H), drawn(B, S, kv_dim), drawn(B, S, kv_dim) + 1
+    query, key, value = normal(B, T, N * H), normal(B, S, kv_dim), normal(B, S, kv_dim) + 1
     inputs = [torch.from_numpy(x).double() for x in (query, key, value)]
     output, weights = module(*inputs, average_attn_weights=False)
     config = AttentionConfig(embed_dim=N * H, num_heads=N, kv_dim=kv_dim, qkv_bias=True, out_bias=True)
@@ -238,9 +235,9 @@ def test_flax_nnx() -> None:
     ))  # fmt: skip
     state = {".".join(map(str, path)): x for path, x in nnx.to_flat_state(nnx.state(module, nnx.Param))}
     for x in state.values():
-        x.set_value(jnp.asarray(drawn(*x.shape, dtype=np.float64) / 4))
+        x.set_value(jnp.asarray(normal(*x.shape, dtype=np.float64) / 4))
     foreign = {name: np.asarray(x[...]) for name, x in state.items()}
-    query, key = drawn(B, T, D), drawn(B, S, 13)
+    query, key = normal(B, T, D), normal(B, S, 13)
     # sow_weights takes flax's own kernel; its other path is jax.nn's, whose softmax is float32 even here.
     call = nnx.jit(lambda module, *inputs: module(*inputs, sow_weights=True))
     output = call(module, jnp.asarray(query, jnp.float64), jnp.asarray(key, jnp.float64))
@@ -256,9 +253,9 @@ def test_flax_linen() -> None:
     module = linen.MultiHeadDotProductAttention(
         num_heads=N, qkv_features=N * H, out_features=D, dtype="float64", param_dtype="float64"
     )
-    query, key = drawn(B, T, D, dtype=np.float64), drawn(B, S, 13, dtype=np.float64)
+    query, key = normal(B, T, D, dtype=np.float64), normal(B, S, 13, dtype=np.float64)
     shapes = jax.eval_shape(module.init, jax.random.key(0), query, key)
-    variables = jax.tree.map(lambda x: drawn(*x.shape, dtype=np.float64) / 4, shapes)
+    variables = jax.tree.map(lambda x: normal(*x.shape, dtype=np.float64) / 4, shapes)
     output = jax.jit(module.apply)(variables, query, key)
     foreign = {f"{name}.{kind}": x for name, both in variables["params"].items() for kind, x in both.items()}
     config = AttentionConfig(embed_dim=D, num_heads=N, head_dim=H, kv_dim=13, qkv_bias=True, out_bias=True)
@@ -275,9 +272,9 @@ def keras(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_keras(keras: Any) -> None:
     jax = pytest.importorskip("jax")
     layer = keras.layers.GroupQueryAttention(H, N, K, kernel_initializer="zeros")
-    query, key, value = drawn(B, T, D), drawn(B, S, 13), drawn(B, S, 13) + 1
+    query, key, value = normal(B, T, D), normal(B, S, 13), normal(B, S, 13) + 1
     layer.build(query.shape, value.shape, key.shape)
-    foreign = {"/".join(x.path.split("/")[-2:]): drawn(*x.shape) / 4 for x in layer.weights}
+    foreign = {"/".join(x.path.split("/")[-2:]): normal(*x.shape) / 4 for x in layer.weights}
     call = jax.jit(lambda *inputs: layer.stateless_call(
         list(foreign.values()), [], *inputs, return_attention_scores=True
     )[0])  # fmt: skip
@@ -314,7 +311,7 @@ def test_litgpt(rotary_dim: int, qk_norm: QKNorm | None) -> None:
     )  # fmt: skip
     module = litgpt.CausalSelfAttention(settings, 0).requires_grad_(False)
     fill(module)
-    x = drawn(B, T, D)
+    x = normal(B, T, D)
     cos, sin = litgpt.build_rope_cache(T, rotary_dim)
     output = module(torch.from_numpy(x), cos[None], sin[None])
     config = AttentionConfig(
@@ -339,7 +336,7 @@ def test_torchtune(layout: str) -> None:
         v_proj=linear(24, K * H), output_proj=linear(N * H, 24, bias=False), pos_embeddings=Rotary(H, T),
     ).requires_grad_(False)  # fmt: skip
     fill(module)
-    x = drawn(B, T, 24)
+    x = normal(B, T, 24)
     output = module(torch.from_numpy(x), torch.from_numpy(x))
     rope = RopeConfig(theta=10_000.0 if layout == "torchtune" else 1_000_000.0)
     config = AttentionConfig(
@@ -358,7 +355,7 @@ def test_x_transformers(rotary_dim: int, kv_heads: int) -> None:
         D, dim_head=H, heads=N, kv_heads=kv_heads, causal=True, value_dim_head=9, head_learned_sink=True
     ).requires_grad_(False)
     fill(module)
-    x = drawn(B, T, D)
+    x = normal(B, T, D)
     rotary = x_transformers.RotaryEmbedding(rotary_dim)
     output = module(torch.from_numpy(x), rotary_pos_emb=rotary.forward_from_seq_len(T))
     output = output[0] if isinstance(output, tuple) else output
@@ -378,10 +375,10 @@ def test_gemma(kv_heads: int) -> None:
         num_heads=N, num_kv_heads=kv_heads, features=D, head_dim=H, attn_type=gemma.AttentionType.GLOBAL,
         query_pre_attn_scalar=0.3, use_qk_norm=True,
     )  # fmt: skip
-    x, positions = drawn(B, T, D), np.arange(T)[None].repeat(B, 0)
+    x, positions = normal(B, T, D), np.arange(T)[None].repeat(B, 0)
     mask = np.broadcast_to(masks.causal(T, T), (B, T, T))
     shapes = jax.eval_shape(module.init, jax.random.key(0), x, positions, None, mask)
-    variables = jax.tree.map(lambda leaf: drawn(*leaf.shape) / 4, shapes)
+    variables = jax.tree.map(lambda leaf: normal(*leaf.shape) / 4, shapes)
     _, output = jax.jit(module.apply)(variables, x, positions, None, mask)
     foreign = {f"{name}.{kind}": p for name, inside in variables["params"].items() for kind, p in inside.items()}
     config = AttentionConfig(

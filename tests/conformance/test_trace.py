@@ -19,7 +19,7 @@ from conformance.targets import ForeignClass, find_target
 from conformance.trace.attentions import BackendSide, Trace, model_traces, target_side, traces
 from gqa import app
 from gqa_spec import AttentionConfig, ModelConfig
-from gqa_spec.model_config import model_weight_shapes
+from tests.helpers import random_model
 
 pytestmark = pytest.mark.no_shape_checks
 
@@ -165,22 +165,10 @@ LAYER = AttentionConfig(embed_dim=28, num_heads=6, num_kv_heads=2, head_dim=12, 
 CONFIG = ModelConfig(attention=(LAYER, replace(LAYER, window=5)), feed_forward_size=37, vocab_size=41)
 
 
-@dataclass
-class Model:
-    config: ModelConfig
-    weights: dict[str, np.ndarray]
-
-
-def drawn() -> Model:
-    rng = np.random.default_rng(0)
-    shapes = model_weight_shapes(CONFIG).items()
-    return Model(CONFIG, {name: (rng.normal(size=shape) * 0.3).astype(np.float32) for name, shape in shapes})
-
-
 def test_of_two_checkpoints_the_layer_and_stage_are_named():
-    other = drawn()
+    other = random_model(CONFIG)
     other.weights["blocks.1.attention.k_norm.weight"][3] += 0.5
-    first, second = model_traces(drawn(), other, ("numpy", "torch"), "float64")
+    first, second = model_traces(random_model(CONFIG), other, ("numpy", "torch"), "float64")
     assert first.same
     assert not second.same
     assert (second.case, second.first.stage) == ("layer 1 attention", "k_norm")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import ml_dtypes
@@ -12,8 +13,8 @@ import pytest
 from conformance.trace.models import STAGES, Verdict, steps, verify
 from gqa_spec import AttentionConfig, DynamicScaling, Llama3Scaling, ModelConfig, RopeConfig
 from gqa_spec.config import weight_shapes
-from gqa_spec.model_config import model_weight_shapes
 from gqa_weights.heads import convert_rope_pairing
+from tests.helpers import Model, half_rows, random_model
 
 pytestmark = pytest.mark.no_shape_checks
 
@@ -33,16 +34,7 @@ PLAIN = AttentionConfig(**SIZES, chunk=700)
 CONFIG = ModelConfig(attention=(NEAR, FAR, PLAIN), feed_forward_size=37, vocab_size=41, norm="rms_plus_one", tied=True)
 
 
-@dataclass
-class Model:
-    config: ModelConfig
-    weights: dict[str, np.ndarray]
-
-
-def drawn(config: ModelConfig = CONFIG, dtype: Any = np.float32) -> Model:
-    rng = np.random.default_rng(0)
-    weights = {name: rng.normal(size=shape) * 0.3 for name, shape in model_weight_shapes(config).items()}
-    return Model(config, {name: x.astype(dtype) for name, x in weights.items()})
+new_model = partial(random_model, CONFIG)
 
 
 def changed(layer: int, **settings: Any) -> ModelConfig:
@@ -61,18 +53,12 @@ def differing(a: Model, b: Model, **options: Any) -> list[Verdict]:
 )
 def test_a_model_equals_itself(backends, dtype):
     done: list[int] = []
-    verdicts = list(verify(drawn(), drawn(), backends=backends, dtype=dtype, done=done.append))
+    verdicts = list(verify(new_model(), new_model(), backends=backends, dtype=dtype, done=done.append))
     assert [verdict for verdict in verdicts if not verdict.same] == []
     assert [v.place for v in verdicts] == ["sizes", *(f"layer {i} attention" for i in range(3)), "settings"]
-    assert sum(done) == steps(drawn(), drawn()) == 4
+    assert sum(done) == steps(new_model(), new_model()) == 4
     if backends != ("numpy", "numpy"):  # the same numbers went through two implementations
         assert any(verdict.error > 0 for verdict in verdicts)
-
-
-def half_rows(count: int, heads: int) -> np.ndarray:
-    """Interleaved rows in the order of half ones, as a loop: pair d of a head is rows 2 d and 2 d + 1."""
-    size = count // heads
-    return np.array([h * size + 2 * d + part for h in range(heads) for part in (0, 1) for d in range(size // 2)])
 
 
 def k_permuted_with_query_heads(w):
@@ -104,7 +90,7 @@ LAYER = {
 @pytest.mark.parametrize("case", LAYER)
 def test_a_changed_weight_is_named_by_its_stage(case):
     layer, name, change, stage, hint = LAYER[case]
-    a, b = drawn(), drawn()
+    a, b = new_model(), new_model()
     b.weights[f"blocks.{layer}.attention.{name}"] = np.ascontiguousarray(
         change(b.weights[f"blocks.{layer}.attention.{name}"])
     )
@@ -138,13 +124,13 @@ SETTINGS = {
 @pytest.mark.parametrize("case", SETTINGS)
 def test_a_changed_setting_is_named_by_its_stage(case):
     layer, settings, stage = SETTINGS[case]
-    (found,) = differing(drawn(), Model(changed(layer, **settings), drawn().weights))
+    (found,) = differing(new_model(), Model(changed(layer, **settings), new_model().weights))
     assert (found.place, found.stage) == (f"layer {layer} attention", stage)
     assert next(iter(settings)) in found.reason or "rope" in settings
 
 
 def test_both_are_brought_to_one_pairing():
-    a = drawn()
+    a = new_model()
     layers, weights = list(CONFIG.attention), dict(a.weights)
     for i in (0, 1):
         names = {f"blocks.{i}.attention.{name}": name for name in weight_shapes(layers[i])}
@@ -161,7 +147,7 @@ def test_both_are_brought_to_one_pairing():
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_a_rounded_port_equals_what_it_was_rounded_from(dtype):
-    a = drawn()
+    a = new_model()
     b = Model(a.config, {name: x.astype(dtype) for name, x in a.weights.items()})
     assert differing(a, b) == []
     name = "blocks.1.attention.v_proj.weight"
@@ -171,7 +157,7 @@ def test_a_rounded_port_equals_what_it_was_rounded_from(dtype):
 
 
 def test_weights_and_settings_outside_attention_are_compared():
-    a, b = drawn(), drawn()
+    a, b = new_model(), new_model()
     b.weights["blocks.1.feed_forward.up.weight"] = a.weights["blocks.1.feed_forward.up.weight"] * np.float32(1.001)
     b.weights["norm.weight"] = a.weights["norm.weight"] + np.float32(1)
     assert [(v.place, v.stage) for v in differing(a, b)] == [
@@ -183,7 +169,7 @@ def test_weights_and_settings_outside_attention_are_compared():
 
 
 def test_a_tied_head_equals_its_copy():
-    a, b = drawn(), Model(replace(CONFIG, tied=False), dict(drawn().weights))
+    a, b = new_model(), Model(replace(CONFIG, tied=False), dict(new_model().weights))
     b.weights["head.weight"] = b.weights["embed.weight"]
     assert differing(a, b) == []
     b.weights["head.weight"] = b.weights["embed.weight"] * 2
@@ -192,13 +178,18 @@ def test_a_tied_head_equals_its_copy():
 
 def test_models_of_other_sizes():
     fewer = replace(CONFIG, attention=CONFIG.attention[:2])
-    found = differing(drawn(), Model(fewer, {n: x for n, x in drawn().weights.items() if "blocks.2" not in n}))
+    found = differing(
+        new_model(),
+        Model(fewer, {n: x for n, x in new_model().weights.items() if "blocks.2" not in n}),
+    )
     assert (found[0].place, found[0].stage) == ("sizes", "num_layers")
     assert all(verdict.place.startswith("blocks.2.") for verdict in found[1:])
-    pooled = drawn(replace(CONFIG, attention=tuple(replace(c, num_kv_heads=1) for c in CONFIG.attention)))
-    assert {v.stage for v in differing(drawn(), pooled) if "attention" in v.place.split()} <= {"q_proj", "k_proj"}
-    wider = drawn(replace(CONFIG, attention=tuple(replace(c, embed_dim=29, kv_dim=29) for c in CONFIG.attention)))
-    found = differing(drawn(), wider)
+    pooled = random_model(replace(CONFIG, attention=tuple(replace(c, num_kv_heads=1) for c in CONFIG.attention)))
+    assert {v.stage for v in differing(new_model(), pooled) if "attention" in v.place.split()} <= {"q_proj", "k_proj"}
+    wider = random_model(
+        replace(CONFIG, attention=tuple(replace(c, embed_dim=29, kv_dim=29) for c in CONFIG.attention))
+    )
+    found = differing(new_model(), wider)
     assert (found[0].place, found[0].stage) == ("sizes", "embed_dim")
     assert not any("attention" in verdict.place.split() for verdict in found)  # no input fits both
 

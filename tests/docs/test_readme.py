@@ -17,21 +17,13 @@ from conformance.checks.arrays import target_checks
 from conformance.targets import find_target
 from gqa_spec import AttentionConfig
 from gqa_weights import LAYOUTS, symbolic_shapes, to_canonical
+from tests.helpers import normal
 
 ROOT = Path(__file__).parents[2]
 README, SPEC = (ROOT / "README.md").read_text(), (ROOT / "SPEC.md").read_text()
 NEEDS = {"gqa_torch": ("torch",), "gqa_jax": ("jax", "flax"), "my_module": ("torch",)}
 
-pytestmark = pytest.mark.no_shape_checks
-
-
-@pytest.fixture(autouse=True)
-def _x64():
-    """JAX as readers have it, without x64."""
-    if find_spec("jax") is not None:
-        import jax
-
-        jax.config.update("jax_enable_x64", False)
+pytestmark = [pytest.mark.no_shape_checks, pytest.mark.x64_off]
 
 
 def blocks(text: str) -> list[str]:
@@ -123,10 +115,6 @@ def test_readme_class_passes_what_it_can_be_asked(tmp_path, monkeypatch):
 B, T, S, D, N, K = 2, 5, 7, 24, 6, 2
 
 
-def drawn(*shape: int) -> np.ndarray:
-    return np.random.default_rng(list(shape)).normal(size=shape).astype(np.float32)
-
-
 def ours(layout: str, foreign: dict[str, np.ndarray], num_kv_heads: int = K, **settings: object):
     """The NumPy backend with another module's weights."""
     layer = gqa_numpy.GroupQueryAttention(
@@ -144,9 +132,9 @@ def test_coming_from_torch_multihead_attention():
     mha = torch.nn.MultiheadAttention(D, N, batch_first=True).eval().requires_grad_(False)
     state = {name: x.numpy() for name, x in mha.state_dict().items()}
     attn, causal = (ours("torch.nn.MultiheadAttention", state, N, causal=c) for c in (False, True))
-    q, k, v = drawn(B, T, D), drawn(B, S, D), drawn(B, S, D) + 1
+    q, k, v = normal(B, T, D), normal(B, S, D), normal(B, S, D) + 1
     tensors = [torch.from_numpy(x) for x in (q, k, v)]
-    hidden = drawn(B, N, T, S) > 1
+    hidden = normal(B, N, T, S) > 1
 
     per_head = torch.from_numpy(hidden.reshape(B * N, T, S))
     output, weights = mha(*tensors, attn_mask=per_head)
@@ -165,8 +153,8 @@ def test_coming_from_flax_multi_head_attention():
     )
     state = {".".join(path): np.asarray(x[...]) for path, x in nnx.to_flat_state(nnx.state(mha, nnx.Param))}
     attn, causal = (ours("flax.nnx.MultiHeadAttention", state, head_dim=8, causal=c) for c in (False, True))
-    q, k, v = drawn(B, T, D), drawn(B, S, D), drawn(B, S, D) + 1
-    mask = drawn(B, 1, T, S) < 1
+    q, k, v = normal(B, T, D), normal(B, S, D), normal(B, S, D) + 1
+    mask = normal(B, 1, T, S) < 1
     close(attn(q, k, v, mask)[0], mha(q, k, v, mask=mask))
     close(causal(q, k, v, offset=0)[0], mha(q, k, v, is_causal=True))
 
@@ -175,8 +163,8 @@ def test_coming_from_keras_group_query_attention(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")
     keras = pytest.importorskip("keras")
     layer = keras.layers.GroupQueryAttention(8, N, K)
-    q, k, v = drawn(B, T, D), drawn(B, S, D), drawn(B, S, D) + 1
-    mask = drawn(B, T, S) < 1
+    q, k, v = normal(B, T, D), normal(B, S, D), normal(B, S, D) + 1
+    mask = normal(B, T, S) < 1
     output, scores = layer(q, v, k, attention_mask=mask, return_attention_scores=True)
     paths = [x.path.split("/")[-2:] for x in layer.weights]
     state = {

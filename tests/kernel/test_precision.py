@@ -16,13 +16,7 @@ LAYERS = ("square", "QK-norm rms_plus_one", "RoPE at given positions", "whole la
 DTYPES = ("bfloat16", "float16")
 
 
-@pytest.fixture(autouse=True)
-def _x32(_x64):
-    import jax
-
-    jax.config.update("jax_enable_x64", False)
-    yield
-    jax.config.update("jax_enable_x64", True)
+pytestmark = pytest.mark.x64_off
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

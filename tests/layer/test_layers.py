@@ -11,18 +11,15 @@ from conformance.cases.table import ALL_FEATURES, layer_cases
 from gqa_spec import AttentionConfig
 from gqa_spec.sizes import parameter_count
 from gqa_weights import weight_shapes
+from tests.helpers import new_layer
 
 CASES = {case.name: case for case in layer_cases() if case.grouping == ALL_FEATURES}
 WHOLE = CASES[f"{ALL_FEATURES} / whole layer"]
 
 
-def new(backend, dtype="float64", **settings):
-    return backend.module.GroupQueryAttention(**settings, **backend.framework.options(dtype))
-
-
 def test_the_first_call_of_the_readme(backend):
     assert backend.module.GroupQueryAttention is backend.module.GroupedQueryAttention
-    gqa = new(backend, embed_dim=512, num_heads=8, num_kv_heads=2)
+    gqa = new_layer(backend, embed_dim=512, num_heads=8, num_kv_heads=2)
     x = backend.framework.to(np.random.default_rng(0).normal(size=(2, 10, 512)))
     output, weights = gqa(x, x, x)
     assert tuple(output.shape) == (2, 10, 512)
@@ -31,7 +28,7 @@ def test_the_first_call_of_the_readme(backend):
 
 
 def test_key_defaults_to_query_and_value_to_key(backend):
-    gqa = new(backend, embed_dim=12, num_heads=6, num_kv_heads=2)
+    gqa = new_layer(backend, embed_dim=12, num_heads=6, num_kv_heads=2)
     x, y = (backend.framework.to(np.random.default_rng(i).normal(size=(2, 5, 12))) for i in range(2))
     back = backend.framework.back
     np.testing.assert_array_equal(back(gqa(x)[0]), back(gqa(x, x, x)[0]))
@@ -72,7 +69,7 @@ def test_the_stages_of_a_layer(backend):
 
 
 def test_stages_that_are_off_are_not_shown(backend):
-    gqa = new(backend, embed_dim=12, num_heads=6, num_kv_heads=2)
+    gqa = new_layer(backend, embed_dim=12, num_heads=6, num_kv_heads=2)
     x = backend.framework.to(np.ones((2, 5, 12)))
     assert list(gqa.trace(x)) == ["q_proj", "k_proj", "v_proj", "scores", "masked", "weights", "context", "output"]
 
@@ -142,7 +139,7 @@ def test_initial_values(backend):
 
 def test_dropout_only_while_training(backend):
     x = backend.framework.to(np.random.default_rng(0).normal(size=(3, 7, 24)))
-    gqa = new(backend, embed_dim=24, num_heads=6, num_kv_heads=2, dropout=0.5)
+    gqa = new_layer(backend, embed_dim=24, num_heads=6, num_kv_heads=2, dropout=0.5)
     back = backend.framework.back
     first, second = (gqa(x) for _ in range(2))
     assert error_of(back(first[0]), back(second[0])) > 0.01
@@ -154,7 +151,7 @@ def test_dropout_only_while_training(backend):
 def test_dropout_keeps_the_mean(backend):
     """Inverted scaling: the expected output is that without dropout, here within five standard errors of 400 draws."""
     x = backend.framework.to(np.random.default_rng(0).normal(size=(1, 4, 6)))
-    gqa = new(backend, embed_dim=6, num_heads=6, num_kv_heads=2, dropout=0.3)
+    gqa = new_layer(backend, embed_dim=6, num_heads=6, num_kv_heads=2, dropout=0.3)
     back = backend.framework.back
     drawn = np.stack([back(gqa(x, need_weights=False)[0]) for _ in range(400)])
     standard_error = drawn.std(axis=0) / 400**0.5

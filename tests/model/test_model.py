@@ -12,6 +12,7 @@ import pytest
 from conformance.cases.compare import bound, error_of
 from gqa_spec import AttentionConfig, ModelConfig, RopeConfig, YarnScaling
 from gqa_spec.model_config import model_weight_shapes
+from tests.helpers import new_model, to_backend, to_numpy
 
 pytestmark = pytest.mark.no_shape_checks
 BACKENDS = ("numpy", "torch", "jax")
@@ -58,43 +59,6 @@ def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def new(backend: str, config: ModelConfig, dtype: str = "float64") -> Any:
-    """A model in eval mode."""
-    if backend == "numpy":
-        from gqa_numpy import Transformer
-
-        return Transformer(config, rng=np.random.default_rng(0), dtype=dtype).eval()
-    if backend == "torch":
-        import torch
-
-        from gqa_torch import Transformer
-
-        return Transformer(config, dtype=getattr(torch, dtype)).eval()
-    from flax import nnx
-
-    from gqa_jax import Transformer
-
-    if config.dropout > 0:
-        return Transformer(config, rngs=nnx.Rngs(0), param_dtype=dtype).eval()
-    return nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0), param_dtype=dtype)).eval()
-
-
-def given(backend: str, x: Any) -> Any:
-    if backend == "torch":
-        import torch
-
-        return torch.as_tensor(x)
-    if backend == "jax":
-        import jax.numpy as jnp
-
-        return jnp.asarray(x)
-    return np.asarray(x)
-
-
-def plain(x: Any) -> np.ndarray:
-    return np.asarray(x.detach() if hasattr(x, "detach") else x)
-
-
 @cache
 def weights(config: ModelConfig) -> dict[str, np.ndarray]:
     """No norm weight 1, no bias 0."""
@@ -104,7 +68,7 @@ def weights(config: ModelConfig) -> dict[str, np.ndarray]:
 
 @cache
 def model(backend: str, name: str) -> Any:
-    return new(backend, CONFIGS[name]).load_weights(weights(CONFIGS[name]))
+    return new_model(backend, CONFIGS[name]).load_weights(weights(CONFIGS[name]))
 
 
 @cache
@@ -118,9 +82,9 @@ def batch(config: ModelConfig) -> np.ndarray:
 @cache
 def whole(backend: str, name: str) -> tuple[np.ndarray, list[np.ndarray]]:
     """The result on a right-padded batch, and all hidden states."""
-    x, lengths = given(backend, batch(CONFIGS[name])), given(backend, LENGTHS)
+    x, lengths = to_backend(backend, batch(CONFIGS[name])), to_backend(backend, LENGTHS)
     result, states = call(backend, model(backend, name), x, lengths)
-    return plain(result), [plain(state) for state in states]
+    return to_numpy(result), [to_numpy(state) for state in states]
 
 
 def call(backend: str, transformer: Any, x: Any, lengths: Any) -> Any:
@@ -132,9 +96,9 @@ def call(backend: str, transformer: Any, x: Any, lengths: Any) -> Any:
 
 
 def extend(backend: str, transformer: Any, x: Any, cache: Any, counts: Any) -> tuple[np.ndarray, Any]:
-    arguments = transformer, given(backend, x), cache, given(backend, counts)
+    arguments = transformer, to_backend(backend, x), cache, to_backend(backend, counts)
     result, longer = _jitted_extend()(*arguments) if backend == "jax" else _extend(*arguments)
-    return plain(result), longer
+    return to_numpy(result), longer
 
 
 def _extend(transformer: Any, x: Any, cache: Any, counts: Any) -> Any:
@@ -218,11 +182,11 @@ def test_each_layer_goes_by_the_length_of_its_own_cache(other: str) -> None:
 
 def test_last_gives_each_rows_last_real_logits(backend: str) -> None:
     config, transformer = CONFIGS["gemma"], model(backend, "gemma")
-    x, lengths = given(backend, batch(config)), given(backend, np.array([7, 0, 5]))
+    x, lengths = to_backend(backend, batch(config)), to_backend(backend, np.array([7, 0, 5]))
     result, _ = transformer.extend(x, transformer.init_cache(B, T), lengths=lengths, last=True)
     expected, _ = whole("numpy", "gemma")
-    np.testing.assert_allclose(plain(result)[[0, 2]], expected[[0, 2], [6, 4]], rtol=1e-9, atol=1e-11)
-    assert (plain(result)[1] == 0).all()
+    np.testing.assert_allclose(to_numpy(result)[[0, 2]], expected[[0, 2], [6, 4]], rtol=1e-9, atol=1e-11)
+    assert (to_numpy(result)[1] == 0).all()
 
 
 def test_caches_roll_where_that_saves_memory(backend: str) -> None:
@@ -233,13 +197,13 @@ def test_caches_roll_where_that_saves_memory(backend: str) -> None:
 
 
 def test_a_full_cache_raises_before_anything_is_written(backend: str) -> None:
-    transformer, x = model(backend, "gemma"), given(backend, batch(CONFIGS["gemma"]))
+    transformer, x = model(backend, "gemma"), to_backend(backend, batch(CONFIGS["gemma"]))
     cache = transformer.init_cache(B, T)
-    _, cache = transformer.extend(x, cache, lengths=given(backend, np.array([7, 2, 5])))
+    _, cache = transformer.extend(x, cache, lengths=to_backend(backend, np.array([7, 2, 5])))
     with pytest.raises(ValueError, match=r"capacity = 7, got length 7 \+ chunk 1 in row 0"):
         transformer.extend(x[:, :1], cache)
-    again, _ = transformer.extend(x[:, :1], cache, lengths=given(backend, np.array([0, 1, 1])))
-    assert np.isfinite(plain(again)).all()
+    again, _ = transformer.extend(x[:, :1], cache, lengths=to_backend(backend, np.array([0, 1, 1])))
+    assert np.isfinite(to_numpy(again)).all()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -275,7 +239,7 @@ def test_the_recommended_encoder() -> None:
     config = ModelConfig.encoder()
     assert config.param_count == 287 * 256 + 256 + 4 * layer + 512
     assert config.output_size == 256
-    result = new("numpy", config)(np.random.default_rng(0).normal(size=(2, 61, 287)))
+    result = new_model("numpy", config)(np.random.default_rng(0).normal(size=(2, 61, 287)))
     assert result.shape == (2, 256)
 
 
@@ -284,7 +248,7 @@ def test_the_encoder_is_torchs_own() -> None:
     import torch
 
     config = ModelConfig.encoder(embed_dim=11, hidden_size=24, num_heads=6, num_kv_heads=6, num_layers=2, window_size=3)
-    mine = new("numpy", config).load_weights(weights(config))
+    mine = new_model("numpy", config).load_weights(weights(config))
     w = {name: torch.from_numpy(x) for name, x in weights(config).items()}
     layer = torch.nn.TransformerEncoderLayer(
         24, 6, 96, activation="gelu", batch_first=True, norm_first=True, dtype=torch.float64
@@ -321,9 +285,9 @@ def test_bfloat16(name: str, other: str) -> None:
     config = CONFIGS[name]
     rounded = {key: x.astype(ml_dtypes.bfloat16) for key, x in weights(config).items()}
     x = batch(config)
-    oracle = new("numpy", config).load_weights(rounded)(x)
-    reference = new("numpy", config, "bfloat16").load_weights(rounded)(x)
-    got = new(other, config, "bfloat16").load_weights(rounded)(given(other, x))
+    oracle = new_model("numpy", config).load_weights(rounded)(x)
+    reference = new_model("numpy", config, "bfloat16").load_weights(rounded)(x)
+    got = new_model(other, config, "bfloat16").load_weights(rounded)(to_backend(other, x))
     assert str(got.dtype).endswith("bfloat16")
     got = got.detach().float() if other == "torch" else got.astype("float32")
     assert error_of(np.asarray(got), oracle) <= bound("bfloat16", error_of(reference, oracle))
@@ -339,7 +303,7 @@ def test_gradients_agree(name: str) -> None:
     x = batch(CONFIGS[name])
     theirs = model("torch", name)
     theirs.zero_grad()
-    theirs(given("torch", x), lengths=given("torch", LENGTHS)).square().mean().backward()
+    theirs(to_backend("torch", x), lengths=to_backend("torch", LENGTHS)).square().mean().backward()
     graph, state = nnx.split(model("jax", name))
 
     @jax.jit
@@ -359,17 +323,17 @@ def test_dropout_acts_in_training_alone(backend: str) -> None:
     import dataclasses
 
     config = dataclasses.replace(CONFIGS["olmo"], dropout=0.4)
-    x = given(backend, batch(config))
+    x = to_backend(backend, batch(config))
     transformer = _trainable(backend, config).load_weights(weights(CONFIGS["olmo"]))
     expected, _ = whole("numpy", "olmo")
-    once, twice = (plain(transformer.train()(x)) for _ in range(2))
+    once, twice = (to_numpy(transformer.train()(x)) for _ in range(2))
     assert (once != twice).any()
-    np.testing.assert_allclose(plain(transformer.eval()(x))[0], expected[0], rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(to_numpy(transformer.eval()(x))[0], expected[0], rtol=1e-9, atol=1e-11)
 
 
 def _trainable(backend: str, config: ModelConfig) -> Any:
     if backend != "jax":
-        return new(backend, config)
+        return new_model(backend, config)
     from flax import nnx
 
     from gqa_jax import Transformer
@@ -414,7 +378,7 @@ def test_vectors_in_the_wrong_dtype_and_tokens_out_of_range(backend: str) -> Non
     ]
     for transformer, bad, kind, sentence in refused:
         with pytest.raises(kind, match=f"^{re.escape(sentence)}$"):
-            transformer(given(backend, bad))
+            transformer(to_backend(backend, bad))
 
 
 def test_a_bidirectional_model_has_no_cache(backend: str) -> None:
@@ -423,15 +387,15 @@ def test_a_bidirectional_model_has_no_cache(backend: str) -> None:
 
 
 def test_lengths_and_caches_are_checked(backend: str) -> None:
-    transformer, x = model(backend, "gemma"), given(backend, batch(CONFIGS["gemma"]))
+    transformer, x = model(backend, "gemma"), to_backend(backend, batch(CONFIGS["gemma"]))
     with pytest.raises(ValueError, match=r"^lengths: expected 0 <= length <= T = 7, got 8 in row 1$"):
-        transformer(x, lengths=given(backend, np.array([7, 8, 1])))
+        transformer(x, lengths=to_backend(backend, np.array([7, 8, 1])))
     with pytest.raises(ValueError, match=r"^cache: expected a tuple of one cache for each of 2 layers, got 1 of them$"):
         transformer.extend(x, transformer.init_cache(B, T)[:1])
 
 
 def test_loading_is_all_or_nothing(backend: str) -> None:
-    transformer = new(backend, CONFIGS["olmo"]).load_weights(weights(CONFIGS["olmo"]))
+    transformer = new_model(backend, CONFIGS["olmo"]).load_weights(weights(CONFIGS["olmo"]))
     bad = dict(weights(CONFIGS["olmo"])) | {"norm.weight": np.zeros(5), "extra": np.zeros(2)}
     del bad["blocks.1.attention.q_proj.weight"]
     with pytest.raises(
@@ -445,8 +409,8 @@ def test_loading_is_all_or_nothing(backend: str) -> None:
 def test_traced_tokens_out_of_range_are_nan() -> None:
     from flax import nnx
 
-    x = given("jax", np.array([[1, 2, V], [1, 2, 3]]))
-    result = plain(nnx.jit(lambda m, x: m(x))(model("jax", "olmo"), x))
+    x = to_backend("jax", np.array([[1, 2, V], [1, 2, 3]]))
+    result = to_numpy(nnx.jit(lambda m, x: m(x))(model("jax", "olmo"), x))
     assert np.isnan(result[0, 2]).all()
     assert np.isfinite(result[1]).all()
 
@@ -454,7 +418,7 @@ def test_traced_tokens_out_of_range_are_nan() -> None:
 def test_torch_compiles_the_whole_model() -> None:
     import torch
 
-    transformer, x = model("torch", "gemma"), given("torch", batch(CONFIGS["gemma"]))
-    compiled, lengths = torch.compile(transformer, fullgraph=True, backend="eager"), given("torch", LENGTHS)
+    transformer, x = model("torch", "gemma"), to_backend("torch", batch(CONFIGS["gemma"]))
+    compiled, lengths = torch.compile(transformer, fullgraph=True, backend="eager"), to_backend("torch", LENGTHS)
     with torch.no_grad():
         torch.testing.assert_close(compiled(x, lengths=lengths), transformer(x, lengths=lengths))

@@ -14,6 +14,7 @@ from gqa_spec import (
     RopeConfig,
     YarnScaling,
 )
+from tests.helpers import new_layer
 
 pytestmark = pytest.mark.no_shape_checks
 
@@ -41,10 +42,6 @@ def weights(backend, changes):
     module = backend.module.GroupedQueryAttention(24, 6, 2, **backend.framework.options("float32"))
     given = {name: x for name, x in (module.export_weights() | changes).items() if x is not None}
     module.load_weights(given)
-
-
-def new(backend, *arguments, **settings):
-    backend.module.GroupedQueryAttention(*arguments, **settings, **backend.framework.options("float64"))
 
 
 def sentence(call, backend):
@@ -197,32 +194,34 @@ LAYER = {
         TypeError, "weights: expected dtypes that float32 holds exactly: q_proj.weight is float64",
     ),
     "K does not divide N": (
-        lambda w: new(w, 24, 6, 4), ValueError, "num_kv_heads: expected K to divide N = 6, got 4",
+        lambda w: new_layer(w, 24, 6, 4), ValueError, "num_kv_heads: expected K to divide N = 6, got 4",
     ),
     "more KV heads than heads": (
-        lambda w: new(w, 24, 6, 12), ValueError, "num_kv_heads: expected K to divide N = 6, got 12",
+        lambda w: new_layer(w, 24, 6, 12), ValueError, "num_kv_heads: expected K to divide N = 6, got 12",
     ),
-    "no heads": (lambda w: new(w, 24, 0), ValueError, "num_heads: expected N >= 1, got 0"),
+    "no heads": (lambda w: new_layer(w, 24, 0), ValueError, "num_heads: expected N >= 1, got 0"),
     "width that heads do not split": (
-        lambda w: new(w, 25, 6),
+        lambda w: new_layer(w, 25, 6),
         ValueError, "embed_dim: expected N = 6 to divide D = 25 when head_dim is not given, got 25",
     ),
-    "heads of 1.5": (lambda w: new(w, 24, 1.5), TypeError, "num_heads: expected an integer, got 1.5"),
+    "heads of 1.5": (lambda w: new_layer(w, 24, 1.5), TypeError, "num_heads: expected an integer, got 1.5"),
     "dropout of 1": (
-        lambda w: new(w, 24, 6, 2, 1.0), ValueError, "dropout: expected a finite number >= 0 and < 1, got 1.0",
+        lambda w: new_layer(w, 24, 6, 2, 1.0), ValueError, "dropout: expected a finite number >= 0 and < 1, got 1.0",
     ),
     "unknown norm": (
-        lambda w: new(w, 24, 6, qk_norm="layer"),
+        lambda w: new_layer(w, 24, 6, qk_norm="layer"),
         ValueError, "qk_norm: expected rms, rms_plus_one, rms_full or None, got 'layer'",
     ),
     "a dictionary for rope": (
-        lambda w: new(w, 24, 6, rope={"theta": 1e4}), TypeError, "rope: expected RopeConfig or None, got dict",
+        lambda w: new_layer(w, 24, 6, rope={"theta": 1e4}), TypeError, "rope: expected RopeConfig or None, got dict",
     ),
     "rotary_dim past the head": (
-        lambda w: new(w, 24, 6, rope=RopeConfig(rotary_dim=6)), ValueError, "rotary_dim: expected at most H = 4, got 6",
+        lambda w: new_layer(w, 24, 6, rope=RopeConfig(rotary_dim=6)),
+        ValueError,
+        "rotary_dim: expected at most H = 4, got 6",
     ),
     "odd head with rope": (
-        lambda w: new(w, 24, 6, head_dim=5, rope=RopeConfig()),
+        lambda w: new_layer(w, 24, 6, head_dim=5, rope=RopeConfig()),
         ValueError, "rotary_dim: expected an even number of dimensions to pair, got 5",
     ),
 }  # fmt: skip

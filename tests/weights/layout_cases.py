@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -51,19 +50,6 @@ def config_for(layout: str, N: int, K: int, H: int, **further: Any) -> Attention
     width = N * H if layout in HEADS_FILL_WIDTH else 11
     given = {"embed_dim": width, "num_heads": N, "num_kv_heads": K, "head_dim": H}
     return AttentionConfig(**{**given, **CAN[layout], **further})
-
-
-def drawn(shapes: Mapping[str, tuple[int, ...]], dtype: Any = np.float64) -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    return {name: rng.normal(size=shape).astype(dtype) for name, shape in shapes.items()}
-
-
-def same_bits(got: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
-    assert list(got) == list(expected)
-    for name, x in expected.items():
-        assert got[name].shape == x.shape, name
-        assert got[name].dtype == x.dtype, name
-        assert got[name].tobytes() == x.tobytes(), name
 
 
 def to_half_as_hugging_face(w: np.ndarray, n_heads: int) -> np.ndarray:

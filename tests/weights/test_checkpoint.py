@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from gqa_weights.checkpoint import CheckpointError, TensorInfo, open_checkpoint, save_checkpoint
+from tests.helpers import assert_same_bits
 
 Arrays = dict[str, np.ndarray]
 
@@ -37,13 +38,6 @@ def arrays() -> Arrays:
 
 def tensors(given: Mapping[str, np.ndarray]) -> list[tuple[str, TensorInfo, Callable[[], np.ndarray]]]:
     return [(name, TensorInfo(x.shape, x.dtype.name), partial(given.__getitem__, name)) for name, x in given.items()]
-
-
-def assert_equal(got: Mapping[str, Any], expected: Arrays) -> None:
-    assert sorted(got) == sorted(expected)
-    for name, array in expected.items():
-        assert (got[name].shape, got[name].dtype) == (array.shape, array.dtype), name
-        assert np.asarray(got[name]).tobytes() == array.tobytes(), name
 
 
 # --- files that others wrote ---------------------------------------------------------------------------------------
@@ -130,7 +124,7 @@ def test_files_of_other_packages_are_read_bit_for_bit(write: Callable[[Path, Arr
     if write is by_orbax:
         del given["layers.0.empty"]  # orbax refuses to save it
     checkpoint = open_checkpoint(write(tmp_path, given))
-    assert_equal(checkpoint, given)
+    assert_same_bits(checkpoint, given, in_order=False)
     for name, array in given.items():
         assert checkpoint.info(name) == TensorInfo(array.shape, array.dtype.name)
 
@@ -180,7 +174,7 @@ def test_metas_folder_is_read_with_its_parameters(tmp_path: Path) -> None:
     (tmp_path / "params.json").write_text('{"n_heads": 5}')
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.settings == {"n_heads": 5}
-    assert_equal(checkpoint, given)
+    assert_same_bits(checkpoint, given, in_order=False)
     by_torch(tmp_path, given, "consolidated.01.pth")
     with pytest.raises(CheckpointError, match="more than one rank"):
         open_checkpoint(tmp_path)
@@ -232,9 +226,9 @@ def test_other_packages_read_what_is_written(name: str, tmp_path: Path) -> None:
     save_checkpoint(
         tmp_path / name, tensors(given), format=form, settings={"heads": 5}, manifest={"by": 1}, done=written.append
     )
-    assert_equal(load(tmp_path / name), given)
+    assert_same_bits(load(tmp_path / name), given, in_order=False)
     checkpoint = open_checkpoint(tmp_path / name)
-    assert_equal(checkpoint, given)
+    assert_same_bits(checkpoint, given, in_order=False)
     assert (checkpoint.format, checkpoint.settings, checkpoint.manifest) == (form, {"heads": 5}, {"by": 1})
     assert sum(written) == sum(x.nbytes for x in given.values())
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -248,7 +242,7 @@ def test_shards_have_the_size_given_and_an_index_of_all_tensors(tmp_path: Path) 
     index = json.loads((tmp_path / "out" / names[-1]).read_text())
     assert index["metadata"] == {"total_size": 2800}
     assert [index["weight_map"][name] for name in given] == [names[i // 2] for i in range(7)]
-    assert_equal(open_checkpoint(tmp_path / "out"), given)
+    assert_same_bits(open_checkpoint(tmp_path / "out"), given, in_order=False)
 
 
 def test_transformers_reads_what_is_written(tmp_path: Path) -> None:
@@ -261,7 +255,7 @@ def test_transformers_reads_what_is_written(tmp_path: Path) -> None:
     given = {name: x.detach().numpy() for name, x in model.state_dict().items()}
     save_checkpoint(tmp_path / "out", tensors(given), settings=config.to_dict(), shard_bytes=600)
     loaded = LlamaForCausalLM.from_pretrained(tmp_path / "out")
-    assert_equal({name: x.detach().numpy() for name, x in loaded.state_dict().items()}, given)
+    assert_same_bits({name: x.detach().numpy() for name, x in loaded.state_dict().items()}, given, in_order=False)
 
 
 def test_data_stay_on_the_disk_until_they_are_read(tmp_path: Path) -> None:
@@ -301,7 +295,7 @@ def test_an_overwritten_folder_loses_its_weights_and_keeps_the_rest(tmp_path: Pa
     assert sorted(path.name for path in out.iterdir()) == ["config.json", "model.safetensors", "onnx", "tokenizer.json"]
     assert (out / "onnx" / "model.onnx").read_text() == "kept"
     assert open_checkpoint(out).settings == {"new": 1}
-    assert_equal(open_checkpoint(out), given)
+    assert_same_bits(open_checkpoint(out), given, in_order=False)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -311,7 +305,7 @@ def test_a_checkpoint_may_be_written_over_its_own_source(tmp_path: Path) -> None
     source = open_checkpoint(out)
     again = [(name, source.info(name), partial(source.__getitem__, name)) for name in source]
     save_checkpoint(out, again, force=True)
-    assert_equal(open_checkpoint(out), arrays())
+    assert_same_bits(open_checkpoint(out), arrays(), in_order=False)
 
 
 def test_a_folder_of_other_things_is_never_overwritten(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from conformance.cases.inputs import Call
 from conformance.targets import Backend
 from gqa_spec import AttentionConfig, LongropeScaling, RopeConfig
 from gqa_weights import heads, weight_shapes
+from tests.helpers import assert_same_bits, random_weights
 
 DTYPES = (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)
 B, T, S, D, E, Hv = 2, 3, 7, 11, 13, 5
@@ -33,25 +34,12 @@ def layer_config(N, K, **kind):
     return AttentionConfig(embed_dim=D, num_heads=N, num_kv_heads=K, head_dim=H, v_head_dim=Hv, kv_dim=E, **kind)
 
 
-def drawn(config, dtype=np.float64, seed=0):
-    rng = np.random.default_rng(seed)
-    return {name: rng.normal(size=shape).astype(dtype) for name, shape in weight_shapes(config).items()}
-
-
 def results(weights, config, backend="numpy"):
     """Output and weights of a float64 layer on an input that depends on nothing but D and E."""
     rng = np.random.default_rng(1)
     layer = Backend(backend).layer(config, "float64")
     layer.load(weights)
     return layer(Call(rng.normal(size=(B, T, D)), rng.normal(size=(B, S, E)), None, None, {}))
-
-
-def assert_same_bits(got, expected):
-    assert list(got) == list(expected)
-    for name in expected:
-        assert got[name].dtype == expected[name].dtype, name
-        assert got[name].shape == expected[name].shape, name
-        assert got[name].tobytes() == expected[name].tobytes(), name
 
 
 def assert_same_results(got, expected):
@@ -82,7 +70,7 @@ def test_expand_then_pool_is_the_identity(kind, dtype, sizes):
 
 
 def check_expand_then_pool(config, dtype, more, methods=("mean", "first")):
-    weights = drawn(config, dtype)
+    weights = random_weights(weight_shapes(config), dtype)
     weights["k_proj.weight"][0, :2] = -0.0, 0.0
     expanded, wide = heads.expand_kv_heads(weights, config, more)
     assert wide.num_kv_heads == more
@@ -97,7 +85,7 @@ def check_expand_then_pool(config, dtype, more, methods=("mean", "first")):
 def test_heads_that_are_nearly_equal_pool_to_one_of_them(dtype):
     """One ulp apart: the mean of three must not leave their range, as a plain sum in the same dtype may."""
     config = layer_config(3, 3)
-    weights = drawn(config, dtype)
+    weights = random_weights(weight_shapes(config), dtype)
     head = np.abs(weights["v_proj.weight"][:Hv]) + weights["v_proj.weight"].dtype.type(1)
     above = (head.view(f"u{head.itemsize}") + 1).view(head.dtype)
     weights["v_proj.weight"] = np.concatenate([head, above, above])
@@ -116,7 +104,7 @@ def test_pooling_is_the_mean_of_neighbours(kind, dtype, sizes):
 
 def check_pooling_is_the_mean(config, dtype, fewer):
     """Against exact fractions, one number after the other: one rounding to the dtype, and those of float64, off."""
-    weights = drawn(config, dtype)
+    weights = random_weights(weight_shapes(config), dtype)
     pooled, narrow = heads.pool_kv_heads(weights, config, fewer)
     assert {name: x.shape for name, x in pooled.items()} == weight_shapes(narrow)
     group = config.num_kv_heads // fewer
@@ -137,7 +125,7 @@ def check_pooling_is_the_mean(config, dtype, fewer):
 
 def test_first_takes_the_first_of_each_group():
     config = layer_config(12, 6, **KINDS["biases and sinks"])
-    weights = drawn(config)
+    weights = random_weights(weight_shapes(config))
     pooled, _ = heads.pool_kv_heads(weights, config, 2, "first")
     for name, size in (("k_proj.weight", H), ("v_proj.bias", Hv)):
         kept = np.concatenate([weights[name][:size], weights[name][3 * size : 4 * size]])
@@ -147,7 +135,10 @@ def test_first_takes_the_first_of_each_group():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_random_heads_have_the_scale_of_the_old_and_follow_the_generator(dtype):
     config = AttentionConfig(embed_dim=251, num_heads=8, head_dim=64, qkv_bias=True)
-    weights = {name: (x.astype(np.float64) * 3 + 5).astype(dtype) for name, x in drawn(config, dtype).items()}
+    weights = {
+        name: (x.astype(np.float64) * 3 + 5).astype(dtype)
+        for name, x in random_weights(weight_shapes(config), dtype).items()
+    }
     first, again, other = (
         heads.pool_kv_heads(weights, config, 4, "random", np.random.default_rng(seed))[0] for seed in (0, 0, 1)
     )
@@ -170,7 +161,7 @@ def test_an_expanded_layer_computes_the_same(kind, sizes):
 
 
 def check_expanded_computes_the_same(config, backend="numpy"):
-    weights = drawn(config)
+    weights = random_weights(weight_shapes(config))
     assert_same_results(results(*heads.expand_kv_heads(weights, config), backend), results(weights, config, backend))
 
 
@@ -197,7 +188,7 @@ def test_the_ranks_add_up_to_the_layer_at_64_and_8():
 
 
 def check_ranks_add_up(config, ranks):
-    weights = drawn(config)
+    weights = random_weights(weight_shapes(config))
     parts = [heads.slice_heads(weights, config, rank, ranks) for rank in range(ranks)]
     for part, narrow in parts:
         assert {name: x.shape for name, x in part.items()} == weight_shapes(narrow)
@@ -209,7 +200,7 @@ def check_ranks_add_up(config, ranks):
 def test_a_rank_holds_no_more_kv_heads_than_it_must():
     def held(N, K, ranks):
         config = layer_config(N, K)
-        return heads.slice_heads(drawn(config), config, 0, ranks)[1].num_kv_heads
+        return heads.slice_heads(random_weights(weight_shapes(config)), config, 0, ranks)[1].num_kv_heads
 
     assert [held(8, 2, ranks) for ranks in (1, 2, 4, 8)] == [2, 1, 1, 1]
     assert held(12, 6, 4) == 3  # query heads 0, 1, 2 read KV heads 0, 0, 1: no even sharing without one twice
@@ -218,7 +209,7 @@ def test_a_rank_holds_no_more_kv_heads_than_it_must():
 @pytest.mark.parametrize(("N", "K", "ranks", "expected"), [(8, 2, 8, 8), (8, 2, 4, 4), (8, 4, 2, 4), (12, 6, 4, 12)])
 def test_replication_shares_out_evenly(N, K, ranks, expected):
     config = layer_config(N, K, **KINDS["full-width norm"])
-    weights = drawn(config)
+    weights = random_weights(weight_shapes(config))
     replicated, wide = heads.replicate_kv_heads(weights, config, ranks)
     assert wide.num_kv_heads == expected
     assert_same_results(results(replicated, wide), results(weights, config))
@@ -248,7 +239,7 @@ def test_another_pairing_computes_the_same(kind, rope, N, K):
 
 
 def check_pairing_computes_the_same(config):
-    weights = drawn(config)
+    weights = random_weights(weight_shapes(config))
     paired, other = heads.convert_rope_pairing(weights, config, "interleaved")
     assert other.rope.pairing == "interleaved"
     assert not np.array_equal(paired["k_proj.weight"], weights["k_proj.weight"])
@@ -258,7 +249,7 @@ def check_pairing_computes_the_same(config):
 @pytest.mark.parametrize(("rope", "dtype"), [*product(ROPES, DTYPES)])
 def test_pairing_there_and_back_is_the_identity(rope, dtype):
     config = layer_config(8, 2, qkv_bias=True, qk_norm="rms_full", rope=ROPES[rope])
-    weights = drawn(config, dtype)
+    weights = random_weights(weight_shapes(config), dtype)
     back, same = heads.convert_rope_pairing(*heads.convert_rope_pairing(weights, config, "interleaved"), "half")
     assert same == config
     assert_same_bits(back, weights)
@@ -269,7 +260,7 @@ def test_pairing_there_and_back_is_the_identity(rope, dtype):
 
 def test_the_paired_rows_are_those_of_spec_10():
     config = layer_config(1, 1, rope=RopeConfig(rotary_dim=6))
-    weights = drawn(config)
+    weights = random_weights(weight_shapes(config))
     weights["q_proj.weight"][:, 0] = np.arange(H)
     paired, _ = heads.convert_rope_pairing(weights, config, "interleaved")
     assert paired["q_proj.weight"][:, 0].tolist() == [0, 3, 1, 4, 2, 5, 6, 7, 8, 9]
@@ -281,7 +272,7 @@ def test_the_paired_rows_are_those_of_spec_10():
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_given_is_modified(kind):
     config = layer_config(8, 4, **KINDS[kind] | {"rope": RopeConfig()})
-    weights = drawn(config)
+    weights = random_weights(weight_shapes(config))
     for x in weights.values():
         x.flags.writeable = False
     heads.pool_kv_heads(weights, config, 2)
@@ -290,7 +281,7 @@ def test_nothing_given_is_modified(kind):
     heads.convert_rope_pairing(weights, config, "interleaved")
     if kind in SLICEABLE:
         heads.slice_heads(weights, config, 1, 8)
-    assert_same_bits(weights, drawn(config))
+    assert_same_bits(weights, random_weights(weight_shapes(config)))
 
 
 GROUPED = layer_config(12, 6, rope=RopeConfig())
@@ -339,7 +330,7 @@ REFUSED = [
 @pytest.mark.parametrize(("error", "sentence", "name", "config", "arguments"), REFUSED)
 def test_what_cannot_be_done_is_refused_in_one_sentence(error, sentence, name, config, arguments):
     with pytest.raises(error) as caught:
-        getattr(heads, name)(drawn(config), config, *arguments)
+        getattr(heads, name)(random_weights(weight_shapes(config)), config, *arguments)
     assert str(caught.value) == sentence
 
 
@@ -354,7 +345,7 @@ def test_what_cannot_be_done_is_refused_in_one_sentence(error, sentence, name, c
     ],
 )
 def test_weights_that_do_not_fit_the_config_are_named(name, arguments):
-    weights = drawn(GROUPED) | {"k_proj.weight": np.ones((2, E)), "sinks": np.ones(12)}
+    weights = random_weights(weight_shapes(GROUPED)) | {"k_proj.weight": np.ones((2, E)), "sinks": np.ones(12)}
     sentence = r"^weights: unexpected sinks; k_proj.weight expected \(K\*H, E\) = \(60, 13\), got \(2, 13\)$"
     with pytest.raises(ValueError, match=sentence):
         getattr(heads, name)(weights, GROUPED, *arguments)

@@ -16,13 +16,12 @@ from gqa_weights import (
     to_canonical,
     weight_shapes,
 )
+from tests.helpers import assert_same_bits, random_weights
 from tests.weights.layout_cases import (
     DTYPES,
     HALF,
     INTERLEAVED,
     config_for,
-    drawn,
-    same_bits,
     to_interleaved_as_llama_cpp,
 )
 
@@ -35,7 +34,7 @@ G = N // K
 
 def placed_in(layout: str, rope: RopeConfig | None = HALF) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     config = config_for(layout, N, K, H, rope=rope)
-    weights = drawn(weight_shapes(config))
+    weights = random_weights(weight_shapes(config))
     return weights, from_canonical(LAYOUTS[layout], weights, config)
 
 
@@ -76,7 +75,7 @@ def test_fused_rows_are_a_group_after_the_other(layout: str, fused: str, out: st
 def test_groups_are_taken_apart_as_litgpt_does() -> None:
     """`qkv_reassemble` of litgpt's convert_hf_checkpoint.py, which reads per-group files into its own [q | k | v]."""
     config = config_for("litgpt", N, K, H, qk_norm=None, rope=HALF)
-    weights = drawn(weight_shapes(config))
+    weights = random_weights(weight_shapes(config))
     param = from_canonical(LAYOUTS["megatron"], weights, config)["linear_qkv.weight"]
     qs, ks, vs = [], [], []
     for chunk in np.split(param, K):
@@ -124,7 +123,7 @@ def test_gemma_stacks_keys_and_values() -> None:
 
 def test_gemma_stacks_all_three_where_no_head_is_shared() -> None:
     config = config_for("gemma", N, N, H, qk_norm=None)
-    weights = drawn(weight_shapes(config))
+    weights = random_weights(weight_shapes(config))
     stored = from_canonical(LAYOUTS["gemma"], weights, config)
     assert set(stored) == {"qkv_einsum.w", "attn_vec_einsum.w"}
     for i, name in enumerate(("q_proj", "k_proj", "v_proj")):
@@ -153,7 +152,7 @@ def test_x_transformers_reads_kv_head_m_modulo_k(rope: RopeConfig | None) -> Non
 
 def test_torch_keeps_three_tensors_where_keys_have_a_width_of_their_own() -> None:
     config = config_for("torch.nn.MultiheadAttention", 3, 3, 5, kv_dim=13)
-    weights = drawn(weight_shapes(config))
+    weights = random_weights(weight_shapes(config))
     stored = from_canonical(LAYOUTS["torch.nn.MultiheadAttention"], weights, config)
     expected = {
         **{f"{x}_proj_weight": weights[f"{x}_proj.weight"] for x in "qkv"},
@@ -161,7 +160,7 @@ def test_torch_keeps_three_tensors_where_keys_have_a_width_of_their_own() -> Non
         "out_proj.weight": weights["o_proj.weight"],
         "out_proj.bias": weights["o_proj.bias"],
     }
-    same_bits(stored, expected)
+    assert_same_bits(stored, expected)
 
 
 # --- norm weights ----------------------------------------------------------------------------------------------------
@@ -171,7 +170,7 @@ def test_torch_keeps_three_tensors_where_keys_have_a_width_of_their_own() -> Non
 def test_gguf_stores_gemma_norms_as_one_plus_w(dtype: Any) -> None:
     """llama.cpp's converter: `data_torch + 1`. There and back within 1 ulp of the larger of w and 1 + w."""
     table, config = LAYOUTS["gguf.gemma3"], config_for("gguf.gemma3", 4, 1, 250, qk_norm="rms_plus_one", rope=HALF)
-    weights = drawn(weight_shapes(config), dtype)
+    weights = random_weights(weight_shapes(config), dtype)
     stored = from_canonical(table, weights, config)
     assert rounded_weights(table, config) == ("q_norm.weight", "k_norm.weight")
     back = to_canonical(table, stored, config)
@@ -179,7 +178,7 @@ def test_gguf_stores_gemma_norms_as_one_plus_w(dtype: Any) -> None:
     spacing = float(ml_dtypes.finfo(dtype).eps)
     for name in weights:
         if name not in rounded_weights(table, config):
-            same_bits({name: back[name]}, {name: weights[name]})
+            assert_same_bits({name: back[name]}, {name: weights[name]})
     for x in "qk":
         w, s = weights[f"{x}_norm.weight"], stored[f"attn_{x}_norm.weight"]
         assert s.dtype == dtype
@@ -196,7 +195,7 @@ def test_gguf_stores_gemma_norms_as_one_plus_w(dtype: Any) -> None:
 def test_gemma_stores_other_norms_less_one() -> None:
     """google-deepmind/gemma multiplies by 1 + scale, so a weight that multiplies as it is loses 1."""
     table, config = LAYOUTS["gemma"], config_for("gemma", N, K, H, qk_norm="rms")
-    weights = drawn(weight_shapes(config))
+    weights = random_weights(weight_shapes(config))
     stored = from_canonical(table, weights, config)
     np.testing.assert_array_equal(stored["_query_norm.scale"], weights["q_norm.weight"] - 1)
     assert rounded_weights(table, config) == ("q_norm.weight", "k_norm.weight")
@@ -205,6 +204,6 @@ def test_gemma_stores_other_norms_less_one() -> None:
 @pytest.mark.parametrize("layout", ["canonical", "huggingface", "litgpt"])
 def test_norm_weights_stay_raw_elsewhere(layout: str) -> None:
     config = config_for(layout, N, K, H, qk_norm="rms_plus_one")
-    weights = drawn(weight_shapes(config))
-    same_bits(to_canonical(LAYOUTS[layout], from_canonical(LAYOUTS[layout], weights, config), config), weights)
+    weights = random_weights(weight_shapes(config))
+    assert_same_bits(to_canonical(LAYOUTS[layout], from_canonical(LAYOUTS[layout], weights, config), config), weights)
     assert rounded_weights(LAYOUTS[layout], config) == ()

@@ -16,11 +16,11 @@ from gqa_weights import (
     to_canonical,
     weight_shapes,
 )
+from tests.helpers import random_weights
 from tests.weights.layout_cases import (
     HALF,
     INTERLEAVED,
     config_for,
-    drawn,
 )
 
 pytestmark = pytest.mark.no_shape_checks
@@ -34,7 +34,7 @@ ONE_FLAG = "expected qkv_bias == out_bias"
 
 def refused(layout: str, config: AttentionConfig, sentence: str) -> None:
     with pytest.raises(ValueError, match=f"^{layout}: {sentence}$"):
-        from_canonical(LAYOUTS[layout], drawn(weight_shapes(config)), config)
+        from_canonical(LAYOUTS[layout], random_weights(weight_shapes(config)), config)
     with pytest.raises(ValueError, match=f"^{layout}: {sentence}$"):
         to_canonical(LAYOUTS[layout], {}, config)
 
@@ -77,7 +77,7 @@ def test_what_the_canonical_weights_cannot_express_is_refused_by_name(
     layout: str, weights: tuple[str, ...], arguments: dict[str, Any], sentence: str
 ) -> None:
     config = AttentionConfig(embed_dim=24, num_heads=6)
-    foreign = drawn(foreign_shapes(LAYOUTS[layout], config))
+    foreign = random_weights(foreign_shapes(LAYOUTS[layout], config))
     off = dict.fromkeys(arguments, False)
     assert list(to_canonical(LAYOUTS[layout], foreign, config, off)) == list(weight_shapes(config))
     foreign |= {name: np.zeros(24) for name in weights}
@@ -98,7 +98,7 @@ def test_foreign_weights_are_all_named_when_they_do_not_fit() -> None:
 
 def test_tensors_of_different_dtypes_are_not_joined() -> None:
     config = AttentionConfig(embed_dim=24, num_heads=6)
-    weights = drawn(weight_shapes(config)) | {"k_proj.weight": np.zeros((24, 24), np.float32)}
+    weights = random_weights(weight_shapes(config)) | {"k_proj.weight": np.zeros((24, 24), np.float32)}
     sentence = (
         "^qkv.weight: expected one dtype for the tensors in it, got float64 for q_proj.weight, float32 for k_proj"
     )

@@ -24,13 +24,12 @@ from gqa_weights import (
     to_canonical,
     weight_shapes,
 )
+from tests.helpers import assert_same_bits, random_weights
 from tests.weights.layout_cases import (
     DTYPES,
     HALF,
     INTERLEAVED,
     config_for,
-    drawn,
-    same_bits,
     to_half_as_hugging_face,
     to_interleaved_as_llama_cpp,
 )
@@ -60,11 +59,11 @@ def test_there_and_back_is_bit_exact(
     if full_norm and config.qk_norm == "rms":
         config = replace(config, qk_norm="rms_full")
     table = LAYOUTS[layout]
-    weights = drawn(weight_shapes(config), dtype)
+    weights = random_weights(weight_shapes(config), dtype)
     assert rounded_weights(table, config) == ()
-    same_bits(to_canonical(table, from_canonical(table, weights, config), config), weights)
-    foreign = drawn(foreign_shapes(table, config), dtype)
-    same_bits(from_canonical(table, to_canonical(table, foreign, config), config), foreign)
+    assert_same_bits(to_canonical(table, from_canonical(table, weights, config), config), weights)
+    foreign = random_weights(foreign_shapes(table, config), dtype)
+    assert_same_bits(from_canonical(table, to_canonical(table, foreign, config), config), foreign)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -76,28 +75,30 @@ def test_every_bit_pattern_survives(layout: str) -> None:
             name: rng.integers(0, 2**16, shape, dtype=np.uint16).view(dtype)
             for name, shape in weight_shapes(config).items()
         }
-        same_bits(to_canonical(LAYOUTS[layout], from_canonical(LAYOUTS[layout], weights, config), config), weights)
+        assert_same_bits(
+            to_canonical(LAYOUTS[layout], from_canonical(LAYOUTS[layout], weights, config), config), weights
+        )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_one_tensor_at_a_time_is_the_same(layout: str) -> None:
     """And reads no more than that tensor is made of."""
     config = config_for(layout, 6, 2, 4, rope=RopeConfig())
-    table, weights = LAYOUTS[layout], drawn(weight_shapes(config))
+    table, weights = LAYOUTS[layout], random_weights(weight_shapes(config))
     foreign = from_canonical(table, weights, config)
     inside = sources(table, config)
     assert sorted(name for names in inside.values() for name in names) == sorted(weights)
     for name, x in foreign.items():
         one = foreign_tensor(table, name, {ours: weights[ours] for ours in inside[name]}, config)
-        same_bits({name: one}, {name: x})
+        assert_same_bits({name: one}, {name: x})
         for ours in inside[name]:
-            same_bits({ours: canonical_tensor(table, ours, {name: x}, config)}, {ours: weights[ours]})
+            assert_same_bits({ours: canonical_tensor(table, ours, {name: x}, config)}, {ours: weights[ours]})
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_nothing_given_is_modified(layout: str) -> None:
     config = config_for(layout, 6, 2, 4, rope=RopeConfig())
-    weights = drawn(weight_shapes(config))
+    weights = random_weights(weight_shapes(config))
     for x in weights.values():
         x.flags.writeable = False
     foreign = from_canonical(LAYOUTS[layout], weights, config)
@@ -116,7 +117,7 @@ STORED_INTERLEAVED = {"meta.llama": ("wq", "wk"), "gguf.llama": ("attn_q", "attn
 def test_interleaved_rows_are_those_of_the_public_converters(layout: str, N: int, K: int) -> None:
     # 8 rows a head: a permutation of K with N or N / K heads, as llama.cpp once had, then fits the shape.
     config = AttentionConfig(embed_dim=11, num_heads=N, num_kv_heads=K, head_dim=8, rope=HALF)
-    weights = drawn(weight_shapes(config))
+    weights = random_weights(weight_shapes(config))
     stored = from_canonical(LAYOUTS[layout], weights, config)
     for ours, theirs, heads in zip(("q_proj", "k_proj"), STORED_INTERLEAVED[layout], (N, K), strict=True):
         rows, kept = stored[f"{theirs}.weight"], weights[f"{ours}.weight"]
@@ -131,7 +132,7 @@ def test_biases_and_norms_are_paired_like_their_rows(qk_norm: QKNorm, rotary_dim
     N, K, H = 8, 2, 10
     R = rotary_dim or H
     config = config_for("gguf.llama", N, K, H, rope=RopeConfig(rotary_dim=rotary_dim), qk_norm=qk_norm)
-    weights = drawn(weight_shapes(config))
+    weights = random_weights(weight_shapes(config))
     stored = from_canonical(LAYOUTS["gguf.llama"], weights, config)
     place = {d: 2 * d if d < R // 2 else 2 * (d - R // 2) + 1 for d in range(R)} | {d: d for d in range(R, H)}
     full = qk_norm == "rms_full"
@@ -159,7 +160,7 @@ def test_biases_and_norms_are_paired_like_their_rows(qk_norm: QKNorm, rotary_dim
 ])  # fmt: skip
 def test_rows_move_only_where_the_pairings_differ(layout: str, rope: RopeConfig | None, moved: bool) -> None:
     config = AttentionConfig(embed_dim=11, num_heads=6, num_kv_heads=2, head_dim=4, rope=rope)
-    weights = drawn(weight_shapes(config))
+    weights = random_weights(weight_shapes(config))
     stored = from_canonical(LAYOUTS[layout], weights, config)
     assert list(sources(LAYOUTS[layout], config).values()) == [(name,) for name in weights]
     same = {
@@ -172,7 +173,7 @@ def test_rows_move_only_where_the_pairings_differ(layout: str, rope: RopeConfig 
 
 def test_interleaved_config_is_stored_half_by_hugging_face() -> None:
     config = AttentionConfig(embed_dim=11, num_heads=8, num_kv_heads=2, head_dim=6, rope=INTERLEAVED)
-    weights = drawn(weight_shapes(config))
+    weights = random_weights(weight_shapes(config))
     stored = from_canonical(LAYOUTS["huggingface"], weights, config)
     for name, heads in (("q_proj.weight", 8), ("k_proj.weight", 2)):
         np.testing.assert_array_equal(stored[name], to_half_as_hugging_face(weights[name], heads))
