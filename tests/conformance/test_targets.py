@@ -173,7 +173,7 @@ def test_caches_are_judged(sample_targets, name, failing):
 
 
 def test_what_decoding_in_flax_does_is_found_again():
-    """Traps 23 and 24: is_causal within a cache, and a cache that is full."""
+    """SPEC 4, 13: is_causal within a cache, and a cache that is full."""
     target = find_target("flax.nnx.MultiHeadAttention")
     found = {c.name: list(cache_proof.cache_checks(c, "float32", target))[-1] for c in cache_proof.CASES}
     assert found["token by token, no RoPE"].verdict == "fail"

@@ -77,7 +77,7 @@ def test_a_row_of_finite_minima_is_a_mean_not_an_empty_row(attend):
 
 
 def test_unequal_minima_leave_the_largest(attend):
-    """traps 14: [min, min / 2, min] is a confident row, and so it stays: these are biases."""
+    """SPEC 3: [min, min / 2, min] is a row of biases, so its largest weight is that of min / 2."""
     query, key, value = arrays(S=3)
     context = attend(query, key, value, np.tile([MIN, MIN / 2, MIN], (5, 1)))
     np.testing.assert_allclose(context, np.broadcast_to(value[:, :, 1].repeat(3, 1)[:, :, None], context.shape))

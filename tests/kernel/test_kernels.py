@@ -56,7 +56,7 @@ def test_a_case_computed_by_hand(backend):
 
 
 def test_a_sink_computed_by_hand(backend):
-    """traps 22: logits 1, 2, 3 and a sink of 2.5 leave weights that sum to 0.7125."""
+    """SPEC 8: logits 1, 2, 3 and a sink of 2.5 leave weights that sum to 0.7125."""
     query, value = np.ones((1, 1, 1, 1)), np.ones((1, 1, 3, 1))
     key = np.array([1.0, 2.0, 3.0]).reshape(1, 1, 3, 1)
     call = inputs.Call(query, key, value, None, {"scale": 1.0, "sinks": np.array([2.5])})

@@ -60,7 +60,7 @@ def test_stages_are_kept_in_float32(backend, dtype):
 
 
 def test_logits_are_not_rounded_to_16_bit(backend):
-    """traps 5: rounding the logits of 512 keys to bfloat16 costs a context error of 0.08; keeping them, 0.01."""
+    """SPEC 7: rounding the logits of 512 keys to bfloat16 costs a context error of 0.08; keeping them, 0.01."""
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(1, 2, 512, 64)).astype(inputs.DTYPES["bfloat16"]) for _ in range(3))
     call = inputs.Call(q * 4, k, v, None, {})
@@ -70,7 +70,7 @@ def test_logits_are_not_rounded_to_16_bit(backend):
 
 
 def test_a_norm_weight_is_applied_before_the_one_rounding(backend):
-    """traps 18: bfloat16 1 + 15.8125 is 16.75 when the sum is rounded first, and 16.8125 in float32."""
+    """SPEC 3, 7: bfloat16 1 + 15.8125 is 16.75 when the sum is rounded first, and 16.8125 in float32."""
     to, back = backend.framework.to, backend.framework.back
     kind = inputs.DTYPES["bfloat16"]
     x, weight = np.full((1, 1, 1, 2), 1.0, kind), np.full(2, 15.8125, kind)
@@ -79,7 +79,7 @@ def test_a_norm_weight_is_applied_before_the_one_rounding(backend):
 
 
 def test_angles_are_never_16_bit(backend):
-    """traps 11: bfloat16 cannot hold position 4001."""
+    """SPEC 10: bfloat16 cannot hold position 4001."""
     to, back = backend.framework.to, backend.framework.back
     from gqa_spec import RopeConfig
 
