@@ -17,7 +17,7 @@ import pytest
 if TYPE_CHECKING:
     from conformance.cases.caches import CacheCase
     from conformance.cases.table import Case
-    from conformance.checks.arrays import Check
+    from conformance.checks.check import Check
     from conformance.targets.worker import Worker
 
 ABSENT = "conformance: expected --gqa-target MODULE:NAME, the class or the function to judge"
@@ -33,7 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Item:
     """One test: what of which case. names: what a pattern may match, from the case alone to the whole name."""
 
     case: Case | CacheCase
@@ -55,25 +55,25 @@ class Judge:
     worker: Worker
     answers: dict[tuple[str, str], list[Check]] = field(default_factory=dict)
 
-    def asked(self) -> list[Asked]:
+    def items(self) -> list[Item]:
         from conformance.checks.judge import DTYPES, cases_of, quantities_of
 
         return [
-            Asked(case, dtype, quantity)
+            Item(case, dtype, quantity)
             for dtype in DTYPES
             for case in cases_of(self.worker.path, self.worker.kind)
             for quantity in quantities_of(case, self.worker.framework)
         ]
 
-    def check(self, asked: Asked) -> Check:
-        """A case that got no answer at all failed, whatever was asked of it."""
+    def check(self, item: Item) -> Check:
+        """A case that got no answer at all failed, whatever was to be compared."""
         from conformance.checks.judge import checks_of
 
-        key = asked.names[1], asked.dtype
+        key = item.names[1], item.dtype
         if key not in self.answers:
-            self.answers[key] = checks_of(self.worker, self.worker.path, asked.case, asked.dtype)
+            self.answers[key] = checks_of(self.worker, self.worker.path, item.case, item.dtype)
         checks = self.answers[key]
-        return next((check for check in checks if check.quantity == asked.quantity), checks[0])
+        return next((check for check in checks if check.quantity == item.quantity), checks[0])
 
 
 @dataclass
@@ -83,11 +83,11 @@ class Patterns:
     path: str
     patterns: list[str]
 
-    def match(self, asked: Asked) -> str | None:
-        return next((p for p in self.patterns if any(fnmatchcase(name, p) for name in asked.names)), None)
+    def match(self, item: Item) -> str | None:
+        return next((p for p in self.patterns if any(fnmatchcase(name, p) for name in item.names)), None)
 
-    def unmatched(self, everything: list[Asked]) -> list[str]:
-        names = {name for asked in everything for name in asked.names}
+    def unmatched(self, everything: list[Item]) -> list[str]:
+        names = {name for item in everything for name in item.names}
         return [p for p in self.patterns if not any(fnmatchcase(name, p) for name in names)]
 
 
@@ -118,23 +118,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "gqa_asked" not in metafunc.fixturenames:
+    if "gqa_item" not in metafunc.fixturenames:
         return
     judge = metafunc.config.stash.get(JUDGE, None)
     if judge is None:
         raise pytest.Collector.CollectError(ABSENT)
-    everything = judge.asked()
+    everything = judge.items()
     skips, xfails = metafunc.config.stash[PATTERNS]
     for option, file in (("--gqa-skips", skips), ("--gqa-xfails", xfails)):
         for pattern in file.unmatched(everything):
             warnings.warn(pytest.PytestWarning(f"{option} {file.path}: {pattern!r} matches no case"), stacklevel=1)
-    metafunc.parametrize("gqa_asked", [_parameter(asked, skips, xfails) for asked in everything])
+    metafunc.parametrize("gqa_item", [_parameter(item, skips, xfails) for item in everything])
 
 
 @pytest.fixture
-def gqa_check(gqa_asked: Asked, request: pytest.FixtureRequest) -> Check:
+def gqa_check(gqa_item: Item, request: pytest.FixtureRequest) -> Check:
     """What the target did."""
-    return request.config.stash[JUDGE].check(gqa_asked)
+    return request.config.stash[JUDGE].check(gqa_item)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -156,13 +156,13 @@ def _nothing_judged(config: pytest.Config) -> bool:
     return not any(reporter.stats.get(outcome) for outcome in ("passed", "failed", "error", "xfailed", "xpassed"))
 
 
-def _parameter(asked: Asked, skips: Patterns, xfails: Patterns) -> Any:
+def _parameter(item: Item, skips: Patterns, xfails: Patterns) -> Any:
     marks = []
-    if (pattern := skips.match(asked)) is not None:
+    if (pattern := skips.match(item)) is not None:
         marks.append(pytest.mark.skip(reason=f"{skips.path}: {pattern}"))
-    if (pattern := xfails.match(asked)) is not None:
+    if (pattern := xfails.match(item)) is not None:
         marks.append(pytest.mark.xfail(reason=f"{xfails.path}: {pattern}"))
-    return pytest.param(asked, id=asked.names[-1], marks=marks)
+    return pytest.param(item, id=item.names[-1], marks=marks)
 
 
 def _patterns(path: str | None) -> Patterns:

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from conformance.checks import judge, run
 from conformance.checks import smollm2 as real
-from conformance.checks.arrays import Check
+from conformance.checks.check import Check
 from conformance.mutants.run import MutantResult
 from conformance.report import tables
 from conformance.targets import BACKENDS, PUBLIC, NotATarget

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import typer
 
-from conformance.checks.arrays import Check
+from conformance.checks.check import Check
 from conformance.mutants.run import MutantResult
 from conformance.report import tables
 from conformance.report.evidence import Evidence, evidence

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from conformance.checks.judge import TIME_LIMIT, listen
+from conformance.checks.judge import TIME_LIMIT, detect
 from conformance.dialects.conventions import CONVENTION
-from conformance.dialects.detect import UNTOLD, Finding
+from conformance.dialects.detect import UNDECIDED, Finding
 from conformance.dialects.markdown import markdown
 from conformance.targets import PUBLIC, NotATarget
 from gqa.options import Arrays
@@ -39,7 +39,7 @@ def dialect(
     missing: dict[str, str] = {}
     for name in PUBLIC if everyone else (target or "",):
         try:
-            answers[name] = listen(name, arrays, time_limit)
+            answers[name] = detect(name, arrays, time_limit)
         except NotATarget as error:
             missing[name] = str(error)
             if not everyone:
@@ -65,7 +65,7 @@ def _table(target: str, findings: list[Finding]) -> Table:
         convention = CONVENTION[f.convention]
         if f.unsupported:
             table.add_row(f.convention, Text(f"unsupported: {f.unsupported}", style="dim"), "", "")
-        elif f.agrees or f.answer == UNTOLD:
+        elif f.agrees or f.answer == UNDECIDED:
             table.add_row(f.convention, Text(f.answer, style="green" if f.agrees else "dim"), "", "")
         else:
             answer = Text(

@@ -19,7 +19,7 @@ from conformance.report import picture
 from conformance.targets import BACKENDS, NotATarget, Unsupported
 from conformance.targets.frameworks import available, quick_to_compile
 from conformance.targets.worker import Worker
-from conformance.trace.attentions import BackendSide, Compared, Side, Trace, model_traces, target_side, traces
+from conformance.trace.compare import BackendSide, Compared, Side, Trace, model_traces, target_side, traces
 from gqa.common import one_sentence
 from gqa.options import Arrays, Json
 from gqa_weights.port import open_model

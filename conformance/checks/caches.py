@@ -1,7 +1,7 @@
-"""Anybody's cache against one whole pass of the float64 oracle, and what it does when it is full.
+"""A target's cache against one whole pass of the float64 oracle, and what it does when it is full.
 
-A class with `init_cache(batch_size, max_length)` and `extend(x, cache)` -> output, cache is asked; `rolling` and
-`lengths` are given where a case needs them.
+The class has `init_cache(batch_size, max_length)` and `extend(x, cache)` -> output, cache; `rolling` and `lengths` are
+given where a case needs them.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from conformance.cases import caches as cache_cases
 from conformance.cases.caches import BATCH, MAX_LENGTH, CacheCase
 from conformance.cases.compare import EPSILON, Difference, bound, compare, error_of
 from conformance.cases.inputs import DTYPES
-from conformance.checks.arrays import Check
+from conformance.checks.check import Check
 from conformance.dialects.conventions import named
 from conformance.dialects.explain import ROUNDED, TOLERANCE
-from conformance.targets import ForeignClass, Unsupported
+from conformance.targets import TargetClass, Unsupported
 from conformance.targets.protocol import fit_cache
 
 Array = np.ndarray
@@ -30,8 +30,8 @@ def name_of(case: CacheCase) -> str:
     return f"{ROW} / {case.name}"
 
 
-def cache_checks(case: CacheCase, dtype: str, target: ForeignClass) -> Iterator[Check | None]:
-    """One case; yields None once the target has answered, as `target_checks` does."""
+def cache_checks(case: CacheCase, dtype: str, target: TargetClass) -> Iterator[Check | None]:
+    """One case; yields None when the target has answered, as `target_checks` does."""
     column = f"{target.name}, {dtype}"
 
     def check(verdict: str, reason: str, error: float = 0.0, explanation: str = "") -> Check:
@@ -62,7 +62,7 @@ def cache_checks(case: CacheCase, dtype: str, target: ForeignClass) -> Iterator[
     yield check("fail", found.reason, found.error, named(ROUNDED) if single else "")
 
 
-def _cache(case: CacheCase, dtype: str, target: ForeignClass) -> Callable[[Array, list[int]], Array]:
+def _cache(case: CacheCase, dtype: str, target: TargetClass) -> Callable[[Array, list[int]], Array]:
     layer = target.layer(case.config, dtype)
     layer.load({name: x.astype(DTYPES[dtype]) for name, x in cache_cases.weights(case).items()})
     extend = layer.caching(BATCH, MAX_LENGTH, rolling=case.rolling, ends=case.overfills)
@@ -83,4 +83,4 @@ def _overfilled(case: CacheCase, dtype: str, extend: Callable[[Array, list[int]]
         output = extend(x[:, :1], [1] * BATCH)
     except Exception:
         return ""
-    return "" if np.isnan(output).all() else f"takes token {MAX_LENGTH + 1} of {MAX_LENGTH} in silence"
+    return "" if np.isnan(output).all() else f"takes token {MAX_LENGTH + 1} of {MAX_LENGTH} without an error"

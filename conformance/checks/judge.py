@@ -10,15 +10,16 @@ from threading import Event
 
 from conformance.cases.caches import CacheCase
 from conformance.cases.table import ALL_FEATURES, Case, kernel_cases, layer_cases
-from conformance.checks import caches as cache_proof
-from conformance.checks.arrays import QUANTITIES, Check, quantities, target_checks
+from conformance.checks import caches as cache_checks
+from conformance.checks.check import QUANTITIES, Check, quantities
+from conformance.checks.targets import target_checks
 from conformance.dialects.conventions import CONVENTIONS
 from conformance.dialects.detect import Finding, findings
-from conformance.targets import PUBLIC, ForeignClass, NotATarget, Target
+from conformance.targets import PUBLIC, NotATarget, Target, TargetClass
 from conformance.targets.frameworks import framework, quick_to_compile, set_x64
 from conformance.targets.worker import Stopped, Worker
 
-Asked = Case | CacheCase
+SuiteCase = Case | CacheCase
 DTYPES = ("float64", "float32")
 WORKERS = 2
 TIME_LIMIT = 30.0  # seconds for one case
@@ -32,9 +33,9 @@ def judge(path: str, arrays: str | None, done: Callable[[int, int], None], limit
     """
     quick_to_compile()
     with Worker(path, arrays, limit) as first:
-        asked = [(case, dtype) for dtype in DTYPES for case in cases_of(path, first.kind)]
-        waiting: SimpleQueue[tuple[int, Asked, str]] = SimpleQueue()
-        for number, (case, dtype) in enumerate(asked):
+        items = [(case, dtype) for dtype in DTYPES for case in cases_of(path, first.kind)]
+        waiting: SimpleQueue[tuple[int, SuiteCase, str]] = SimpleQueue()
+        for number, (case, dtype) in enumerate(items):
             waiting.put((number, case, dtype))
         found: dict[int, list[Check]] = {}
         short = Event()
@@ -46,7 +47,7 @@ def judge(path: str, arrays: str | None, done: Callable[[int, int], None], limit
                 except Empty:
                     return
                 found[number] = checks_of(worker, path, case, dtype)
-                done(len(found), len(asked))
+                done(len(found), len(items))
 
         def work_too() -> None:
             if not short.wait(HEAD_START):
@@ -58,55 +59,55 @@ def judge(path: str, arrays: str | None, done: Callable[[int, int], None], limit
             work(first)
             short.set()
             helper.result()
-    return list(chain.from_iterable(found[number] for number in range(len(asked))))
+    return list(chain.from_iterable(found[number] for number in range(len(items))))
 
 
-def listen(path: str, arrays: str | None, limit: float = TIME_LIMIT) -> list[Finding]:
+def detect(path: str, arrays: str | None, limit: float = TIME_LIMIT) -> list[Finding]:
     """The target's conventions. Raises NotATarget with one sentence where there is no target."""
     quick_to_compile()
     with Worker(path, arrays, limit) as worker:
         try:
-            heard = list(worker.do(_listen))
+            found = list(worker.do(_detect))
         except Stopped as error:
             return [Finding(convention.name, unsupported=f"the target {error}") for convention in CONVENTIONS]
-    return heard
+    return found
 
 
-def cases_of(path: str, kind: str) -> list[Asked]:
+def cases_of(path: str, kind: str) -> list[SuiteCase]:
     """Everybody's functions and classes get every case; of the public classes, which are many, one grouping does."""
     if kind == "function":
         return list(kernel_cases())
     layers = [case for case in layer_cases() if path not in PUBLIC or case.grouping == ALL_FEATURES]
-    return [*layers, *cache_proof.CASES]
+    return [*layers, *cache_checks.CASES]
 
 
-def name_of(case: Asked) -> str:
-    return cache_proof.name_of(case) if isinstance(case, CacheCase) else case.name
+def name_of(case: SuiteCase) -> str:
+    return cache_checks.name_of(case) if isinstance(case, CacheCase) else case.name
 
 
-def quantities_of(case: Asked, arrays: str) -> tuple[str, ...]:
+def quantities_of(case: SuiteCase, arrays: str) -> tuple[str, ...]:
     """What is compared of a target that takes these arrays."""
     return QUANTITIES[:1] if isinstance(case, CacheCase) else quantities(case, framework(arrays))
 
 
-def checks_of(worker: Worker, path: str, case: Asked, dtype: str) -> list[Check]:
+def checks_of(worker: Worker, path: str, case: SuiteCase, dtype: str) -> list[Check]:
     """One case in one dtype; what ends the worker's process is a check that failed."""
     try:
         return [check for check in worker.do(_judge, case, dtype) if check is not None]
     except (Stopped, NotATarget, RuntimeError) as error:
-        row = cache_proof.ROW if isinstance(case, CacheCase) else case.grouping
+        row = cache_checks.ROW if isinstance(case, CacheCase) else case.grouping
         return [Check(row, name_of(case), f"{path}, {dtype}", "output", float("inf"), "fail", str(error))]
 
 
-def _judge(target: Target, case: Asked, dtype: str) -> Iterator[Check | None]:
+def _judge(target: Target, case: SuiteCase, dtype: str) -> Iterator[Check | None]:
     set_x64(dtype != "float32")
     if isinstance(case, CacheCase):
-        assert isinstance(target, ForeignClass)
-        yield from cache_proof.cache_checks(case, dtype, target)
+        assert isinstance(target, TargetClass)
+        yield from cache_checks.cache_checks(case, dtype, target)
     else:
         yield from target_checks(case, dtype, target)
 
 
-def _listen(target: Target) -> Iterator[Finding]:
+def _detect(target: Target) -> Iterator[Finding]:
     set_x64(True)
     yield from findings(target)

@@ -1,4 +1,4 @@
-"""K = N is multi-head attention: every backend against `torch.nn.MultiheadAttention`, which nobody here wrote.
+"""K = N is multi-head attention: every backend against `torch.nn.MultiheadAttention`.
 
 Outputs and per-head weights, atol 1e-8 and rtol 1e-5, weights moved through the layout of `gqa_weights`.
 """
@@ -13,7 +13,7 @@ import numpy as np
 
 from conformance.cases.compare import EPSILON, error_of
 from conformance.cases.inputs import DTYPES, Call
-from conformance.checks.arrays import QUANTITIES, Check
+from conformance.checks.check import QUANTITIES, Check
 from conformance.targets import Backend
 from gqa_spec import AttentionConfig
 from gqa_weights import LAYOUTS, to_canonical
@@ -24,7 +24,7 @@ ROW = "torch.nn.MultiheadAttention"
 
 @dataclass(frozen=True)
 class MultiHeadCase:
-    """Sizes of one comparison. uniform: inputs from U(0, 1), as the textbook example has them, else normal."""
+    """Sizes of one comparison. uniform: inputs from U(0, 1), else normal."""
 
     name: str
     B: int
@@ -37,8 +37,8 @@ class MultiHeadCase:
 
 
 COMPARISONS = (
-    MultiHeadCase("textbook, batch 3, length 4, width 8, 2 heads", 3, 4, 8, 2, False, "float32", uniform=True),
-    MultiHeadCase("textbook in float64", 3, 4, 8, 2, False, "float64", uniform=True),
+    MultiHeadCase("batch 3, length 4, width 8, 2 heads", 3, 4, 8, 2, False, "float32", uniform=True),
+    MultiHeadCase("batch 3, length 4, width 8, 2 heads, float64", 3, 4, 8, 2, False, "float64", uniform=True),
     MultiHeadCase("3 heads", 2, 7, 33, 3, False, "float64"),
     MultiHeadCase("3 heads with biases", 2, 7, 33, 3, True, "float64"),
     MultiHeadCase("7 heads", 5, 11, 91, 7, False, "float64"),
@@ -79,7 +79,7 @@ def _multihead_attention(case: MultiHeadCase) -> tuple[Array, dict[str, Array], 
     x = draw((case.B, case.T, case.embed_dim)).astype(DTYPES[case.dtype])
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if name.endswith("bias"):  # PyTorch starts them at 0, which no comparison could tell from forgotten
+            if name.endswith("bias"):  # PyTorch starts them at 0, where a bias left out makes no difference
                 parameter.normal_()
         tensor = torch.from_numpy(x)
         output, weights = module(tensor, tensor, tensor, need_weights=True, average_attn_weights=False)

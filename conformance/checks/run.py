@@ -9,7 +9,8 @@ from itertools import chain, islice
 from multiprocessing import get_context
 
 from conformance.cases.table import ALL_FEATURES, kernel_cases, layer_cases
-from conformance.checks.arrays import Check, backend_checks, kernel_checks
+from conformance.checks.backends import backend_checks, kernel_checks
+from conformance.checks.check import Check
 from conformance.checks.multi_head import mha_checks
 from conformance.mutants.run import MutantResult, mutant_results
 from conformance.targets import BACKENDS, Backend

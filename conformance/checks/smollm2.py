@@ -23,10 +23,11 @@ from conformance.cases.compare import Difference, bound, compare
 from conformance.cases.inputs import DTYPES, Call
 from conformance.cases.real_data import king_james, smollm2_file
 from conformance.cases.table import Case, Feature
-from conformance.checks.arrays import QUANTITIES, Check, Reference, layer_reference, verdict
+from conformance.checks.check import QUANTITIES, Check, verdict
+from conformance.checks.expected import Expected, layer_expected
 from conformance.mutants import TiledHeads
 from conformance.mutants.run import MutantResult
-from conformance.targets import Backend, Layer
+from conformance.targets import Backend, TargetLayer
 from gqa_spec import AttentionConfig, RopeConfig
 from gqa_weights import LAYOUTS, foreign_shapes, to_canonical
 from gqa_weights.checkpoint import Checkpoint, open_checkpoint
@@ -85,7 +86,7 @@ def tiled_heads_result() -> MutantResult:
     caught = []
     for number, recorded in enumerate(_recording()):
         case, weights, call = _case(number), _weights(number), Call(recorded.hidden, None, None, None, {})
-        reference = layer_reference(case, "float32", weights, call)
+        reference = layer_expected(case, "float32", weights, call)
         if any(difference.reason for difference in _differences(_tiled(weights, call), reference)):
             caught.append(case.name)
     return MutantResult(
@@ -94,7 +95,7 @@ def tiled_heads_result() -> MutantResult:
 
 
 def _between_backends(
-    case: Case, recorded: Recorded, weights: dict[str, Array], layers: dict[str, Layer]
+    case: Case, recorded: Recorded, weights: dict[str, Array], layers: dict[str, TargetLayer]
 ) -> Iterator[Check]:
     layers[next(iter(layers))].load(weights)
     for source, other in combinations(layers, 2):
@@ -108,11 +109,11 @@ def _between_backends(
 
 
 def _against_oracle(
-    case: Case, recorded: Recorded, weights: dict[str, Array], layers: dict[str, Layer]
+    case: Case, recorded: Recorded, weights: dict[str, Array], layers: dict[str, TargetLayer]
 ) -> Iterator[Check]:
     yield verdict(case, "LlamaAttention, float32", "port", _ported(weights, recorded.parameters))
     call = Call(recorded.hidden, None, None, None, {})
-    reference = layer_reference(case, "float32", weights, call)
+    reference = layer_expected(case, "float32", weights, call)
     results: dict[str, Any] = {"LlamaAttention": (recorded.output, recorded.weights)}
     for name, layer in layers.items():
         if name != "numpy":  # the bound is made of its error
@@ -123,7 +124,7 @@ def _against_oracle(
             yield verdict(case, f"{name}, float32", quantity, found)
 
 
-def _differences(got: Any, reference: Reference) -> list[Difference]:
+def _differences(got: Any, reference: Expected) -> list[Difference]:
     expected = zip(got, reference.arrays, reference.allowed, strict=True)
     return [compare(array, oracle, "float32", allowed) for array, oracle, allowed in expected]
 

@@ -1,7 +1,7 @@
 """The conventions in which implementations of attention differ, by name: the specification's choice and the others.
 
-A dialect says, for some conventions, which choice is followed instead of the specification's. `alternatives.py`
-computes in any dialect; `dialect.py` finds out which one somebody else's attention speaks.
+A dialect maps some conventions to a choice other than the specification's. `kernel.py` and `layer.py` compute in any
+dialect; `detect.py` finds the one that an attention follows.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ CONVENTIONS = (
         Choice("W keys, the past only", "a window that implies causal (Mistral's)", "pass the band as a mask"),
         Choice("the future open", "a window that only looks back", "bound both sides"),
         Choice("W + 1 keys, the future open", "ONNX 25: left_window_size alone", "bound both sides, and pass W - 1"),
-        Choice("ignored", "a window that is heard only with causal", "pass the band as a mask"),
+        Choice("ignored", "a window that counts only with causal", "pass the band as a mask"),
     )),
     Convention("chunk", 4, "floor division", (
         Choice("truncated", "C's and Rust's / on negative positions", "use floor division"),
@@ -212,7 +212,7 @@ CONVENTIONS = (
     ), layer=True),
     Convention("biases", 16, "added", (
         Choice("left behind", "a port that forgets them", "load the biases"),
-        Choice("in interleaved order where RoPE turns halves", "weights permuted, their biases not",
+        Choice("in interleaved order where RoPE rotates halves", "weights permuted, their biases not",
                "permute the biases too"),
         _slip("the output's once per head", "heads projected one by one, each with the bias", "add it once"),
     ), layer=True),
@@ -224,18 +224,18 @@ CONVENTIONS = (
                "permute the rows, `(N half two) D -> (N two half) D`"),
         Choice("interleaved, whatever is configured", "Meta's code, GPT-J",
                "permute the rows, `(N two half) D -> (N half two) D`"),
-        Choice("rows in interleaved order, halves turned", "rows of Meta's and GGUF's files left as stored (hf#25199)",
+        Choice("rows in interleaved order, halves rotated", "rows of Meta's and GGUF's files left as stored (hf#25199)",
                "permute the rows, `(N half two) D -> (N two half) D`"),
         Choice("key rows permuted with N", "one permute for both projections, with the number of query heads "
                "(llama.cpp#3364)", "permute k_proj with K heads"),
     ), layer=True),
-    Convention("RoPE turns", 10, "queries and keys", (
-        _slip("keys backwards", "the sign of sin in one of two places", "turn both alike"),
-        _slip("queries only", "keys cached before they are turned", "turn the keys"),
+    Convention("RoPE rotates", 10, "queries and keys", (
+        _slip("keys backwards", "the sign of sin in one of two places", "rotate both alike"),
+        _slip("queries only", "keys cached before they are rotated", "rotate the keys"),
         _slip("values too", "one call for the fused projection", "leave the values"),
     ), layer=True),
     Convention("RoPE positions", 10, "queries at i + offset", (
-        Choice("queries at i", "an offset that RoPE does not hear of", "give the positions"),
+        Choice("queries at i", "an offset that RoPE is not given", "give the positions"),
         _slip("queries counted from one", "a cache whose length already holds the new token", "count both alike"),
     ), layer=True),
     Convention("given positions", 10, "obeyed", (
@@ -255,7 +255,7 @@ CONVENTIONS = (
     Convention("partial rotary", 10, "the first R dimensions", (
         Choice("the whole head", "rotary_dim left unread", "set rotary_dim"),
         Choice("the last R dimensions", "DeepSeek's layout", "roll the rows of q_proj and k_proj"),
-        Choice("rows permuted over the whole head", "a permute that does not know rotary_dim",
+        Choice("rows permuted over the whole head", "a permute without rotary_dim",
                "permute the first R rows of each head"),
     ), layer=True),
     Convention("linear scaling", 10, "divided by the factor", (
@@ -298,7 +298,7 @@ CONVENTIONS = (
         Choice("1 + w for w", "Llama's norm weights read as Gemma's", "subtract 1 from the stored weights"),
         Choice("2 + w for 1 + w", "a file that holds 1 + w, read as w (GGUF's Gemma)",
                "subtract 1 from the stored weights"),
-        Choice("in interleaved order where RoPE turns halves", "projections permuted, their norms not",
+        Choice("in interleaved order where RoPE rotates halves", "projections permuted, their norms not",
                "permute the norm weights too"),
     ), layer=True),
     Convention("QK-norm", 11, "root mean square", (
@@ -311,11 +311,11 @@ CONVENTIONS = (
     Convention("cached tokens", 13, "as one whole pass", (
         Choice("causal from the first key held", "flax.nnx decode=True with is_causal=True: top-left within the cache",
                "leave is_causal out while decoding: the cache hides what is not there"),
-        _slip("turned from 0", "RoPE positions that start anew in each chunk", "add the cache's length"),
+        _slip("rotated from 0", "RoPE positions that start anew in each chunk", "add the cache's length"),
         _slip("a token does not see itself", "read before it is written", "write first"),
     ), layer=True),
     Convention("full cache", 13, "refuses", (
-        Choice("goes on in silence", "flax.nnx decode: dynamic_update_slice clamps, and the last slot is overwritten",
+        Choice("goes on without an error", "flax.nnx decode: dynamic_update_slice clamps and overwrites the last slot",
                "count the tokens"),
     ), layer=True),
 )  # fmt: skip
@@ -323,7 +323,7 @@ CONVENTION = MappingProxyType({convention.name: convention for convention in CON
 
 
 def chosen(dialect: Dialect, convention: str) -> str:
-    """The dialect's choice, the specification's where it says nothing."""
+    """The dialect's choice, the specification's where it has none."""
     return dict(dialect).get(convention, CONVENTION[convention].spec)
 
 

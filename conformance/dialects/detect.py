@@ -1,5 +1,5 @@
-"""Which conventions an attention follows, found out by asking: each answer is compared with our own kernel's in every
-dialect that is still possible.
+"""Which conventions an attention follows: its answer to each probe is compared with those of every dialect that is
+still possible.
 """
 
 from __future__ import annotations
@@ -13,27 +13,28 @@ import numpy as np
 
 from conformance.dialects.conventions import CONVENTION, CONVENTIONS, SPEC, Convention, Dialect
 from conformance.dialects.probes import (
-    KernelProbe,
-    LayerProbe,
-    Question,
-    dropout_question,
-    overfull_question,
-    probe,
-    questions,
-    training_question,
+    ClassRunner,
+    FunctionRunner,
+    Probe,
+    Runner,
+    dropout_probe,
+    overfull_probe,
+    probes,
+    runner_of,
+    training_probe,
 )
 from conformance.targets import Target, Unsupported
-from conformance.targets.foreign import accepted
+from conformance.targets.callables import accepted
 
 Array = np.ndarray
 TOLERANCE = 4e-3  # rounded projections and foreign RoPE tables stay within, other conventions far outside
-UNTOLD, OTHER = "cannot be told apart", "something else"
+UNDECIDED, OTHER = "cannot be told apart", "something else"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One convention of a target. answer: the name of a choice, or UNTOLD, OTHER. unsupported: why it cannot be asked.
-    raised: what it raised when asked.
+    """One convention of a target. answer: the name of a choice, or UNDECIDED, OTHER. unsupported: why there is no
+    answer. raised: what the target raised. evidence: what is known of an answer that has no name.
     """
 
     convention: str
@@ -45,7 +46,7 @@ class Finding:
     @property
     def agrees(self) -> bool | None:
         """Whether it follows the specification; None where that is not known."""
-        if self.unsupported or self.answer == UNTOLD:
+        if self.unsupported or self.answer == UNDECIDED:
             return None
         return self.answer == CONVENTION[self.convention].spec
 
@@ -74,24 +75,22 @@ def dialect_of(findings: list[Finding]) -> Dialect:
 
 def findings(target: Target) -> list[Finding]:
     """What the target does, for every convention, in the order of the table."""
-    asked, known = probe(target), SPEC
+    runner, known = runner_of(target), SPEC
     found: dict[str, Finding] = {}
-    for name, about in groupby(questions(), lambda question: question.convention):
-        found[name], known = _settle(asked, name, list(about), known, done=set(found))
-    found["asking for weights"] = _two_paths(asked, known)
-    found["returned weights"] = _returned(asked)
-    found["full cache"] = _full(asked)
+    for name, about in groupby(probes(), lambda probe: probe.convention):
+        found[name], known = _settle(runner, name, list(about), known, done=set(found))
+    found["asking for weights"] = _two_paths(runner, known)
+    found["returned weights"] = _returned(runner)
+    found["full cache"] = _full(runner)
     return [found[convention.name] for convention in CONVENTIONS]
 
 
-def _settle(
-    asked: KernelProbe | LayerProbe, name: str, about: list[Question], known: Dialect, done: set[str]
-) -> tuple[Finding, Dialect]:
+def _settle(runner: Runner, name: str, about: list[Probe], known: Dialect, done: set[str]) -> tuple[Finding, Dialect]:
     """The finding about one convention, and what is known after it."""
     answers, refusals, raised = [], [], []
-    for question in (question.heard_by(known) for question in about):
+    for probe in (probe.adapted_to(known) for probe in about):
         try:
-            answers.append((question, asked.ask(question, **_quietly(asked))[0]))
+            answers.append((probe, runner.run(probe, **_without_weights(runner))[0]))
         except Unsupported as refusal:
             refusals.append(str(refusal))
         except Exception as error:
@@ -101,16 +100,16 @@ def _settle(
             return Finding(name, OTHER, raised=raised[0]), known
         return Finding(name, unsupported=refusals[-1]), known
     if name == "float64":
-        return _float64(asked, answers, known), known
+        return _float64(runner, answers, known), known
     rest = frozenset(pair for pair in known if pair[0] != name)
-    fits = [d for d in _dialects(name, rest) if _fits(asked, answers, d)]
+    fits = [d for d in _dialects(name, rest) if _fits(runner, answers, d)]
     if not fits:
-        pairs = _pairs(name, rest, _untold(asked, done))
-        fits = list(islice((d for d in pairs if _fits(asked, answers, d)), 1))
+        pairs = _pairs(name, rest, _not_yet_detected(runner, done))
+        fits = list(islice((d for d in pairs if _fits(runner, answers, d)), 1))
     if not fits:
-        return Finding(name, OTHER, evidence=_evidence(asked, name, rest, answers)), known
+        return Finding(name, OTHER, evidence=_evidence(runner, name, rest, answers)), known
     if len(fits) == len(CONVENTION[name].choices):
-        return Finding(name, UNTOLD), known
+        return Finding(name, UNDECIDED), known
     return Finding(name, dict(fits[0]).get(name, CONVENTION[name].spec)), fits[0]
 
 
@@ -121,22 +120,22 @@ def _dialects(name: str, known: Dialect) -> Iterator[Dialect]:
         yield known | {(name, other.name)}
 
 
-def _untold(asked: KernelProbe | LayerProbe, done: set[str]) -> list[Convention]:
-    """What has not been asked about."""
-    return [c for c in CONVENTIONS if c.name not in done and not (c.layer and isinstance(asked, KernelProbe))]
+def _not_yet_detected(runner: Runner, done: set[str]) -> list[Convention]:
+    """The conventions that are still open."""
+    return [c for c in CONVENTIONS if c.name not in done and not (c.layer and isinstance(runner, FunctionRunner))]
 
 
-def _pairs(name: str, known: Dialect, untold: list[Convention]) -> Iterator[Dialect]:
+def _pairs(name: str, known: Dialect, open_conventions: list[Convention]) -> Iterator[Dialect]:
     """The same together with one alternative of another convention."""
-    others = [convention for convention in untold if convention.name != name]
+    others = [convention for convention in open_conventions if convention.name != name]
     together = [known | {(convention.name, other.name)} for convention in others for other in convention.others]
     yield from together
     for dialect in together:
         yield from list(_dialects(name, dialect))[1:]
 
 
-def _fits(asked: KernelProbe | LayerProbe, answers: list[tuple[Question, Array]], dialect: Dialect) -> bool:
-    return all(_close(answer, asked.expected(question, dialect)) for question, answer in answers)
+def _fits(runner: Runner, answers: list[tuple[Probe, Array]], dialect: Dialect) -> bool:
+    return all(_close(answer, runner.expected(probe, dialect)) for probe, answer in answers)
 
 
 def _close(a: Any, b: Any) -> bool:
@@ -144,58 +143,58 @@ def _close(a: Any, b: Any) -> bool:
     return a.shape == b.shape and np.allclose(a, b, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
 
 
-def _quietly(asked: KernelProbe | LayerProbe) -> dict[str, Any]:
-    """Without weights where they need not be asked for: what weights change is a finding of its own."""
-    return {"need_weights": False} if _takes_need_weights(asked) else {}
+def _without_weights(runner: Runner) -> dict[str, Any]:
+    """The keyword that leaves the weights out, where there is one: what weights change is a finding of its own."""
+    return {"need_weights": False} if _takes_need_weights(runner) else {}
 
 
-def _takes_need_weights(asked: KernelProbe | LayerProbe) -> bool:
-    if isinstance(asked, KernelProbe):
-        names = accepted(asked.target.function)
+def _takes_need_weights(runner: Runner) -> bool:
+    if isinstance(runner, FunctionRunner):
+        names = accepted(runner.target.function)
     else:
-        cls = asked.target.cls
+        cls = runner.target.cls
         names = accepted(getattr(cls, "forward", None) or cls.__call__)
     return names is None or "need_weights" in names
 
 
-def _float64(asked: KernelProbe | LayerProbe, answers: list[tuple[Question, Array]], known: Dialect) -> Finding:
+def _float64(runner: Runner, answers: list[tuple[Probe, Array]], known: Dialect) -> Finding:
     """By the size of the error alone: roundings to float32 differ from implementation to implementation."""
-    question, answer = answers[0]
-    expected = asked.expected(question, known)
+    probe, answer = answers[0]
+    expected = runner.expected(probe, known)
     if answer.dtype != np.float64 or not _close(answer, expected):
         return Finding("float64", OTHER, evidence=f"returns {answer.dtype}")
     return Finding("float64", "computed in float64" if np.abs(answer - expected).max() < 1e-12 else "float32 inside")
 
 
-def _two_paths(asked: KernelProbe | LayerProbe, known: Dialect) -> Finding:
+def _two_paths(runner: Runner, known: Dialect) -> Finding:
     """Whether asking for weights changes the context."""
     name = "asking for weights"
-    if not _takes_need_weights(asked):
+    if not _takes_need_weights(runner):
         return Finding(name, unsupported="has one path")
     answer, compared = CONVENTION[name].spec, 0
-    for question in questions():
-        if question.convention not in ("empty row, boolean", "16-bit scores"):
+    for probe in probes():
+        if probe.convention not in ("empty row, boolean", "16-bit scores"):
             continue
-        question = question.heard_by(known)
+        probe = probe.adapted_to(known)
         try:
-            without, given = (asked.ask(question, need_weights=need) for need in (False, True))
-        except Exception:  # told elsewhere
+            without, given = (runner.run(probe, need_weights=need) for need in (False, True))
+        except Exception:  # reported with that convention
             continue
         compared += 1
         if not _close(without[0], given[0]):
-            answer = "changes empty rows" if question.convention.startswith("empty") else "changes 16-bit scores"
+            answer = "changes empty rows" if probe.convention.startswith("empty") else "changes 16-bit scores"
             break
     return Finding(name, answer) if compared else Finding(name, unsupported="returns no weights")
 
 
-def _returned(asked: KernelProbe | LayerProbe) -> Finding:
+def _returned(runner: Runner) -> Finding:
     """Whether returned weights, of which dropout took half, still sum to one in every row."""
     name = "returned weights"
     try:
-        if isinstance(asked, LayerProbe):
-            weights = asked.training(training_question())[1]
+        if isinstance(runner, ClassRunner):
+            weights = runner.run_training(training_probe())[1]
         else:
-            weights = asked.ask(dropout_question())[1]
+            weights = runner.run(dropout_probe())[1]
     except Unsupported as refusal:
         return Finding(name, unsupported=str(refusal))
     except Exception as error:
@@ -208,34 +207,34 @@ def _returned(asked: KernelProbe | LayerProbe) -> Finding:
     return Finding(name, "before dropout" if np.allclose(sums, 1, atol=TOLERANCE) else "after dropout")
 
 
-def _full(asked: KernelProbe | LayerProbe) -> Finding:
+def _full(runner: Runner) -> Finding:
     """What a cache does with one token more than it has room for."""
-    name, question = "full cache", overfull_question()
-    if isinstance(asked, KernelProbe):
-        return Finding(name, unsupported="a layer's question")
-    room = len(question.chunks) - 1
+    name, probe = "full cache", overfull_probe()
+    if isinstance(runner, FunctionRunner):
+        return Finding(name, unsupported="a layer's probe")
+    room = len(probe.chunks) - 1
     try:
-        asked.extended(replace(question, chunks=question.chunks[:-1]), room=room, ends=True)
+        runner.run_cached(replace(probe, chunks=probe.chunks[:-1]), room=room, ends=True)
     except Unsupported as refusal:
         return Finding(name, unsupported=str(refusal))
     except Exception as error:
         return Finding(name, OTHER, raised=f"{type(error).__name__}: {error}".split("\n")[0][:200])
     try:
-        output, _ = asked.extended(question, room=room, ends=True)
+        output, _ = runner.run_cached(probe, room=room, ends=True)
     except Exception:
         return Finding(name, CONVENTION[name].spec)
-    return Finding(name, CONVENTION[name].spec if np.isnan(output[:, :, -1]).all() else "goes on in silence")
+    return Finding(name, CONVENTION[name].spec if np.isnan(output[:, :, -1]).all() else "goes on without an error")
 
 
-def _evidence(asked: KernelProbe | LayerProbe, name: str, known: Dialect, answers: list[tuple[Question, Array]]) -> str:
-    """What each question alone would say, where they disagree; a picture of the first where one says nothing."""
-    said = []
-    for question, answer in answers:
-        fits = [d for d in _dialects(name, known) if _fits(asked, [(question, answer)], d)]
+def _evidence(runner: Runner, name: str, known: Dialect, answers: list[tuple[Probe, Array]]) -> str:
+    """The choices that single probes fit, where they disagree; else the first answer that fits none, as a picture."""
+    names = []
+    for probe, answer in answers:
+        fits = [d for d in _dialects(name, known) if _fits(runner, [(probe, answer)], d)]
         if not fits:
             return _picture(answer)
-        said.append(dict(fits[0]).get(name, CONVENTION[name].spec))
-    return "now this, now that: " + "; ".join(dict.fromkeys(said))
+        names.append(dict(fits[0]).get(name, CONVENTION[name].spec))
+    return "differs from call to call: " + "; ".join(dict.fromkeys(names))
 
 
 def _picture(context: Array) -> str:

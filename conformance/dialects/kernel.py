@@ -1,7 +1,7 @@
 """Attention in any dialect: one kernel in NumPy, with every convention's alternatives inside.
 
-Without a dialect it computes what SPEC.md says, which the tests prove against gqa_numpy. It exists to say which
-alternative reproduces somebody's output. It shares nothing with the planted bugs, which judge the suite.
+Without a dialect it computes what SPEC.md states, which the tests prove against gqa_numpy. It exists to find which
+alternative reproduces a target's output. It shares nothing with the planted bugs, which judge the suite.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class Kernel:
+class DialectKernel:
     """`grouped_query_attention` of SPEC 1 to 9 in a dialect: query (B, N, T, H), key (B, K, S, H), value (B, K, S, Hv),
     all of one dtype -> context (B, N, T, Hv), weights (B, N, T, S), in that dtype.
     """
@@ -84,7 +84,7 @@ class Kernel:
         return np.arange(N) % K if tiled else self._key_heads(N, K)
 
     def _counts(self, mask: Array | None) -> bool:
-        """Whether causal is heard."""
+        """Whether causal has an effect."""
         return mask is None or self.does("mask with causal") != "mask alone"
 
     def _mask(self, mask: Array | None, shape: tuple[int, ...], causal: bool, capped: bool) -> tuple[Array, Array]:
@@ -281,7 +281,7 @@ class Kernel:
         return weights.astype(kept)
 
     def _empty(self, weights: Array, seen: Array, mask: Array | None, sinks: Any, need_weights: bool) -> Array:
-        """What stands in rows that see no key. A sink leaves them 0 in every dialect."""
+        """The weights of rows that see no key. With a sink they are 0 in every dialect."""
         choice = self._of_empty(mask)
         if need_weights and self.does("asking for weights") == "changes empty rows":
             choice = "mean of all values" if choice == "0" else "0"

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 
 from conformance.dialects.conventions import SPEC, Dialect, chosen
-from conformance.dialects.kernel import Kernel
+from conformance.dialects.kernel import DialectKernel
 from conformance.dialects.rope import frequencies
 from conformance.dialects.weights import read
 from gqa_spec import AttentionConfig
@@ -18,7 +18,7 @@ Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class Held:
+class DialectCache:
     """What a cache holds: keys and values (B, K, S, H), nothing at first."""
 
     max_length: int
@@ -29,14 +29,14 @@ class Held:
     def length(self) -> int:
         return 0 if self.keys is None else self.keys.shape[2]
 
-    def longer(self, keys: Array, values: Array) -> Held:
+    def longer(self, keys: Array, values: Array) -> DialectCache:
         if self.length:
             keys, values = (np.concatenate(pair, axis=2) for pair in ((self.keys, keys), (self.values, values)))
-        return Held(self.max_length, keys, values)
+        return DialectCache(self.max_length, keys, values)
 
 
 @dataclass
-class Layer:
+class DialectLayer:
     """`GroupedQueryAttention` of SPEC 10 to 16 in a dialect: built from a config, given canonical weights, called as
     ours are.
     """
@@ -48,7 +48,7 @@ class Layer:
     def does(self, convention: str) -> str:
         return chosen(self.dialect, convention)
 
-    def load_weights(self, weights: dict[str, Array]) -> Layer:
+    def load_weights(self, weights: dict[str, Array]) -> DialectLayer:
         self.weights = read(weights, self.config, self.dialect)
         return self
 
@@ -68,9 +68,9 @@ class Layer:
         q = self._prepared(self._projected("q_proj", query, c.num_heads), "q", q_places, S)
         k = self._prepared(self._projected("k_proj", key, c.num_kv_heads), "k", k_places, S)
         v = self._projected("v_proj", value, c.num_kv_heads)
-        if self.does("RoPE turns") == "values too" and c.v_head_dim == c.head_dim:
+        if self.does("RoPE rotates") == "values too" and c.v_head_dim == c.head_dim:
             v = self._turned(v, "v", k_places, S)
-        context, weights = Kernel(self.dialect)(
+        context, weights = DialectKernel(self.dialect)(
             q, k, v, mask, causal=c.causal, window=c.window, chunk=c.chunk, offset=offset, scale=c.scale,
             softcap=c.softcap, sinks=self.weights.get("sinks"), need_weights=need_weights,
         )  # fmt: skip
@@ -78,23 +78,23 @@ class Layer:
             context = context.swapaxes(1, 2)
         return self._linear("o_proj", context.reshape(B, T, -1)), weights
 
-    def init_cache(self, batch_size: int, max_length: int) -> Held:
-        return Held(max_length)
+    def init_cache(self, batch_size: int, max_length: int) -> DialectCache:
+        return DialectCache(max_length)
 
-    def extend(self, x: Array, cache: Held) -> tuple[Array, Held]:
+    def extend(self, x: Array, cache: DialectCache) -> tuple[Array, DialectCache]:
         """Appends x's tokens (B, T, D) to a cache and attends to all so far."""
         c, does, T = self.config, self.does("cached tokens"), x.shape[1]
         start = cache.length
         if start + T > cache.max_length and self.does("full cache") == "refuses":
-            raise ValueError(f"cache: no room for {T} more tokens")
-        places = np.arange(T) + (0 if does == "turned from 0" else start)
+            raise ValueError(f"cache: {T} more tokens than it holds")
+        places = np.arange(T) + (0 if does == "rotated from 0" else start)
         q = self._prepared(self._projected("q_proj", x, c.num_heads), "q", places, cache.max_length)
         k = self._prepared(self._projected("k_proj", x, c.num_kv_heads), "k", places, cache.max_length)
         longer = cache.longer(k, self._projected("v_proj", x, c.num_kv_heads))
         offset = {"causal from the first key held": 0, "a token does not see itself": max(start - 1, 0)}.get(
             does, start
         )
-        context, _ = Kernel(self.dialect)(
+        context, _ = DialectKernel(self.dialect)(
             q, longer.keys, longer.values, causal=c.causal, window=c.window, chunk=c.chunk,
             offset=np.full(len(x), offset),
             scale=c.scale, softcap=c.softcap, sinks=self.weights.get("sinks"), need_weights=False,
@@ -159,7 +159,7 @@ class Layer:
         return shift + _wide(self.weights[f"{name}_norm.weight"])
 
     def _turned(self, x: Array, name: str, positions: Array, length: int) -> Array:
-        rope, does = self.config.rope, self.does("RoPE turns")
+        rope, does = self.config.rope, self.does("RoPE rotates")
         if rope is None or (does == "queries only" and name == "k"):
             return x
         y, R, H = _wide(x).copy(), self.config.rotary_dim, x.shape[-1]

@@ -1,7 +1,7 @@
-"""Small crafted questions that tell conventions apart, put to a target and to our own kernel in any dialect.
+"""Small crafted calls that tell conventions apart, for a target and for our own kernel in any dialect.
 
 Values are multiples of unit vectors, one multiple per KV head, so that the context shows the weights of each head. A
-layer is asked the same: its projections pick query, key and value out of what it is given.
+layer gets the same ones: its projections pick query, key and value out of its input.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any, Literal
 import numpy as np
 
 from conformance.cases.inputs import DTYPES, Call
-from conformance.dialects import kernel as alternatives
-from conformance.dialects import layer as alternative_layer
 from conformance.dialects.conventions import Dialect
-from conformance.targets import ForeignClass, Kernel, Layer, Limits, Target, Unsupported
+from conformance.dialects.kernel import DialectKernel
+from conformance.dialects.layer import DialectLayer
+from conformance.targets import Limits, Target, TargetClass, TargetFunction, TargetLayer, Unsupported
 from gqa_spec import (
     AttentionConfig,
     DynamicScaling,
@@ -36,7 +36,7 @@ B, S, H = 2, 8, 16
 
 
 @dataclass(frozen=True, eq=False)
-class Question:
+class Probe:
     """One call. convention: what it is about. settings: fields of AttentionConfig that only a layer has. crafted:
     query and key instead of random ones. dense: random projections instead of those that pick. chunks: how many tokens
     at a time a cache is given, instead of one call.
@@ -57,8 +57,8 @@ class Question:
     dense: bool = False
     chunks: tuple[int, ...] = ()
 
-    def heard_by(self, known: Dialect) -> Question:
-        """The same question to somebody for whom True is hidden."""
+    def adapted_to(self, known: Dialect) -> Probe:
+        """The same probe for a target to which True is hidden."""
         inverts = ("boolean mask", "True is hidden") in known and self.convention != "boolean mask"
         return replace(self, mask=~self.mask) if inverts and _is_boolean(self.mask) else self
 
@@ -81,48 +81,48 @@ class Question:
 
 
 @dataclass(frozen=True)
-class KernelProbe:
-    """Questions to a function."""
+class FunctionRunner:
+    """Runs probes on a function."""
 
-    target: Kernel
+    target: TargetFunction
 
-    def ask(self, question: Question, **more: Any) -> Answer:
-        call = _kernel_call(question, self.target.limits)
+    def run(self, probe: Probe, **more: Any) -> Answer:
+        call = _kernel_call(probe, self.target.limits)
         return self.target(Call(*call.arguments, call.keywords | more))
 
-    def expected(self, question: Question, dialect: Dialect) -> Array:
-        return _of_kernel(question, dialect, self.target.limits)
+    def expected(self, probe: Probe, dialect: Dialect) -> Array:
+        return _of_kernel(probe, dialect, self.target.limits)
 
 
 @dataclass(frozen=True)
-class LayerProbe:
-    """Questions to a class, by way of projections that pick each head's query, key and value."""
+class ClassRunner:
+    """Runs probes on a class, through projections that pick each head's query, key and value."""
 
-    target: ForeignClass
+    target: TargetClass
 
-    def ask(self, question: Question, **more: Any) -> Answer:
-        if question.chunks:
-            return self.extended(question)
-        config, weights, call = _put(question, self.target.limits)
-        layer = self.target.layer(config, question.dtype)
+    def run(self, probe: Probe, **more: Any) -> Answer:
+        if probe.chunks:
+            return self.run_cached(probe)
+        config, weights, call = _layer_call(probe, self.target.limits)
+        layer = self.target.layer(config, probe.dtype)
         layer.load(weights)
         return _by_heads(layer(Call(*call.arguments, call.keywords | more)), config)
 
-    def expected(self, question: Question, dialect: Dialect) -> Array:
-        return _of_layer(question, dialect, self.target.limits)
+    def expected(self, probe: Probe, dialect: Dialect) -> Array:
+        return _of_layer(probe, dialect, self.target.limits)
 
-    def extended(self, question: Question, *, room: int = S, ends: bool = False) -> Answer:
-        """The answer of a cache. ends: ask only one that has room for so many tokens and no more."""
-        config, weights, call = _put(question, replace(self.target.limits, cross=False))
-        layer = self.target.layer(config, question.dtype)
+    def run_cached(self, probe: Probe, *, room: int = S, ends: bool = False) -> Answer:
+        """The answer of a cache of max_length tokens. ends: only of one that holds so many and no more."""
+        config, weights, call = _layer_call(probe, replace(self.target.limits, cross=False))
+        layer = self.target.layer(config, probe.dtype)
         layer.load(weights)
         extend = layer.caching(B, room, rolling=False, ends=ends)
-        return _by_heads((_chunked(call.query, question.chunks, lambda x: extend(x, None)), None), config)
+        return _by_heads((_chunked(call.query, probe.chunks, lambda x: extend(x, None)), None), config)
 
-    def training(self, question: Question) -> Answer:
+    def run_training(self, probe: Probe) -> Answer:
         """The answer in training mode, with a dropout of one half."""
-        config, weights, call = _put(question, self.target.limits, dropout=0.5)
-        layer: Layer = self.target.layer(config, question.dtype)
+        config, weights, call = _layer_call(probe, self.target.limits, dropout=0.5)
+        layer: TargetLayer = self.target.layer(config, probe.dtype)
         layer.load(weights)
         if not hasattr(layer.module, "train"):
             raise Unsupported("has no training mode")
@@ -131,16 +131,16 @@ class LayerProbe:
 
 
 @lru_cache(4096)  # every target is compared with the same answers
-def _of_kernel(question: Question, dialect: Dialect, limits: Limits) -> Array:
-    call = _kernel_call(question, limits)
-    return alternatives.Kernel(dialect)(*call.arguments, **call.keywords, need_weights=False)[0]
+def _of_kernel(probe: Probe, dialect: Dialect, limits: Limits) -> Array:
+    call = _kernel_call(probe, limits)
+    return DialectKernel(dialect)(*call.arguments, **call.keywords, need_weights=False)[0]
 
 
 @lru_cache(4096)
-def _of_layer(question: Question, dialect: Dialect, limits: Limits) -> Array:
-    config, weights, call = _put(question, replace(limits, cross=False) if question.chunks else limits)
-    layer = alternative_layer.Layer(config, dialect).load_weights(weights)
-    if question.chunks:
+def _of_layer(probe: Probe, dialect: Dialect, limits: Limits) -> Array:
+    config, weights, call = _layer_call(probe, replace(limits, cross=False) if probe.chunks else limits)
+    layer = DialectLayer(config, dialect).load_weights(weights)
+    if probe.chunks:
         cache = layer.init_cache(B, S)
 
         def extend(x: Array) -> Array:
@@ -148,27 +148,27 @@ def _of_layer(question: Question, dialect: Dialect, limits: Limits) -> Array:
             output, cache = layer.extend(x, cache)
             return output
 
-        return _by_heads((_chunked(call.query, question.chunks, extend), None), config)[0]
+        return _by_heads((_chunked(call.query, probe.chunks, extend), None), config)[0]
     return _by_heads(layer(*call.arguments, **call.keywords, need_weights=False), config)[0]
 
 
 @lru_cache(256)
-def _kernel_call(question: Question, limits: Limits) -> Call:
-    if question.settings:
-        raise Unsupported("a layer's question")
-    _possible(question, limits)
-    call = question.call()
+def _kernel_call(probe: Probe, limits: Limits) -> Call:
+    if probe.settings:
+        raise Unsupported("a layer's probe")
+    _refuse_impossible(probe, limits)
+    call = probe.call()
     return Call(*call.arguments, dict(limits.always) | call.keywords)
 
 
-OF_CALL = ("offset", "positions", "key_positions")  # what a layer is told when it is called, not when it is built
+OF_CALL = ("offset", "positions", "key_positions")  # what a layer is given when it is called, not when it is built
 
 
 @lru_cache(256)
-def _put(question: Question, limits: Limits, **more: Any) -> tuple[AttentionConfig, dict[str, Array], Call]:
-    """The question to a layer: how it is built, its weights, and the call."""
-    q, call = question, question.call()
-    _possible(question, limits)
+def _layer_call(probe: Probe, limits: Limits, **more: Any) -> tuple[AttentionConfig, dict[str, Array], Call]:
+    """The probe of a layer: how it is built, its weights, and the call."""
+    q, call = probe, probe.call()
+    _refuse_impossible(probe, limits)
     if not limits.cross and (q.T != q.S or q.poisoned or q.convention == "argument order"):
         raise Unsupported("self-attention only")
     if "dropout_multiplier" in call.keywords:
@@ -205,8 +205,11 @@ def _chunked(x: Array, sizes: tuple[int, ...], extend: Callable[[Array], Array])
     return np.concatenate([extend(x[:, a : a + size]) for a, size in zip(starts, sizes, strict=True)], axis=1)
 
 
-def probe(target: Target) -> KernelProbe | LayerProbe:
-    return LayerProbe(target) if isinstance(target, ForeignClass) else KernelProbe(target)
+Runner = FunctionRunner | ClassRunner
+
+
+def runner_of(target: Target) -> Runner:
+    return ClassRunner(target) if isinstance(target, TargetClass) else FunctionRunner(target)
 
 
 def _is_boolean(mask: Any) -> bool:
@@ -217,14 +220,14 @@ def _is_floating(x: Any) -> bool:
     return isinstance(x, Array) and x.dtype.kind == "f"
 
 
-def _possible(question: Question, limits: Limits) -> None:
-    if question.K != question.N and not limits.grouped:
+def _refuse_impossible(probe: Probe, limits: Limits) -> None:
+    if probe.K != probe.N and not limits.grouped:
         raise Unsupported("MHA only")
-    if any(question.settings.get(name, x) != x for name, x in limits.always.items()):
+    if any(probe.settings.get(name, x) != x for name, x in limits.always.items()):
         raise Unsupported("cannot be switched off")
-    if question.Hv != H and not limits.value_size:
+    if probe.Hv != H and not limits.value_size:
         raise Unsupported("value heads of another size")
-    if question.dtype == "float64" and "float64" not in limits.dtypes:
+    if probe.dtype == "float64" and "float64" not in limits.dtypes:
         raise Unsupported("takes no float64")
 
 
@@ -254,16 +257,16 @@ def _picking(config: AttentionConfig, call: Call, cross: bool, dense: bool) -> d
     return {name: x.astype(dtype) for name, x in weights.items()}
 
 
-# --- the questions ----------------------------------------------------------------------------------------------------
+# --- the probes ----------------------------------------------------------------------------------------------------
 
 
 @cache
-def questions() -> tuple[Question, ...]:
+def probes() -> tuple[Probe, ...]:
     """In the order in which they build on each other; several about one convention must agree."""
     return (*_kernels(), *_precision(), *_layers())
 
 
-def _kernels() -> Iterator[Question]:
+def _kernels() -> Iterator[Probe]:
     lower = np.tril(np.ones((S, S), bool))
     rng = np.random.default_rng(3)
     seen = rng.random((S, S)) < 0.5
@@ -271,37 +274,37 @@ def _kernels() -> Iterator[Question]:
     rows = np.arange(S) % 3 == 1
     bias = rng.permuted(np.resize(np.array([0, 0.7, -1.3], np.float32), (S, S)), axis=1)
     minus = np.where(seen, np.float32(0), np.float32(-np.inf))
-    yield Question("head order", N=6, K=2)
-    yield Question("scale")
-    yield Question("scale", Hv=12)
-    yield Question("softmax")
+    yield Probe("head order", N=6, K=2)
+    yield Probe("scale")
+    yield Probe("scale", Hv=12)
+    yield Probe("softmax")
     for given in (0.5, 0.4):  # 0.5 is one that Gemma can have, but its square is H ** -0.5
-        yield Question("given scale", keywords={"scale": given})
-    yield Question("alignment", T=4, keywords={"causal": True})
-    yield Question("causal", keywords={"causal": True})
-    yield Question("causal window of W", keywords={"causal": True, "window": 3})
-    yield Question("window without causal", keywords={"window": 3})
-    yield Question("boolean mask", mask=seen)
-    yield Question("floating mask", mask=bias)
-    yield Question("floating mask", mask=np.where(rows[:, None], np.finfo(np.float32).min, minus))
-    yield Question("mask of each row and head", mask=_masks(rng))
-    yield Question("mask with causal", mask=seen | np.eye(S, dtype=bool), keywords={"causal": True})
-    yield Question("empty row, boolean", mask=seen & ~rows[:, None])
-    yield Question("empty row, -inf", mask=np.where(rows[:, None], np.float32(-np.inf), minus))
+        yield Probe("given scale", keywords={"scale": given})
+    yield Probe("alignment", T=4, keywords={"causal": True})
+    yield Probe("causal", keywords={"causal": True})
+    yield Probe("causal window of W", keywords={"causal": True, "window": 3})
+    yield Probe("window without causal", keywords={"window": 3})
+    yield Probe("boolean mask", mask=seen)
+    yield Probe("floating mask", mask=bias)
+    yield Probe("floating mask", mask=np.where(rows[:, None], np.finfo(np.float32).min, minus))
+    yield Probe("mask of each row and head", mask=_masks(rng))
+    yield Probe("mask with causal", mask=seen | np.eye(S, dtype=bool), keywords={"causal": True})
+    yield Probe("empty row, boolean", mask=seen & ~rows[:, None])
+    yield Probe("empty row, -inf", mask=np.where(rows[:, None], np.float32(-np.inf), minus))
     for offset in (2, -2):
-        yield Question("offset", keywords={"causal": True, "offset": offset})
-    yield Question("offset of each row", keywords={"causal": True, "offset": np.array([1, 3])})
-    yield Question("chunk", T=S, S=5, keywords={"chunk": 3})
-    yield Question("chunk", keywords={"chunk": 3, "offset": -4})
+        yield Probe("offset", keywords={"causal": True, "offset": offset})
+    yield Probe("offset of each row", keywords={"causal": True, "offset": np.array([1, 3])})
+    yield Probe("chunk", T=S, S=5, keywords={"chunk": 3})
+    yield Probe("chunk", keywords={"chunk": 3, "offset": -4})
     for poisoned in ("key", "value"):
-        yield Question("poison", mask=np.broadcast_to(np.arange(S) < S - 2, (S, S)).copy(), poisoned=poisoned)
+        yield Probe("poison", mask=np.broadcast_to(np.arange(S) < S - 2, (S, S)).copy(), poisoned=poisoned)
     for mask, causal in ((seen, {}), (minus, {}), (None, {"causal": True}), (None, {}), (lower, {})):
         for scale in ({"scale": 0.5}, {}):
-            yield Question("softcap order", mask=mask, keywords={"softcap": 1.5, **scale, **causal})
-    yield Question("sinks", N=6, K=2, keywords={"sinks": np.linspace(-1, 2, 6), "scale": 0.5})
+            yield Probe("softcap order", mask=mask, keywords={"softcap": 1.5, **scale, **causal})
+    yield Probe("sinks", N=6, K=2, keywords={"sinks": np.linspace(-1, 2, 6), "scale": 0.5})
     for more in ({}, {"softcap": 1.5}, {"causal": True, "window": 3}):
-        yield Question("sinks", N=6, K=2, keywords={"sinks": np.linspace(-1, 2, 6), **more})
-    yield Question("dropout", keywords={"dropout_multiplier": _thinned()})
+        yield Probe("sinks", N=6, K=2, keywords={"sinks": np.linspace(-1, 2, 6), **more})
+    yield Probe("dropout", keywords={"dropout_multiplier": _thinned()})
 
 
 def _masks(rng: np.random.Generator) -> Array:
@@ -311,52 +314,52 @@ def _masks(rng: np.random.Generator) -> Array:
     return seen
 
 
-def _precision() -> Iterator[Question]:
-    """Two scores that differ by 0.25 at a height where 16 bits cannot tell them apart."""
+def _precision() -> Iterator[Probe]:
+    """Two scores that differ by 0.25 and are equal when rounded to 16 bits."""
     for dtype, query, key in (("bfloat16", 32, 8), ("float16", 64, 32)):
         q, k = np.zeros((2, H)), np.zeros((2, H))
         q[:, :2], k[:, 0], k[1, 1] = (query, 4), key, 0.25
-        yield Question("16-bit scores", T=2, S=2, dtype=dtype, crafted=(q, k))
-    yield Question("float64", dtype="float64")
+        yield Probe("16-bit scores", T=2, S=2, dtype=dtype, crafted=(q, k))
+    yield Probe("float64", dtype="float64")
 
 
-def _layers() -> Iterator[Question]:
+def _layers() -> Iterator[Probe]:
     plain: dict[str, Any] = {"dropout": 0.0}  # nothing but what every layer has
     half, interleaved = RopeConfig(), RopeConfig(pairing="interleaved")
-    yield Question("argument order", settings=plain)
+    yield Probe("argument order", settings=plain)
     for N, K, Hv in ((6, 2, H), (3, 3, H), (3, 3, 12)):
-        yield Question("projections", N=N, K=K, Hv=Hv, settings=plain, dense=True)
-    yield Question("stored weights", settings=plain, dense=True, keywords={"scale": 8.0})
+        yield Probe("projections", N=N, K=K, Hv=Hv, settings=plain, dense=True)
+    yield Probe("stored weights", settings=plain, dense=True, keywords={"scale": 8.0})
     for rope in (half, interleaved):
-        yield Question("RoPE pairing", N=4, K=2, settings={"rope": rope})
-    yield Question("biases", settings={"qkv_bias": True, "out_bias": True})
-    yield Question("biases", settings={"qkv_bias": True})
-    yield Question("biases", settings={"qkv_bias": True, "out_bias": True, "rope": half})
+        yield Probe("RoPE pairing", N=4, K=2, settings={"rope": rope})
+    yield Probe("biases", settings={"qkv_bias": True, "out_bias": True})
+    yield Probe("biases", settings={"qkv_bias": True})
+    yield Probe("biases", settings={"qkv_bias": True, "out_bias": True, "rope": half})
     yield from _positions(half)
-    yield Question("RoPE frequencies", settings={"rope": RopeConfig(theta=50.0)})
-    yield Question("partial rotary", settings={"rope": RopeConfig(rotary_dim=6)})
+    yield Probe("RoPE frequencies", settings={"rope": RopeConfig(theta=50.0)})
+    yield Probe("partial rotary", settings={"rope": RopeConfig(rotary_dim=6)})
     yield from _scalings()
     kinds = ("rms", "rms_plus_one", "rms_full")
     for convention, ropes in (("norm weights", (None, half)), ("QK-norm order", (half,)), ("QK-norm", (None,))):
         for turned, kind in product(ropes, kinds):
-            yield Question(convention, settings={"qk_norm": kind, "rope": turned})
-    yield Question("QK-norm", settings={"qk_norm": "rms", "qk_norm_eps": 0.5})
-    yield Question("cached tokens", settings=plain, keywords={"causal": True}, chunks=(1,) * S)
-    yield Question("cached tokens", settings={"rope": half}, keywords={"causal": True}, chunks=(3, 1, 4))
+            yield Probe(convention, settings={"qk_norm": kind, "rope": turned})
+    yield Probe("QK-norm", settings={"qk_norm": "rms", "qk_norm_eps": 0.5})
+    yield Probe("cached tokens", settings=plain, keywords={"causal": True}, chunks=(1,) * S)
+    yield Probe("cached tokens", settings={"rope": half}, keywords={"causal": True}, chunks=(3, 1, 4))
 
 
-def _positions(rope: RopeConfig) -> Iterator[Question]:
+def _positions(rope: RopeConfig) -> Iterator[Probe]:
     settings = {"rope": rope}
-    yield Question("RoPE turns", settings=settings)
-    yield Question("RoPE positions", T=4, settings=settings)
+    yield Probe("RoPE rotates", settings=settings)
+    yield Probe("RoPE positions", T=4, settings=settings)
     rows = np.array([[3], [11]]) + np.arange(S)
-    yield Question("given positions", settings=settings, keywords={"positions": rows})
+    yield Probe("given positions", settings=settings, keywords={"positions": rows})
     far = {"positions": np.arange(S) + 4001, "key_positions": np.arange(S) + 1003}
-    yield Question("RoPE angles", settings=settings, keywords=far)
+    yield Probe("RoPE angles", settings=settings, keywords=far)
 
 
-def _scalings() -> Iterator[Question]:
-    """An original context shorter than the question, or the difference would not show."""
+def _scalings() -> Iterator[Probe]:
+    """An original context shorter than the probe, or the difference would not show."""
     within: dict[str, Any] = {"factor": 4.0, "original_max_position_embeddings": 5}
     above = tuple(1 + 0.3 * d for d in range(H // 2))
     scalings: dict[str, tuple[RopeScaling, ...]] = {
@@ -376,20 +379,20 @@ def _scalings() -> Iterator[Question]:
     }
     for convention, kinds in scalings.items():
         for scaling in kinds:
-            yield Question(convention, settings={"rope": RopeConfig(scaling=scaling)})
+            yield Probe(convention, settings={"rope": RopeConfig(scaling=scaling)})
 
 
-def overfull_question() -> Question:
-    """Token by token, of which the last has no room in a cache of S - 1."""
-    return Question("full cache", settings={"dropout": 0.0}, keywords={"causal": True}, chunks=(1,) * S)
+def overfull_probe() -> Probe:
+    """Token by token: one more than a cache of S - 1 holds."""
+    return Probe("full cache", settings={"dropout": 0.0}, keywords={"causal": True}, chunks=(1,) * S)
 
 
-def training_question() -> Question:
-    return Question("returned weights")
+def training_probe() -> Probe:
+    return Probe("returned weights")
 
 
-def dropout_question() -> Question:
-    return Question("returned weights", keywords={"dropout_multiplier": _thinned()})
+def dropout_probe() -> Probe:
+    return Probe("returned weights", keywords={"dropout_multiplier": _thinned()})
 
 
 def _thinned() -> Array:

@@ -1,4 +1,4 @@
-"""Canonical weights as somebody reads them who takes them for another layout."""
+"""Canonical weights as a layer reads them that takes them for another layout."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def _strided(x: Array, K: int, G: int) -> Array:
 
 
 def _in_other_order(weights: Weights, config: AttentionConfig, dialect: Dialect) -> Weights:
-    """The tensors whose rows are not in the order of the pairs that are turned."""
+    """The tensors whose rows are not in the order of the pairs that are rotated."""
     N, K, H, R = config.num_heads, config.num_kv_heads, config.head_dim, config.rotary_dim
-    left = "in interleaved order where RoPE turns halves"
+    left = "in interleaved order where RoPE rotates halves"
     turned = (("q", N), ("k", K))
     found: Weights = {}
-    if chosen(dialect, "RoPE pairing") == "rows in interleaved order, halves turned":
+    if chosen(dialect, "RoPE pairing") == "rows in interleaved order, halves rotated":
         found |= {f"{name}_proj.weight": _interleaved(weights[f"{name}_proj.weight"], n) for name, n in turned}
     if chosen(dialect, "biases") == left and "q_proj.bias" in weights:
         found |= {f"{name}_proj.bias": _interleaved(weights[f"{name}_proj.bias"], n) for name, n in turned}

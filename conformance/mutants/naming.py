@@ -14,14 +14,14 @@ from conformance.dialects.conventions import Dialect, named
 from conformance.dialects.detect import dialect_of, findings
 from conformance.mutants import MUTANTS
 from conformance.reference.layer import ReferenceLayer
-from conformance.targets import ForeignClass, Kernel
+from conformance.targets import TargetClass, TargetFunction
 from conformance.targets.frameworks import framework
 from gqa_spec import AttentionConfig
 
 Array = np.ndarray
 FAMILIES = ("kernel", "layer", "RoPE", "weights")
 FAULTS = {"SoftmaxWithoutSum": "unfinished"}  # no library has it as a convention: it is no softmax at all
-_LEFT = "in interleaved order where RoPE turns halves"
+_LEFT = "in interleaved order where RoPE rotates halves"
 _ONCE = "attention factor on the scores once"
 EXPECTED: dict[str, dict[str, str]] = {
     "TiledHeads": {"head order": "tiled: n % K"},
@@ -80,9 +80,9 @@ EXPECTED: dict[str, dict[str, str]] = {
     "OtherRopePairing": {"RoPE pairing": "the other one"},
     "AlwaysHalfPairs": {"RoPE pairing": "half, whatever is configured"},
     "AlwaysInterleavedPairs": {"RoPE pairing": "interleaved, whatever is configured"},
-    "RotatedBackwards": {"RoPE turns": "keys backwards"},
-    "OnlyQueriesRotated": {"RoPE turns": "queries only"},
-    "ValuesRotated": {"RoPE turns": "values too"},
+    "RotatedBackwards": {"RoPE rotates": "keys backwards"},
+    "OnlyQueriesRotated": {"RoPE rotates": "queries only"},
+    "ValuesRotated": {"RoPE rotates": "values too"},
     "PositionsWithoutOffset": {"RoPE positions": "queries at i"},
     "PositionsFromOne": {"RoPE positions": "queries counted from one"},
     "FirstRowsPositionsForAll": {"given positions": "the first row's for all"},
@@ -122,7 +122,7 @@ EXPECTED: dict[str, dict[str, str]] = {
     "LongropeAlwaysShort": {"longrope": "short factors always"},
     "LongropeAlwaysLong": {"longrope": "long factors always"},
     "KeyRowsPermutedWithN": {"RoPE pairing": "key rows permuted with N"},
-    "RowsNotPermuted": {"RoPE pairing": "rows in interleaved order, halves turned"},
+    "RowsNotPermuted": {"RoPE pairing": "rows in interleaved order, halves rotated"},
     "BiasNotPermuted": {"biases": _LEFT},
     "NormNotPermuted": {"norm weights": _LEFT},
     "PartialRotaryPermutedWhole": {"partial rotary": "rows permuted over the whole head"},
@@ -140,7 +140,7 @@ EXPECTED: dict[str, dict[str, str]] = {
 
 CACHED: dict[str, dict[str, str]] = {
     "ChunkStartsAtZero": {"cached tokens": "causal from the first key held"},
-    "RotatedFromZero": {"cached tokens": "turned from 0"},
+    "RotatedFromZero": {"cached tokens": "rotated from 0"},
     "NewTokenNotAttended": {"cached tokens": "a token does not see itself"},
 }
 
@@ -169,19 +169,19 @@ def naming(family: str, mutant: str) -> Naming:
     return Naming(mutant, named(found), bool(expected) and found == expected)
 
 
-def as_target(family: str, mutant: Any) -> Kernel | ForeignClass:
+def as_target(family: str, mutant: Any) -> TargetFunction | TargetClass:
     """The reference code, which computes in float64, as a function or class that returns the dtype it was given.
 
     A mutant of a layer has the oracle's kernel, which is quick.
     """
     if family == "kernel":
-        return Kernel(mutant.__name__, framework("numpy"), _function(mutant()))
+        return TargetFunction(mutant.__name__, framework("numpy"), _function(mutant()))
     if family == "cache":
-        return ForeignClass(mutant.__name__, framework("numpy"), _cached(mutant))
+        return TargetClass(mutant.__name__, framework("numpy"), _cached(mutant))
     if family == "RoPE":
         mutant = type(mutant.__name__, (ReferenceLayer,), {"rope": mutant()})
     quick = type(mutant.__name__, (mutant,), {"kernel": staticmethod(gqa_numpy.grouped_query_attention)})
-    return ForeignClass(mutant.__name__, framework("numpy"), _class(quick))
+    return TargetClass(mutant.__name__, framework("numpy"), _class(quick))
 
 
 def _function(reference: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a target gave on a failing case, beside what is right: matrices to look at."""
+"""What a target gave on a failing case, beside the oracle's answer: matrices for pictures."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from conformance.cases.table import kernel_cases, layer_cases
-from conformance.checks.arrays import Check
+from conformance.checks.check import Check
 from conformance.report.picture import Place, place
 from conformance.targets import NotATarget, Unsupported, fit
 from conformance.targets.worker import Stopped, Worker
-from conformance.trace.attentions import Fault, target_side
+from conformance.trace.compare import Fault, target_side
 from conformance.trace.stages import backend_stages
 
 MOST = 40  # pictures of one target
@@ -37,7 +37,7 @@ def evidence(path: str, arrays: str | None, checks: list[Check], limit: float) -
         for case in kernel_cases() if side.kernel else layer_cases():
             try:
                 case = fit(case, side.limits, layer=not side.kernel)
-                for name, column in [asked for asked in failing if asked[0] == case.name]:
+                for name, column in [pair for pair in failing if pair[0] == case.name]:
                     failing.remove((name, column))
                     dtype = column.rpartition(", ")[2]
                     got = side.stages(case, dtype, side.kernel)
@@ -49,7 +49,7 @@ def evidence(path: str, arrays: str | None, checks: list[Check], limit: float) -
 
 
 def _answered(check: Check) -> bool:
-    """Whether there are arrays to look at."""
+    """Whether there are arrays to show."""
     return not check.reason.startswith(("raised", "returned", "did not answer", "ended"))
 
 
@@ -61,4 +61,4 @@ def _spread(cases: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
         feature = case.partition(" / ")[2]
         ranked.append((rank[feature], number, (case, column)))
         rank[feature] += 1
-    return [asked for _, _, asked in sorted(ranked)]
+    return [pair for _, _, pair in sorted(ranked)]

@@ -6,7 +6,7 @@ import re
 from itertools import groupby
 from xml.etree import ElementTree
 
-from conformance.checks.arrays import Check
+from conformance.checks.check import Check
 from conformance.report.reproduce import command
 
 NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # of XML 1.0, escaped or not

@@ -10,7 +10,7 @@ from string import Template
 from typing import Any
 
 from conformance.cases.table import FEATURE
-from conformance.checks.arrays import Check
+from conformance.checks.check import Check
 from conformance.report.evidence import Evidence
 from conformance.report.picture import Place
 from conformance.report.reproduce import command, feature_of
@@ -35,7 +35,7 @@ def page(
 
 def _data(checks: list[Check], evidence: list[Evidence], not_run: list[str], arrays: str | None) -> dict[str, Any]:
     """rows: cases. columns: who, in which dtype. checks: row, column, quantity, verdict, error (null: not finite),
-    reason, explanation. commands: by row and column. evidence: matrices, in which text stands for what is not finite.
+    reason, explanation. commands: by row and column. evidence: matrices; what is not finite is text.
     """
     found = as_json(checks, [], not_run)
     rows = {name: i for i, name in enumerate(dict.fromkeys(check.case for check in checks))}

@@ -1,4 +1,4 @@
-"""Where two attentions part most: the place, and a picture of the two weight matrices and their difference."""
+"""Where two attentions differ most: the place, and a picture of the two weight matrices and their difference."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def place(a: Stages, b: Stages, preferred: tuple[str, ...] = ("weights",)) -> Pl
 
 
 def _axes(stage: str) -> str:
-    """The axes of a stage; V stands for Hv."""
+    """The axes of a stage; V is Hv."""
     special = {"output": "BTD", "context": "BNTV", "v_proj": "BKSV"}
     if stage in special:
         return special[stage]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 
 from conformance.cases.table import FEATURE
-from conformance.checks.arrays import Check
 from conformance.checks.caches import ROW as CACHES
+from conformance.checks.check import Check
 from conformance.targets import BACKENDS
 
 WHOLE = "gqa conform"
@@ -15,7 +15,7 @@ KERNELS = frozenset(f"{backend} kernel" for backend in BACKENDS)
 
 def command(check: Check, arrays: str | None = None) -> str:
     """arrays: as it was given to `gqa conform`. Caches are only run with all other cases of a target,
-    real weights and textbook cases with everything."""
+    real weights and nn.MultiheadAttention's cases with everything."""
     name, _, dtype = check.column.rpartition(", ")
     options = ("--arrays", arrays) if arrays else ()
     if check.row == CACHES:

@@ -13,8 +13,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from conformance.checks.arrays import GRADIENTS, Check
 from conformance.checks.caches import ROW as CACHES
+from conformance.checks.check import GRADIENTS, Check
 from conformance.dialects.conventions import CONVENTION
 from conformance.mutants.run import MutantResult
 
@@ -102,9 +102,9 @@ def mutant_table(results: list[MutantResult]) -> Table:
     table = Table(title="Planted bugs")
     for name in ("family", "bug", "what is wrong", "caught by"):
         table.add_column(name, overflow="fold")
-    for kill in results:
-        first = kill.caught_by[0] if kill.caught_by else "[bold red]SURVIVED[/]"
-        table.add_row(kill.family, kill.bug, kill.what, first)
+    for result in results:
+        first = result.caught_by[0] if result.caught_by else "[bold red]SURVIVED[/]"
+        table.add_row(result.family, result.bug, result.what, first)
     return table
 
 
@@ -118,17 +118,21 @@ def power(
     for name in ("family", "bug", "our cases", *elsewhere):
         table.add_column(name, overflow="fold", justify="left" if name in ("family", "bug") else "right")
     table.add_column("gqa dialect", overflow="fold")
-    for kill in results:
-        others = [_caught(found.get(kill.bug)) for found in elsewhere.values()]
+    for result in results:
+        others = [_caught(found.get(result.bug)) for found in elsewhere.values()]
         table.add_row(
-            kill.family, kill.bug, f"{_caught(kill.caught_by)} of {kill.shown}", *others, named.get(kill.bug, "")
+            result.family,
+            result.bug,
+            f"{_caught(result.caught_by)} of {result.shown}",
+            *others,
+            named.get(result.bug, ""),
         )
-    for family in dict.fromkeys(kill.family for kill in results):
-        rows = [kill for kill in results if kill.family == family]
+    for family in dict.fromkeys(result.family for result in results):
+        rows = [result for result in results if result.family == family]
         table.add_section()
         table.add_row(
-            family, "bugs caught", _share([kill.caught_by for kill in rows]),
-            *(_share([found[kill.bug] for kill in rows if kill.bug in found]) for found in elsewhere.values()),
+            family, "bugs caught", _share([result.caught_by for result in rows]),
+            *(_share([found[result.bug] for result in rows if result.bug in found]) for found in elsewhere.values()),
         )  # fmt: skip
     return table
 
@@ -138,7 +142,7 @@ def case_power(results: list[MutantResult]) -> Table:
     table = Table(title="Cases: what they catch, first what few others catch")
     for name in ("cases", "bugs", "caught by them and by few other families of cases"):
         table.add_column(name, overflow="fold")
-    caught = {kill.bug: {_family_of(case) for case in kill.caught_by} for kill in results}
+    caught = {result.bug: {_family_of(case) for case in result.caught_by} for result in results}
     for family in dict.fromkeys(case for cases in caught.values() for case in sorted(cases)):
         bugs = sorted((bug for bug in caught if family in caught[bug]), key=lambda bug: len(caught[bug]))
         table.add_row(family, str(len(bugs)), ", ".join(f"{bug} ({len(caught[bug])})" for bug in bugs[:3]))
@@ -167,7 +171,7 @@ def as_json(checks: list[Check], results: list[MutantResult], not_run: list[str]
         "versions": {name: _version(name) for name in PACKAGES},
         "counts": counts(checks),
         "left_out": not_run,
-        "mutants": [asdict(kill) for kill in results],
+        "mutants": [asdict(result) for result in results],
         "checks": rows,
     }
 

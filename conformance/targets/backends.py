@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from conformance.cases.inputs import Call
-from conformance.targets.foreign import Kernel, Layer
+from conformance.targets.callables import TargetFunction, TargetLayer
 from conformance.targets.frameworks import Framework, framework
 from gqa_spec import AttentionConfig
 
@@ -32,10 +32,10 @@ class Backend:
     def module(self) -> Any:
         return import_module(f"gqa_{self.name}")
 
-    def layer(self, config: AttentionConfig, dtype: str) -> Layer:
+    def layer(self, config: AttentionConfig, dtype: str) -> TargetLayer:
         options = self.framework.options
         make = self.module.GroupedQueryAttention.from_config
-        return Layer(self.framework, self.framework.build(lambda: make(config, **options(dtype))).eval())
+        return TargetLayer(self.framework, self.framework.build(lambda: make(config, **options(dtype))).eval())
 
     def attention(self, call: Call) -> tuple[Array, Array | None]:
-        return Kernel(self.name, self.framework, self.module.grouped_query_attention)(call)
+        return TargetFunction(self.name, self.framework, self.module.grouped_query_attention)(call)

@@ -1,4 +1,4 @@
-"""How arrays get into a framework and out of it, bit for bit. A framework is only imported when it is asked for."""
+"""How arrays get into a framework and out of it, bit for bit. A framework is imported on first use."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What a target is, and how it says that it cannot do something.
+"""What a target is, and how it declares what it does not support.
 
 A kernel is any function `attention(query, key, value, mask, causal=..., window=..., ...)`, a layer any class that is
-built with fields of `AttentionConfig` and takes canonical weights. Both say what they support by the names of their
-parameters; `Limits` says the rest. What a target cannot do is unsupported, and never counted as passed.
+built with fields of `AttentionConfig` and takes canonical weights. The names of their parameters state what they
+support; `Limits` states the rest. What a target cannot do is unsupported, and never counted as passed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from conformance.cases.table import Case
 
 
 class Unsupported(Exception):
-    """A target cannot be asked this, and says why."""
+    """A target does not support a case; the message is the reason."""
 
 
 class NotATarget(Exception):
@@ -26,9 +26,10 @@ class NotATarget(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a signature cannot say. grouped: takes K < N. value_size: takes Hv different from H. cross: takes a key of
+    """What a signature cannot state. grouped: takes K < N. value_size: takes Hv different from H. cross: takes a key of
     its own. wide: takes D different from N * H. head_multiple: what H must be a multiple of. always: settings
-    that cannot be switched off. dtypes: those it takes.
+    that cannot be switched off. settings: the fields of AttentionConfig that it takes, where its signature does not
+    name them. dtypes: those it takes.
     """
 
     grouped: bool = True
@@ -37,12 +38,13 @@ class Limits:
     wide: bool = True
     head_multiple: int = 1
     always: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    settings: tuple[str, ...] | None = None
     dtypes: tuple[str, ...] = ("float64", "float32")
 
 
 @contextmanager
 def refusing(*sentences: str) -> Iterator[None]:
-    """A library's own refusals, told by their text, are not failures but something that it does not support."""
+    """Errors whose text holds one of these sentences are a library's way to say that it does not support a case."""
     try:
         yield
     except Exception as error:
@@ -52,7 +54,7 @@ def refusing(*sentences: str) -> Iterator[None]:
 
 
 def fit(case: Case, limits: Limits, *, layer: bool) -> Case:
-    """The case in the shapes that the target can be asked; raises Unsupported where that would ask something else."""
+    """The case in shapes that the target takes; raises Unsupported where that would be another case."""
     config, feature = case.config, case.feature
     always = dict(limits.always)
     for name, setting in always.items():

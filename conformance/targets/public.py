@@ -1,33 +1,35 @@
-"""The public implementations that the suite knows by name, and what their signatures cannot say."""
+"""The table of public implementations, and what their signatures cannot state."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from conformance.targets.foreign import ForeignClass, Kernel
+from conformance.targets.callables import TargetClass, TargetFunction
 from conformance.targets.frameworks import framework
 from conformance.targets.protocol import Limits, NotATarget
 
-Target = Kernel | ForeignClass
+Target = TargetFunction | TargetClass
 
 SINGLE = ("float32",)
 KERNEL = Limits(value_size=False)
 MHA = Limits(grouped=False, value_size=False, wide=False)
 MODULE = Limits(value_size=False)
-FAMILY = Limits(value_size=False, cross=False, wide=False)
 
 
 @dataclass(frozen=True)
 class Public:
-    """name: as `--target` takes it. path: module and name of the adapter. needs: packages. versions: whose to state."""
+    """name: as `--target` takes it. path: module and name of the adapter. needs: packages, whose versions are stated.
+    options: keywords with which the adapter is built or called.
+    """
 
     name: str
     path: str
@@ -35,6 +37,7 @@ class Public:
     needs: tuple[str, ...]
     limits: Limits = field(default_factory=Limits)
     environment: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def missing(self) -> str:
@@ -46,8 +49,34 @@ class Public:
         return ", ".join(f"{package} {_version(package)}" for package in self.needs)
 
 
-def _always(**settings: Any) -> Limits:
-    return Limits(value_size=False, cross=False, wide=False, always=settings)
+NOTHING: Mapping[str, Any] = {}
+FAMILY_SETTINGS = {
+    "llama": "head_dim qkv_bias out_bias causal rope dropout",
+    "mistral": "head_dim causal window rope dropout",
+    "qwen3": "head_dim qkv_bias out_bias causal window rope dropout qk_norm",
+    "gemma2": "head_dim qkv_bias out_bias causal window scale softcap rope dropout",
+    "gemma3": "head_dim qkv_bias out_bias causal window scale rope dropout qk_norm",
+    "gpt_oss": "head_dim qkv_bias out_bias causal window rope dropout sinks",
+}
+ALWAYS: Mapping[str, Mapping[str, Any]] = {
+    "qwen3": {"qk_norm": "rms"},
+    "gemma3": {"qk_norm": "rms_plus_one"},
+    "gpt_oss": {"sinks": True},
+}
+
+
+def _families(here: str) -> Iterator[Public]:
+    """transformers' families, each with the attention implementations that its models take."""
+    for family, settings in FAMILY_SETTINGS.items():
+        limits = Limits(
+            value_size=False, cross=False, wide=False, always=ALWAYS.get(family, {}), settings=tuple(settings.split())
+        )
+        for implementation in ("eager", "sdpa"):
+            if (family, implementation) != ("gpt_oss", "sdpa"):  # which its models refuse
+                yield Public(
+                    f"transformers.{family}.{implementation}", f"{here}.transformers:FamilyAttention", "torch",
+                    ("transformers", "torch"), limits, options={"family": family, "implementation": implementation},
+                )  # fmt: skip
 
 
 def _rows() -> tuple[Public, ...]:
@@ -69,15 +98,7 @@ def _rows() -> tuple[Public, ...]:
                Limits(value_size=False, dtypes=SINGLE), {"KERAS_BACKEND": "jax"}),
         Public("transformers.eager", f"{here}.transformers:eager", "torch", ("transformers", "torch")),
         Public("transformers.sdpa", f"{here}.transformers:sdpa", "torch", ("transformers", "torch")),
-        Public("transformers.llama", f"{here}.transformers:Llama", "torch", ("transformers", "torch"), FAMILY),
-        Public("transformers.mistral", f"{here}.transformers:Mistral", "torch", ("transformers", "torch"), FAMILY),
-        Public("transformers.qwen3", f"{here}.transformers:Qwen3", "torch", ("transformers", "torch"),
-               _always(qk_norm="rms")),
-        Public("transformers.gemma2", f"{here}.transformers:Gemma2", "torch", ("transformers", "torch"), FAMILY),
-        Public("transformers.gemma3", f"{here}.transformers:Gemma3", "torch", ("transformers", "torch"),
-               _always(qk_norm="rms_plus_one")),
-        Public("transformers.gpt_oss", f"{here}.transformers:GptOss", "torch", ("transformers", "torch"),
-               _always(sinks=True)),
+        *_families(here),
         Public("onnx.reference", f"{here}.onnx:reference", "numpy", ("onnx",)),
         Public("onnxruntime.Attention", f"{here}.onnx:runtime", "numpy", ("onnxruntime", "onnx"),
                Limits(dtypes=SINGLE)),
@@ -95,15 +116,25 @@ PUBLIC: Mapping[str, Public] = {row.name: row for row in _rows()}
 
 
 def find_target(path: str, arrays: str | None = None) -> Target:
-    """A name of `PUBLIC`, or MODULE:NAME, looked up in the working directory too. arrays names the framework where the
-    object cannot tell. Raises NotATarget with one sentence where there is no such thing.
+    """Finds what is to be judged.
+
+    Args:
+        path: a name of `PUBLIC`, or MODULE:NAME; the working directory is searched too.
+        arrays: the framework whose arrays a function takes ("numpy", "torch", "jax"). Classes of torch and flax
+            need none.
+
+    Returns:
+        The function or class as a target.
+
+    Raises:
+        NotATarget: in one sentence, where there is no such thing.
     """
     row = PUBLIC.get(path)
     if row is not None:
         if row.missing:
             raise NotATarget(f"target {path}: not installed: {row.missing}")
         os.environ.update(row.environment)
-        return _target(path, _imported(path, row.path), framework(row.arrays), row.limits)
+        return _target(path, _imported(path, row.path), framework(row.arrays), row.limits, row.options)
     if ":" not in path.strip(":"):
         raise NotATarget(f"target: expected MODULE:NAME or one of {', '.join(PUBLIC)}, got {path!r}")
     found = _imported(path, path)
@@ -112,8 +143,10 @@ def find_target(path: str, arrays: str | None = None) -> Target:
     return _target(path, found, framework(arrays or _framework_of(found)), getattr(found, "limits", Limits()))
 
 
-def _target(name: str, found: Any, kind: Any, limits: Limits) -> Target:
-    return (ForeignClass if isinstance(found, type) else Kernel)(name, kind, found, limits)
+def _target(name: str, found: Any, kind: Any, limits: Limits, options: Mapping[str, Any] = NOTHING) -> Target:
+    if isinstance(found, type):
+        return TargetClass(name, kind, found, limits, options)
+    return TargetFunction(name, kind, partial(found, **options) if options else found, limits)
 
 
 def _imported(target: str, path: str) -> Any:

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from conformance.targets.foreign import ForeignClass
+from conformance.targets.callables import TargetClass
 from conformance.targets.frameworks import keep_compiled, quick_to_compile
 from conformance.targets.protocol import NotATarget
 from conformance.targets.public import find_target
@@ -68,13 +68,13 @@ class Worker:
         self.process.start()
         theirs.close()
         try:
-            kind, said = self._receive(LOADING)
+            kind, answer = self._receive(LOADING)
         except Stopped as error:
             raise NotATarget(f"target {self.path}: its import {error}") from error
         if kind == "none":
             self._end()
-            raise NotATarget(said)
-        self.kind, self.framework = said
+            raise NotATarget(answer)
+        self.kind, self.framework = answer
 
     def _receive(self, limit: float) -> tuple[str, Any]:
         try:
@@ -110,7 +110,7 @@ def _serve(pipe: Connection, path: str, arrays: str | None) -> None:
         pipe.send(("none", str(error)))
         return
     keep_compiled()
-    kind = "class" if isinstance(target, ForeignClass) else "function"
+    kind = "class" if isinstance(target, TargetClass) else "function"
     pipe.send(("ready", (kind, target.framework.name)))
     while True:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from conformance.checks.arrays import Check
+from conformance.checks.check import Check
 from conformance.report.reproduce import command
 
 

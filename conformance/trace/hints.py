@@ -19,7 +19,7 @@ ROWS = {"q_proj": "q_proj.weight", "k_proj": "k_proj.weight"}
 
 
 def hint(stage: str, a: Side, b: Side) -> list[str]:
-    """Settings that differ, and the known convention that turns A's weights of this stage into B's."""
+    """Settings that differ, and the known convention that makes A's weights of this stage B's."""
     (config, ours), (other, theirs) = a, b
     found = list(_settings(config, other))
     if stage in ROWS:

@@ -17,7 +17,7 @@ import numpy as np
 
 from conformance.cases.compare import bound, compare, error_of
 from conformance.cases.inputs import DTYPES
-from conformance.targets import Backend, Layer
+from conformance.targets import Backend, TargetLayer
 from conformance.trace.hints import hint
 from gqa_spec import AttentionConfig, DynamicScaling, LongropeScaling, ModelConfig
 from gqa_spec.checks import WIDER
@@ -217,7 +217,7 @@ def _traces(backend: str, config: AttentionConfig, weights: Weights, dtype: str,
 
 
 @lru_cache(maxsize=8)
-def _module(backend: str, config: AttentionConfig, dtype: str) -> Layer:
+def _module(backend: str, config: AttentionConfig, dtype: str) -> TargetLayer:
     """Layers of one config share a module: a new one would have to be compiled anew."""
     return Backend(backend).layer(config, dtype)
 

@@ -1,6 +1,6 @@
 """The stages that an attention shows on a case, by our names and in our shapes.
 
-Our backends show every stage. A function shows its weights (asked with value = identity where it returns none) and its
+Our backends show every stage. A function shows its weights (by value = identity where it returns none) and its
 context. A class shows its output and weights, the stages of a method `trace(query, key, value, mask, ...)` if it has
 one, and, where it is a torch module, what its submodules named like a stage (`q_proj`, `k_norm`, ...) give.
 """
@@ -17,11 +17,11 @@ from einops import rearrange
 from conformance.cases import inputs
 from conformance.cases.inputs import DTYPES, Call
 from conformance.cases.table import Case
-from conformance.checks.arrays import in_dtype
-from conformance.dialects import kernel as alternatives
-from conformance.dialects import layer as alternative_layer
+from conformance.checks.expected import in_dtype
 from conformance.dialects.conventions import Dialect
-from conformance.targets import Backend, Kernel, Layer, Target
+from conformance.dialects.kernel import DialectKernel
+from conformance.dialects.layer import DialectLayer
+from conformance.targets import Backend, Target, TargetFunction, TargetLayer
 from conformance.trace.models import STAGES
 
 Array = np.ndarray
@@ -41,7 +41,7 @@ def backend_stages(backend: str, case: Case, dtype: str, kind: str, kernel: bool
 
 def target_stages(target: Target, case: Case, dtype: str) -> Stages:
     """The stages that a target shows, by our names and in our shapes."""
-    if isinstance(target, Kernel):
+    if isinstance(target, TargetFunction):
         call = inputs.kernel_call(case, dtype)
         context, weights = target(call)
         return {"weights": _asked_weights(target, call) if weights is None else weights, "context": context}
@@ -63,7 +63,7 @@ def _traced(framework: Any, function: Any, call: Call) -> Stages:
     return {name: framework.back(x) for name, x in stages.items()}
 
 
-def _asked_weights(kernel: Kernel, call: Call) -> Array:
+def _asked_weights(kernel: TargetFunction, call: Call) -> Array:
     """The weights of a function that returns none: its context where value is the identity, Hv columns at a time."""
     (B, K, S, Hv), dtype = call.value.shape, call.value.dtype
     identity = np.eye(-(-S // Hv) * Hv, dtype=dtype)[:S]
@@ -72,7 +72,7 @@ def _asked_weights(kernel: Kernel, call: Call) -> Array:
     return np.concatenate([kernel(replace(call, value=value))[0] for value in values], axis=-1)[..., :S]
 
 
-def _watched(layer: Layer, case: Case) -> dict[str, Array]:
+def _watched(layer: TargetLayer, case: Case) -> dict[str, Array]:
     """Filled when the layer is called: what its submodules named like a stage give, where that has the stage's size."""
     seen: dict[str, Array] = {}
     c = case.config
@@ -103,7 +103,7 @@ def in_dialect(case: Case, dtype: str, kernel: bool, dialect: Dialect) -> tuple[
     """The case in a dialect, in float64: context or output, and weights."""
     if kernel:
         call = in_dtype(inputs.kernel_call(case, dtype), "float64")
-        return alternatives.Kernel(dialect)(*call.arguments, **call.keywords)
+        return DialectKernel(dialect)(*call.arguments, **call.keywords)
     call = in_dtype(inputs.layer_call(case, dtype), "float64")
     weights = {name: x.astype(np.float64) for name, x in inputs.weights(case, dtype).items()}
-    return alternative_layer.Layer(case.config, dialect).load_weights(weights)(*call.arguments, **call.keywords)
+    return DialectLayer(case.config, dialect).load_weights(weights)(*call.arguments, **call.keywords)

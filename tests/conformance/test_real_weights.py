@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conformance.checks.arrays import Check
+from conformance.checks.check import Check
 from conformance.checks.run import installed_backends
 from conformance.checks.smollm2 import LAYERS, STEPS, missing_parts, real_checks, tiled_heads_result
 from gqa_weights.checkpoint import open_checkpoint

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from conformance.checks.arrays import Check
+from conformance.checks.check import Check
 from conformance.report.evidence import MOST, Evidence, evidence
 from conformance.report.junit import junit
 from conformance.report.page import page
@@ -303,7 +303,7 @@ def test_a_folder_that_is_not_there_is_told_before_the_run(sample_targets):
 def test_a_summary_counts_each_cause_and_splits_no_name_that_has_a_plus():
     from rich.console import Console
 
-    from conformance.checks.arrays import Check
+    from conformance.checks.check import Check
     from conformance.report.tables import targets
 
     def failed(explanation="", row="GQA 6 over 2", quantity="output", reason="error"):

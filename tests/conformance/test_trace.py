@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from conformance.report.picture import place
-from conformance.targets import ForeignClass, find_target
-from conformance.trace.attentions import BackendSide, Trace, model_traces, target_side, traces
+from conformance.targets import TargetClass, find_target
+from conformance.trace.compare import BackendSide, Trace, model_traces, target_side, traces
 from gqa import app
 from gqa_spec import AttentionConfig, ModelConfig
 from tests.helpers import random_model
@@ -45,7 +45,7 @@ class Here:
     def __post_init__(self) -> None:
         sys.modules.pop(self.path.partition(":")[0], None)
         self.target = find_target(self.path)
-        self.kind = "class" if isinstance(self.target, ForeignClass) else "function"
+        self.kind = "class" if isinstance(self.target, TargetClass) else "function"
 
     def do(self, job, *arguments):
         return job(self.target, *arguments)

@@ -13,7 +13,7 @@ import pytest
 
 import gqa_numpy
 from conformance.cases.table import layer_cases
-from conformance.checks.arrays import target_checks
+from conformance.checks.targets import target_checks
 from conformance.targets import find_target
 from gqa_spec import AttentionConfig
 from gqa_weights import LAYOUTS, symbolic_shapes, to_canonical

@@ -6,7 +6,7 @@ import pytest
 from conformance.cases import inputs
 from conformance.cases.compare import compare
 from conformance.cases.table import ALL_FEATURES, kernel_cases
-from conformance.checks.arrays import kernel_checks
+from conformance.checks.backends import kernel_checks
 from conformance.reference.kernel import ReferenceKernel
 from conformance.targets import Backend
 

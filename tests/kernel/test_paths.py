@@ -8,7 +8,7 @@ import pytest
 from conformance.cases import inputs
 from conformance.cases.compare import compare
 from conformance.cases.table import ALL_FEATURES, kernel_cases
-from conformance.checks.arrays import kernel_reference
+from conformance.checks.expected import kernel_expected
 from conformance.targets import Backend
 
 CASES = {case.name: case for case in kernel_cases()}
@@ -153,7 +153,7 @@ def forced(request, monkeypatch):
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith(ALL_FEATURES)])
 def test_every_path_agrees_with_the_oracle_on_the_whole_table(forced, name):
     call = inputs.kernel_call(CASES[name], "float64")
-    reference = kernel_reference("float64", call)
+    reference = kernel_expected("float64", call)
     unasked = dataclasses.replace(call, keywords={**call.keywords, "need_weights": False})
     context, _ = forced.attention(unasked)
     assert compare(context, reference.arrays[0], "float64", 1e-12).reason == ""
@@ -165,7 +165,7 @@ def test_every_path_agrees_with_the_oracle_on_the_whole_table(forced, name):
 )
 def test_blocks_that_do_not_divide_the_axes(forced, offset, rule):
     call = call_of(53, 51, **rule, **({} if offset is None else {"offset": offset}))
-    reference = kernel_reference("float64", call)
+    reference = kernel_expected("float64", call)
     unasked = dataclasses.replace(call, keywords={**call.keywords, "need_weights": False})
     context, _ = forced.attention(unasked)
     assert compare(context, reference.arrays[0], "float64", 1e-12).reason == ""

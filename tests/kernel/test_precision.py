@@ -8,7 +8,8 @@ import pytest
 from conformance.cases import inputs
 from conformance.cases.compare import compare, error_of
 from conformance.cases.table import ALL_FEATURES, kernel_cases, layer_cases
-from conformance.checks.arrays import kernel_checks, kernel_reference, layer_reference
+from conformance.checks.backends import kernel_checks
+from conformance.checks.expected import kernel_expected, layer_expected
 
 KERNEL_CASES = {case.feature.name: case for case in kernel_cases() if case.grouping == ALL_FEATURES}
 LAYER_CASES = {case.feature.name: case for case in layer_cases() if case.grouping == ALL_FEATURES}
@@ -31,7 +32,7 @@ def test_the_kernel(backend, dtype, name):
 def test_the_layer(backend, dtype, name):
     case = LAYER_CASES[name]
     call, weights = inputs.layer_call(case, dtype), inputs.weights(case, dtype)
-    reference = layer_reference(case, dtype, weights, call)
+    reference = layer_expected(case, dtype, weights, call)
     layer = backend.layer(case.config, dtype)
     layer.load(weights)
     for got, expected, allowed in zip(layer(call), reference.arrays, reference.allowed, strict=True):
@@ -43,7 +44,7 @@ def test_the_layer(backend, dtype, name):
 def test_asking_for_weights_never_changes_the_context(backend, dtype, name):
     """The fast path stays within the same bound, and its zeros in place."""
     call = inputs.kernel_call(KERNEL_CASES[name], dtype)
-    reference = kernel_reference(dtype, call)
+    reference = kernel_expected(dtype, call)
     keywords = {**call.keywords, "need_weights": False}
     context, weights = backend.attention(dataclasses.replace(call, keywords=keywords))
     assert weights is None
@@ -65,7 +66,7 @@ def test_logits_are_not_rounded_to_16_bit(backend):
     q, k, v = (rng.normal(size=(1, 2, 512, 64)).astype(inputs.DTYPES["bfloat16"]) for _ in range(3))
     call = inputs.Call(q * 4, k, v, None, {})
     context, _ = backend.attention(call)
-    exact = kernel_reference("bfloat16", call).arrays[0]
+    exact = kernel_expected("bfloat16", call).arrays[0]
     assert np.abs(context.astype(np.float64) - exact).max() < 0.02
 
 

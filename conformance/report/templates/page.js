@@ -1,5 +1,5 @@
 "use strict";
-// The page's data: see conformance/page.py. Everything that came from a target is set as text, never as markup.
+// The page's data: see conformance/report/page.py. What came from a target is set as text, never as markup.
 const data = JSON.parse(document.getElementById("data").textContent);
 const byId = id => document.getElementById(id);
 const ORDER = ["fail", "pass", "unsupported"]; // a cell shows the worst of its quantities
@@ -109,9 +109,9 @@ function nameOf(row, column) {
 
 // A link to a cell opens it.
 function openLinked() {
-  const asked = decodeURIComponent(location.hash.slice(1));
+  const linked = decodeURIComponent(location.hash.slice(1));
   document.querySelectorAll("tr[data-row] td").forEach(box => {
-    if (asked && box.firstChild && nameOf(box.parentNode.dataset.row, box.dataset.column) === asked) {
+    if (linked && box.firstChild && nameOf(box.parentNode.dataset.row, box.dataset.column) === linked) {
       byId("detail").hidden = false; // first, since it takes room from the matrix
       box.firstChild.scrollIntoView({ block: "center", inline: "center" });
       box.firstChild.click();

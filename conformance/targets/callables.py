@@ -1,4 +1,4 @@
-"""Anybody's class or function.
+"""A user's class or function as a target.
 
 A class is built with `embed_dim, num_heads, num_kv_heads` and those further fields of `AttentionConfig` that a case
 needs, takes canonical weights by `load_weights(mapping)` or `load_state_dict`, and is called as
@@ -9,7 +9,7 @@ that a case needs and the target does not take makes the case "unsupported" for 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -24,7 +24,7 @@ Array = np.ndarray
 
 
 @dataclass(frozen=True)
-class Layer:
+class TargetLayer:
     """A layer of one framework under test."""
 
     framework: Framework
@@ -78,7 +78,7 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Kernel:
+class TargetFunction:
     """Anybody's function."""
 
     name: str
@@ -100,28 +100,29 @@ class Kernel:
 
 
 @dataclass(frozen=True)
-class ForeignClass:
+class TargetClass:
     """Anybody's class."""
 
     name: str
     framework: Framework
     cls: Any
     limits: Limits = field(default_factory=Limits)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
-    def layer(self, config: AttentionConfig, dtype: str) -> Layer:
+    def layer(self, config: AttentionConfig, dtype: str) -> TargetLayer:
         derived: dict[str, Any] = {"num_kv_heads": None, "kv_dim": config.embed_dim, "v_head_dim": config.head_dim}
         derived["head_dim"] = config.embed_dim / config.num_heads
         defaults = {field.name: field.default for field in fields(config)} | derived
         needed = {name: getattr(config, name) for name in defaults if getattr(config, name) != defaults[name]}
         takes = accepted(self.cls)
-        _refuse(needed, takes)
+        _refuse(needed, takes if self.limits.settings is None else {*SIZES, *self.limits.settings})
         options = self.framework.options(dtype)
         options = {n: x for n, x in options.items() if takes is None or n in takes}
-        module = self.cls(**needed, **options)
+        module = self.cls(**needed, **options, **self.options)
         if self.framework.name == "torch":
             module = module.to(self.framework.options(dtype)["dtype"])
         module = module.eval() or module if hasattr(module, "eval") else module
-        return Layer(self.framework, module, accepted(getattr(module, "forward", module.__call__)))
+        return TargetLayer(self.framework, module, accepted(getattr(module, "forward", module.__call__)))
 
 
 NAMES = ("query", "key", "value", "mask")
@@ -166,14 +167,17 @@ def accepted(function: Any) -> frozenset[str] | None:
     return frozenset(p.name for p in parameters)
 
 
-def _refuse(needed: Iterable[str], taken: frozenset[str] | None) -> None:
+SIZES = ("embed_dim", "num_heads", "num_kv_heads")
+
+
+def _refuse(needed: Iterable[str], taken: Collection[str] | None) -> None:
     missing = [name for name in needed if taken is not None and name not in taken]
     if missing:
         raise Unsupported(f"takes no {', '.join(missing)}")
 
 
 def _given(call: Call, framework: Framework) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The call in the framework's arrays: copies, which a target may spoil and is then told so."""
+    """The call in the framework's arrays: copies, so that a target that writes into them is found out."""
     to = _copied if framework.name == "numpy" else framework.to
     return tuple(to(x) for x in call.arguments), {name: to(x) for name, x in call.keywords.items()}
 

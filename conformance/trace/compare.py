@@ -1,6 +1,6 @@
 """Two attentions side by side: the first stage at which they part, each held against the float64 oracle.
 
-Two targets are asked the cases of the suite, two checkpoints are run layer by layer.
+Two targets run the cases of the suite, two checkpoints run layer by layer.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _answer(target: Target, case: Case, dtype: str) -> Iterator[tuple[str, Any]]
 # --- comparison ------------------------------------------------------------------------------------------------------
 
 
-def asked(sides: tuple[Side, Side], kernel: bool | None = None) -> tuple[bool, list[Case]]:
+def shared_cases(sides: tuple[Side, Side], kernel: bool | None = None) -> tuple[bool, list[Case]]:
     """Whether functions are compared, and the cases. Raises NotATarget for a function and a class."""
     kinds = {side.kernel for side in sides if side.kernel is not None} | ({kernel} - {None})
     if len(kinds) > 1:
@@ -146,10 +146,10 @@ def asked(sides: tuple[Side, Side], kernel: bool | None = None) -> tuple[bool, l
 
 
 def traces(sides: tuple[Side, Side], case_name: str | None, dtype: str, kernel: bool | None = None) -> Iterator[Trace]:
-    """The named case, or every feature of one grouping. A case that a side cannot be asked is left out; the named one
+    """The named case, or every feature of one grouping. A case that a side does not support is left out; the named one
     then raises Unsupported. Raises ValueError where there is no such case.
     """
-    functions, cases = asked(sides, kernel)
+    functions, cases = shared_cases(sides, kernel)
     if case_name is None:
         chosen = [case for case in cases if case.grouping == ALL_FEATURES]
     else:
@@ -166,7 +166,7 @@ def traces(sides: tuple[Side, Side], case_name: str | None, dtype: str, kernel: 
 
 
 def _fitted_name(case: Case, sides: tuple[Side, Side], functions: bool) -> str:
-    """What the case is called as the sides are asked it: one without grouped heads is asked MHA."""
+    """The case's name once it is fitted to the sides: without grouped heads it is MHA."""
     try:
         for side in sides:
             case = fit(case, side.limits, layer=not functions)
@@ -176,7 +176,7 @@ def _fitted_name(case: Case, sides: tuple[Side, Side], functions: bool) -> str:
 
 
 def trace(sides: tuple[Side, Side], case: Case, dtype: str, kernel: bool) -> Trace:
-    """One case. Raises Unsupported where a side cannot be asked."""
+    """One case. Raises Unsupported where a side does not support it."""
     quick_to_compile()
     names = (sides[0].name, sides[1].name)
     for side in sides:
@@ -210,7 +210,7 @@ def _compared(
 
 def _explained(found: Trace, case: Case, kernel: bool) -> str:
     """What each side that differs computes instead, by name."""
-    last, said = "context" if kernel else "output", []
+    last, sentences = "context" if kernel else "output", []
     for i, name in enumerate(found.names):
         stages = found.arrays[i]
         wrong = any(c.reason and (c.errors[i] is not None) and f"{name}: " in c.reason for c in found.compared)
@@ -219,8 +219,8 @@ def _explained(found: Trace, case: Case, kernel: bool) -> str:
                 lambda dialect: in_dialect(case, found.dtype, kernel, dialect),
                 (stages[last], stages.get("weights")), found.dtype, case.feature.clause,
             )  # fmt: skip
-            said += [f"{name} computes {words}"] if words else []
-    return "; ".join(said)
+            sentences += [f"{name} computes {words}"] if words else []
+    return "; ".join(sentences)
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------

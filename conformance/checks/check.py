@@ -1,0 +1,44 @@
+"""One comparison of one array of one case, and its verdict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from conformance.cases.compare import Difference
+from conformance.cases.table import ALL_FEATURES, Case
+from conformance.targets.frameworks import Framework
+
+QUANTITIES = ("output", "weights")
+GRADIENTS = "gradients"
+
+
+def quantities(case: Case, framework: Framework) -> tuple[str, ...]:
+    """What is compared of a target's answer. Gradients need a framework that has them; one grouping has them all."""
+    with_gradients = framework.vjp is not None and case.grouping == ALL_FEATURES
+    return (*QUANTITIES, GRADIENTS) if with_gradients else QUANTITIES
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison. column: who against whom, in which dtype. error: in units of the dtype's epsilon.
+    explanation: the dialect that reproduces what failed, if one does.
+    """
+
+    row: str
+    case: str
+    column: str
+    quantity: str
+    error: float
+    verdict: str  # "pass", "fail" or "unsupported"
+    reason: str = ""
+    explanation: str = ""
+
+
+def verdict(case: Case, column: str, quantity: str, found: Difference) -> Check:
+    return Check(
+        case.grouping, case.name, column, quantity, found.error, "fail" if found.reason else "pass", found.reason
+    )
+
+
+def unsupported(case: Case, column: str, quantity: str, reason: str) -> Check:
+    return Check(case.grouping, case.name, column, quantity, 0.0, "unsupported", reason)

@@ -1,0 +1,151 @@
+"""Anybody's function or class against the float64 oracle: outputs, attention weights, gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+import gqa_numpy
+from conformance.cases import inputs
+from conformance.cases.compare import Difference, bound, compare, error_of
+from conformance.cases.table import Case
+from conformance.checks.check import GRADIENTS, QUANTITIES, Check, quantities, unsupported, verdict
+from conformance.checks.expected import Expected, in_dtype, kernel_expected, layer_expected
+from conformance.dialects.conventions import Dialect
+from conformance.dialects.explain import explain
+from conformance.dialects.kernel import DialectKernel
+from conformance.dialects.layer import DialectLayer
+from conformance.targets import Backend, Target, TargetClass, Unsupported, fit
+from conformance.targets.callables import ChangedInputs, WrongType
+
+Array = np.ndarray
+
+
+def target_checks(case: Case, dtype: str, target: Target) -> Iterator[Check | None]:
+    """One case in one dtype: a function or class against the oracle. Its errors are findings and never end the run.
+    Yields None when the target has answered, so that the time limit counts its time and not ours.
+    """
+    column, differentiated = f"{target.name}, {dtype}", GRADIENTS in quantities(case, target.framework)
+    try:
+        if dtype not in target.limits.dtypes:
+            raise Unsupported(f"takes no {dtype}")
+        case = fit(case, target.limits, layer=isinstance(target, TargetClass))
+        prepared = _prepare(case, dtype, target)
+        got, again = prepared.run(), prepared.run()
+    except Unsupported as reason:
+        yield from (unsupported(case, column, quantity, str(reason)) for quantity in QUANTITIES)
+        return
+    except (ChangedInputs, WrongType) as fault:
+        yield verdict(case, column, "output", Difference(np.inf, str(fault)))
+        return
+    except Exception as error:
+        yield verdict(case, column, "output", Difference(np.inf, f"raised {type(error).__name__}: {error}"))
+        return
+    yield None
+    explanation, right = "", True
+    for i, quantity in enumerate(QUANTITIES):
+        answer, second = got[i], again[i]
+        if answer is None:
+            yield unsupported(case, column, quantity, "returns none")
+            continue
+        found = compare(answer, prepared.expected.arrays[i], dtype, prepared.expected.allowed[i])
+        if second is None or not error_of(second, answer) <= prepared.expected.allowed[i]:
+            found = Difference(np.inf, "not deterministic: a second call gives something else")
+        elif found.reason:
+            explanation = explanation or explain(prepared.in_dialect, got, dtype, case.feature.clause)
+        right &= quantity != "output" or not found.reason
+        check = verdict(case, column, quantity, found)
+        yield replace(check, explanation=explanation) if found.reason else check
+    if differentiated:
+        yield from _gradient_check(case, column, dtype, prepared, right)
+
+
+def _gradient_check(case: Case, column: str, dtype: str, prepared: _Prepared, right: bool) -> Iterator[Check | None]:
+    """The gradients of every floating argument by a random one of the output. Those of a wrong output mean nothing."""
+    if not right:
+        yield unsupported(case, column, GRADIENTS, "its output differs")
+        return
+    d_output = inputs.output_gradient(case, prepared.expected.arrays[0].shape).astype(inputs.DTYPES[dtype])
+    try:
+        got = prepared.gradients(d_output)
+    except (Unsupported, NotImplementedError) as reason:
+        yield unsupported(case, column, GRADIENTS, str(reason).split("\n")[0])
+        return
+    except Exception as error:
+        yield verdict(case, column, GRADIENTS, Difference(np.inf, f"raised {type(error).__name__}: {error}"))
+        return
+    yield None
+    oracle = prepared.our_gradients("float64", d_output)
+    plain = oracle if dtype == "float64" else prepared.our_gradients(dtype, d_output)
+    worst = Difference(0.0)
+    for name in got:
+        # twice what an output may be off: a gradient goes through the roundings of two passes
+        own = 2 * bound(dtype, error_of(plain[name], oracle[name]))
+        found = compare(got[name], oracle[name], dtype, 1e-11 if dtype == "float64" else own)
+        if found.reason:
+            worst = Difference(found.error, f"of {name}: {found.reason}")
+            break
+        worst = max(worst, found, key=lambda difference: difference.error)
+    yield verdict(case, column, GRADIENTS, worst)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A case made ready for a target. run: the target's answer. expected: the oracle's. in_dialect: what a dialect
+    computes. gradients: the target's, from that of its output. our_gradients: gqa_numpy's in a dtype.
+    """
+
+    run: Callable[[], tuple[Array, Array | None]]
+    expected: Expected
+    in_dialect: Callable[[Dialect], tuple[Array, Array | None]]
+    gradients: Callable[[Array], dict[str, Array]]
+    our_gradients: Callable[[str, Array], dict[str, Array]]
+
+
+def _prepare(case: Case, dtype: str, target: Target) -> _Prepared:
+    if isinstance(target, TargetClass):
+        return _prepare_class(case, dtype, target)
+    call = inputs.kernel_call(case, dtype)
+    wide = in_dtype(call, "float64")
+
+    def our_gradients(kind: str, d_context: Array) -> dict[str, Array]:
+        ours = in_dtype(call, kind)
+        vjp = gqa_numpy.grouped_query_attention_vjp(*ours.arguments, **ours.keywords)[1]
+        return vjp(d_context.astype(inputs.DTYPES[kind]))
+
+    return _Prepared(
+        lambda: target(call),
+        kernel_expected(dtype, call),
+        lambda dialect: DialectKernel(dialect)(*wide.arguments, **wide.keywords),
+        lambda d_context: target.gradients(call, d_context),
+        our_gradients,
+    )
+
+
+def _prepare_class(case: Case, dtype: str, target: TargetClass) -> _Prepared:
+    call, weights = inputs.layer_call(case, dtype), inputs.weights(case, dtype)
+    layer = target.layer(case.config, dtype)
+    layer.load(weights)
+    wide, wide_weights = in_dtype(call, "float64"), {name: x.astype(np.float64) for name, x in weights.items()}
+
+    def in_dialect(dialect: Dialect) -> tuple[Array, Array | None]:
+        layer = DialectLayer(case.config, dialect).load_weights(wide_weights)
+        return layer(*wide.arguments, **wide.keywords)
+
+    def our_gradients(kind: str, d_output: Array) -> dict[str, Array]:
+        ours, oracle = in_dtype(call, kind), Backend("numpy").layer(case.config, kind)
+        oracle.load({name: x.astype(inputs.DTYPES[kind]) for name, x in weights.items()})
+        found = oracle.module.vjp(*ours.arguments, **ours.keywords)[1](d_output.astype(inputs.DTYPES[kind]))
+        if call.value is None:  # a query that is key and value too gets the sum of all three
+            found["query"] = found["query"] + found["key"] + found["value"]
+        return found
+
+    return _Prepared(
+        lambda: layer(call),
+        layer_expected(case, dtype, weights, call),
+        in_dialect,
+        lambda d_output: layer.gradients(call, d_output),
+        our_gradients,
+    )
