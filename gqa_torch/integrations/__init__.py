@@ -1,0 +1,1 @@
+"""gqa_torch inside other libraries. Each module imports its library, and nothing imports these modules."""
