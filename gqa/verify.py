@@ -89,6 +89,9 @@ def _print(verdicts: list[models.Verdict], title: str) -> None:
         + ("all other weights and settings too" if whole else "the rest of this family's models is not compared"),
         highlight=False,
     )
+    for verdict in verdicts:
+        if verdict.place == "tensors not compared":
+            console.print(f"{verdict.place}: {verdict.reason}", highlight=False)
 
 
 def _as_json(verdicts: list[models.Verdict], backends: tuple[str, str], dtype: str) -> dict[str, Any]:

@@ -57,12 +57,12 @@ class Transformer(nnx.Module):
     @classmethod
     def from_checkpoint(cls, path: str | Path | Checkpoint, dtype: Any = None) -> Self:
         """A model in eval mode from a Hugging Face folder or a GGUF file (or what
-        `open_checkpoint` made of one); dtype is the checkpoint's when None.
+        `open_checkpoint` made of one); dtype is the widest of the checkpoint's when None, which rounds no weight.
 
         Raises CheckpointError for a file that cannot be read, ValueError for an unknown family or setting.
         """
         read = read_model(path if isinstance(path, Checkpoint) else open_checkpoint(path))
-        dtype = available(read.weights.info("embed.weight").dtype if dtype is None else dtype)
+        dtype = available(read.dtype if dtype is None else dtype)
 
         def new() -> Any:
             return cls(read.config, rngs=nnx.Rngs(0), param_dtype=dtype)

@@ -47,12 +47,12 @@ class Transformer:
     @classmethod
     def from_checkpoint(cls, path: str | Path | Checkpoint, dtype: Any = None) -> Self:
         """A model in eval mode from a Hugging Face folder or a GGUF file (or what
-        `open_checkpoint` made of one); dtype is the checkpoint's when None.
+        `open_checkpoint` made of one); dtype is the widest of the checkpoint's when None, which rounds no weight.
 
         Raises CheckpointError for a file that cannot be read, ValueError for an unknown family or setting.
         """
         read = read_model(path if isinstance(path, Checkpoint) else open_checkpoint(path))
-        dtype = read.weights["embed.weight"].dtype if dtype is None else np.dtype(dtype)
+        dtype = np.dtype(read.dtype if dtype is None else dtype)
         model = cls(read.config, rng=_Undrawn(), dtype=dtype)  # type: ignore[arg-type]
         for name in model_weight_shapes(read.config):
             owner, key = model._place(name)

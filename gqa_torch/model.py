@@ -62,17 +62,17 @@ class Transformer(nn.Module):
         device: torch.device | str | None = None,
     ) -> Self:
         """A model in eval mode from a Hugging Face folder or a GGUF file (or what
-        `open_checkpoint` made of one); dtype is the checkpoint's when None.
+        `open_checkpoint` made of one); dtype is the widest of the checkpoint's when None, which rounds no weight.
 
         Raises CheckpointError for a file that cannot be read, ValueError for an unknown family or setting.
         """
         read = read_model(path if isinstance(path, Checkpoint) else open_checkpoint(path))
+        dtype = getattr(torch, read.dtype) if dtype is None else dtype
         model = cls(read.config, device="meta")
         for name in model_weight_shapes(read.config):
             owner, _, key = name.rpartition(".")
-            read_tensor = tensor(read.weights[name])
-            dtype = read_tensor.dtype if dtype is None else dtype
-            setattr(model.get_submodule(owner), key, nn.Parameter(read_tensor.to(device=device, dtype=dtype)))
+            weight = tensor(read.weights[name]).to(device=device, dtype=dtype)
+            setattr(model.get_submodule(owner), key, nn.Parameter(weight))
         return model.eval()
 
     @torch.no_grad()

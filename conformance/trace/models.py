@@ -92,6 +92,7 @@ def verify(
         weight there that differs.
     """
     yield _sizes(a, b)
+    yield from _unread(a, b)
     if attention_of(a)[0].embed_dim == attention_of(b)[0].embed_dim:  # else no input fits both
         for number in range(min(len(attention_of(a)), len(attention_of(b)))):
             yield compare_layers(number, layer_of(a, number), layer_of(b, number), backends, dtype)
@@ -267,6 +268,14 @@ def _same_dtype(a: Array, b: Array) -> tuple[Array, Array]:
 def _sizes(a: Model, b: Model) -> Verdict:
     sizes = [{"num_layers": len(layers), "embed_dim": layers[0].embed_dim} for layers in map(attention_of, (a, b))]
     return _differing("sizes", *sizes)
+
+
+def _unread(a: Model, b: Model) -> Iterator[Verdict]:
+    """The tensors of the two files that are no weights of the models, by name and with the reason."""
+    sides = {side: getattr(model, "unread", {}) for side, model in (("A", a), ("B", b))}
+    listed = [f"{side}: {name} {why}" for side, unread in sides.items() for name, why in unread.items()]
+    if listed:
+        yield Verdict("tensors not compared", reason="; ".join(listed))
 
 
 def _settings(a: ModelConfig, b: ModelConfig) -> Verdict:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import reduce
 from typing import Protocol
 
 import numpy as np
 
 from gqa_weights.checkpoint import TensorInfo
-from gqa_weights.families.tensors import Shape, StoredTensor
+from gqa_weights.families.tensors import StoredTensor
 
 Array = np.ndarray
 
@@ -84,21 +85,16 @@ class ForeignWeights(_Converted):
     def info(self, name: str) -> TensorInfo:
         """Shape and dtype, without computing. Raises KeyError for a name that is not there."""
         tensor = self._stored[name]
-        dtypes = [np.dtype(self._source.info(ours).dtype) for ours in tensor.canonical]
-        return TensorInfo(tensor.shape, np.result_type(*dtypes).name)
+        return TensorInfo(tensor.shape, widest(self._source.info(ours).dtype for ours in tensor.canonical))
 
     def origins(self, name: str) -> tuple[str, ...]:
         """The canonical names of the weights in this tensor."""
         return tuple(self._stored[name].canonical)
 
 
-def mismatched_tensors(
-    source: TensorMapping, expected: Mapping[str, Shape], ignored: Callable[[str], bool]
-) -> list[str]:
-    """What is missing, unexpected or misshapen among the tensors of a checkpoint, without reading them."""
-    problems = [f"missing {name}" for name in expected if name not in source]
-    problems += [f"unexpected {name}" for name in source if name not in expected and not ignored(name)]
-    for name, shape in expected.items():
-        if name in source and source.info(name).shape != shape:
-            problems.append(f"{name} expected {shape}, got {source.info(name).shape}")
-    return problems
+def widest(dtypes: Iterable[str]) -> str:
+    """The narrowest dtype that holds every value of all of them."""
+    kinds = set(dtypes)
+    if {"float16", "bfloat16"} <= kinds:  # neither holds the other, for which NumPy has no rule
+        kinds = kinds - {"float16", "bfloat16"} | {"float32"}
+    return reduce(np.promote_types, map(np.dtype, kinds)).name

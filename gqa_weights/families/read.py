@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gqa_spec.config import AttentionConfig
 from gqa_spec.model_config import ModelConfig
 from gqa_weights.checkpoint import Checkpoint, CheckpointError
 from gqa_weights.families import config_json, gguf_fields, params_json
-from gqa_weights.families.converted import CanonicalWeights, mismatched_tensors
+from gqa_weights.families.converted import CanonicalWeights, widest
+from gqa_weights.families.locate import located, mismatches, same_bits
 from gqa_weights.families.params_json import ParamsFamily
 from gqa_weights.families.record import Family, Values
 from gqa_weights.families.records import FAMILIES
 from gqa_weights.families.records.canonical import ManifestFamily
-from gqa_weights.families.tensors import StoredTensor, stored_attention, stored_tensors
+from gqa_weights.families.tensors import stored_attention, stored_tensors
 
 MANIFEST = ManifestFamily.file
 FOLDER_FILES = (config_json.FILE, params_json.FILE, MANIFEST)
-LISTED = 8  # of a checkpoint's mismatched tensors: a wrong family has thousands
 
 
 @dataclass(frozen=True)
 class Model:
-    """weights: canonical names -> arrays, each read at its access."""
+    """weights: canonical names -> arrays, each read at its access. unread: tensors of the file that are no weights of
+    the model -> why.
+    """
 
     family: str
     config: ModelConfig
     weights: CanonicalWeights
+    unread: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> str:
+        """The widest dtype of the weights, in which none of them is rounded."""
+        return widest(self.weights.info(name).dtype for name in self.weights)
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,10 @@ def detect(checkpoint: Checkpoint) -> str:
 
 
 def read_model(checkpoint: Checkpoint) -> Model:
-    """A whole model: its settings, and its tensors, all there and of the right shapes; none is read yet.
+    """A whole model: its settings, and its tensors, all there and of the right shapes.
+
+    No tensor is read yet, but for a tied pair of which the file has both: what repeats the embedding bit for bit is
+    left out, and a head of its own is used, whatever the settings say.
 
     Raises:
         CheckpointError: Names every setting, or tensor, that is missing, unknown, unsupported or misshapen.
@@ -68,7 +79,9 @@ def read_model(checkpoint: Checkpoint) -> Model:
     family = FAMILIES[detect(checkpoint)]
     with _one_sentence(checkpoint, family):
         config = family.read_config(_settings(checkpoint, family), checkpoint)
-        return Model(family.name, config, _weights(checkpoint, family, config))
+        if config.num_layers > len(checkpoint):
+            raise ValueError(f"tensors: expected {config.num_layers} layers, got {len(checkpoint)} tensors in all")
+        return _model(checkpoint, family, config)
 
 
 def read_config(checkpoint: Checkpoint) -> ModelConfig:
@@ -92,8 +105,9 @@ def read_attention(checkpoint: Checkpoint) -> AttentionModel:
     with _one_sentence(checkpoint, family):
         layers = family.read_attention(_settings(checkpoint, family), checkpoint)
         stored = tuple(stored_attention(family.tensors, layers))
-        _fit(checkpoint, stored, lambda _: True)
-        return AttentionModel(family.name, layers, CanonicalWeights(checkpoint, stored))
+        tensors = located(checkpoint, [tensor.name for tensor in stored], family.tensors)
+        _require(mismatches(tensors, stored, ignored=list(tensors)))
+        return AttentionModel(family.name, layers, CanonicalWeights(tensors, stored))
 
 
 def _named(checkpoint: Checkpoint) -> Any:
@@ -116,19 +130,24 @@ def _settings(checkpoint: Checkpoint, family: Family) -> Values:
     return checkpoint.manifest["config"] if family.file == MANIFEST else checkpoint.settings
 
 
-def _weights(checkpoint: Checkpoint, family: Family, config: ModelConfig) -> CanonicalWeights:
-    if config.num_layers > len(checkpoint):
-        raise ValueError(f"tensors: expected {config.num_layers} layers, got {len(checkpoint)} tensors in all")
-    every = tuple(stored_tensors(family.tensors, config))
-    _fit(checkpoint, every, lambda name: family.tensors.ignores(name, config))
-    return CanonicalWeights(checkpoint, every)
+def _model(checkpoint: Checkpoint, family: Family, config: ModelConfig) -> Model:
+    names = family.tensors
+    stored = tuple(stored_tensors(names, config))
+    tensors = located(checkpoint, [tensor.name for tensor in stored], names)
+    unread = {name: "holds no weights" for name in tensors if names.holds_no_weights(name)}
+    if config.tied and names.tied_head in tensors:
+        embed = f"{names.ends['embed']}.weight"
+        if not same_bits(names.tied_head, embed, tensors):
+            return _model(checkpoint, family, replace(config, tied=False))
+        unread[names.tied_head] = f"repeats {tensors.place(embed)} bit for bit"
+    _require(mismatches(tensors, stored, list(unread)))
+    weights = CanonicalWeights(tensors, stored)
+    return Model(family.name, config, weights, {tensors.place(name): why for name, why in unread.items()})
 
 
-def _fit(checkpoint: Checkpoint, expected: Sequence[StoredTensor], ignored: Callable[[str], bool]) -> None:
-    problems = mismatched_tensors(checkpoint, {tensor.name: tensor.shape for tensor in expected}, ignored)
-    if problems:
-        more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
-        raise ValueError(f"tensors: {'; '.join(problems[:LISTED])}{more}")
+def _require(mismatched: list[str]) -> None:
+    if mismatched:
+        raise ValueError(f"tensors: {'; '.join(mismatched)}")
 
 
 @contextmanager

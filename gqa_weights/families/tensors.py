@@ -52,9 +52,14 @@ class TensorNames:
         modules = dict.fromkeys(name.rpartition(".")[0] for name in inside if not name.startswith("attention."))
         return [module for module in modules if module not in places]
 
-    def ignores(self, name: str, config: ModelConfig) -> bool:
-        repeated = config.tied and name == self.tied_head
-        return repeated or any(re.fullmatch(pattern, name) for pattern in self.unused)
+    @property
+    def prefix(self) -> str:
+        """What every name but the head's starts with, such as "model."."""
+        layers = self.block.index("{}")
+        return self.block[: self.block.rfind(".", 0, layers - 1) + 1]
+
+    def holds_no_weights(self, name: str) -> bool:
+        return any(re.fullmatch(pattern, name) for pattern in self.unused)
 
 
 @dataclass(frozen=True)

@@ -128,21 +128,13 @@ def test_tensors_that_do_not_fit_are_all_named(folder: Path) -> None:
     )
     with pytest.raises(CheckpointError, match=sentence):
         read_model(stand_in(settings, left | extra | bent))
-    with pytest.raises(CheckpointError, match=r"^here: tensors: missing .*; and [0-9]+ more$"):
+    with pytest.raises(CheckpointError, match=r"^here: tensors: missing (\S+, ){3}\S+ and 70 more$"):
         read_model(stand_in(settings, dict(list(tensors.items())[:9])))
     with pytest.raises(CheckpointError, match=r"^here: tensors: expected 5 layers, got 2 tensors in all$"):
         read_model(stand_in(settings, extra))
     assert len(
         read_model(stand_in(settings, tensors | {"model.layers.1.self_attn.rotary_emb.inv_freq": np.zeros(5)})).weights
     )
-
-
-def test_a_tied_head_may_be_repeated(folder: Path) -> None:
-    _, path = saved("llama plain", folder)
-    checkpoint = open_checkpoint(path)
-    tensors = {name: checkpoint[name] for name in checkpoint}
-    repeated = stand_in(dict(checkpoint.settings), tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]})
-    assert "head.weight" not in read_model(repeated).weights
 
 
 def test_weights_keep_their_dtypes() -> None:
