@@ -35,6 +35,7 @@ from gqa_spec.checks.layouts import (
     pooled_heads,
     rope_is_on,
     sliceable,
+    tensor_size,
     weights,
 )
 from gqa_spec.checks.models import model_cache, model_input, prompts, token_ids, top_p, uniforms
@@ -103,6 +104,7 @@ __all__ = [
     "shape",
     "sliceable",
     "splits_width",
+    "tensor_size",
     "token_ids",
     "top_p",
     "uniforms",

@@ -82,6 +82,25 @@ def sliceable(config: Any) -> None:
         )
 
 
+def tensor_size(config: Any, tensor: Any, feed_forward_size: int | None = None) -> None:
+    """How many parts a layer's heads, and its feed-forward, can be cut into."""
+    integer("tensor", tensor, at_least=1)
+    if tensor > 1:
+        sliceable(config)
+    heads, kv_heads = config.num_heads, config.num_kv_heads
+    sizes = [
+        n
+        for n in range(1, heads + 1)
+        if heads % n == 0 and (kv_heads % n == 0 or n % kv_heads == 0) and (feed_forward_size or n) % n == 0
+    ]
+    if tensor not in sizes:
+        feed_forward = "" if feed_forward_size is None else f" and F = {feed_forward_size}"
+        raise ValueError(
+            f"tensor: expected a size that divides N = {heads}{feed_forward}, and divides K = {kv_heads} or is a "
+            f"multiple of it: one of {', '.join(map(str, sizes))}; got {tensor}"
+        )
+
+
 def rope_is_on(name: str, rope: Any) -> None:
     if rope is None:
         raise ValueError(f"{name}: expected a config with rope, got rope=None, which pairs nothing")
