@@ -192,6 +192,14 @@ class AttentionConfig:
             object.__setattr__(self, name, default)
         checks.integer(name, getattr(self, name), symbol=symbol, at_least=1)
 
+    def summary(self) -> str:
+        """embed_dim, num_heads and num_kv_heads, and each further field that differs from its default."""
+        defaults = {field.name: field.default for field in fields(self)}
+        defaults |= {"head_dim": self.embed_dim / self.num_heads, "v_head_dim": self.head_dim, "kv_dim": self.embed_dim}
+        always = ("embed_dim", "num_heads", "num_kv_heads")
+        values = {name: getattr(self, name) for name in defaults}
+        return ", ".join(f"{n}={x!r}" for n, x in values.items() if n in always or x != defaults[n])
+
     @property
     def group_size(self) -> int:
         """G: how many query heads read one KV head."""

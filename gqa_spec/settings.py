@@ -22,6 +22,15 @@ class KernelSettings:
     sinks: Any = None
     dropout_multiplier: Any = None
 
+    def scale_for(self, head_dim: int) -> Any:
+        """The factor on query . key: H ** -0.5 unless given."""
+        return head_dim**-0.5 if self.scale is None else self.scale
+
+    @property
+    def only_causal(self) -> bool:
+        """Whether causal alone hides keys by position."""
+        return self.causal and self.window is None and self.chunk is None
+
     @property
     def hides_by_position(self) -> bool:
         """Whether positions alone may hide a key from a query."""

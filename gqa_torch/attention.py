@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -13,8 +14,8 @@ from gqa_spec.settings import KernelSettings
 from gqa_torch import fast, masks
 from gqa_torch.plain import plain_attention, zero_hidden
 
-PACKED_QUERIES = 16  # up to here a fused kernel has rows to spare for the other heads of a group
-ROW_BYTES = 2**21  # keys and values of a row that are worth a call of their own
+PACKED_QUERIES = 16  # with so few queries a fused kernel has room for the other heads of a group
+ROW_BYTES = 2**21  # from so many bytes of keys and values on, a row of the batch is worth a kernel call of its own
 BLOCK_QUERIES = 256
 BLOCK_WEIGHTS = 2**22  # attention weights in one plain block: 16 MiB in float32
 
@@ -35,151 +36,44 @@ def grouped_query_attention(
     dropout_multiplier: Array | None = None,
     need_weights: bool = True,
 ) -> tuple[Float[Array, "B N T Hv"], Float[Array, "B N T S"] | None]:
-    """Every query head n attends with KV head n // G.
+    """Attend from each query head n to KV head n // G, G = N / K.
 
-    query, key, value: one floating dtype. mask: bool (True = may attend) or floating (added to the scores, -inf = may
-    not), (T, S) or broadcastable to (B, N, T, S). causal, window (keys, the query's own counted), chunk (keys) and
-    offset (positions, S - T by default; an integer or (B,)): SPEC 4. scale: H ** -0.5 by default. softcap: SPEC 2.
-    sinks: one logit per query head, SPEC 8. dropout_multiplier: 0 or 1 / (1 - p), broadcastable to (B, N, T, S).
+    Args:
+        query: (B, N, T, H), of the same floating dtype as key and value.
+        key: (B, K, S, H); K divides N.
+        value: (B, K, S, Hv).
+        mask: bool (True = may attend) or floating (added to the scores, -inf = may not), (T, S) or broadcastable to
+            (B, N, T, S).
+        causal: Query i sees key j only if j <= i + offset.
+        window: Query i sees only keys with |i + offset - j| < window.
+        chunk: Query i sees only keys of the same chunk, (i + offset) // chunk == j // chunk.
+        offset: Position of the first query, an integer or one for each row, (B,); S - T by default.
+        scale: Factor on query . key; H ** -0.5 by default.
+        softcap: Scores become softcap * tanh(scores / softcap).
+        sinks: One logit for each query head, (N,), in the softmax's denominator only.
+        dropout_multiplier: 0 or 1 / (1 - p) for each weight, broadcastable to (B, N, T, S).
+        need_weights: Whether to return the weights. Without them, a faster kernel is used; at T = 1024 it takes about
+            a tenth of the time.
 
-    Returns context and, with need_weights, the weights before dropout, both in the query's dtype.
-    Raises ValueError for shapes and settings, TypeError for dtypes (SPEC 14).
+    Returns:
+        The context (B, N, T, Hv) and the weights before dropout (B, N, T, S), or None for these, both in the query's
+        dtype.
+
+    Raises:
+        ValueError: For a wrong shape or setting (SPEC 14).
+        TypeError: For a wrong type or dtype.
     """
-    settings: dict[str, Any] = {
-        "causal": causal, "window": window, "chunk": chunk, "offset": offset, "scale": scale, "softcap": softcap,
-        "sinks": sinks, "dropout_multiplier": dropout_multiplier,
-    }  # fmt: skip
-    if not need_weights:
-        checks.attention(query, key, value, mask, Array, KernelSettings(**settings))
-        return attend(query, key, value, mask, **settings), None
-    stages = attention_stages(query, key, value, mask, **settings)
-    return stages["context"], stages["weights"].to(query.dtype)
-
-
-def choose_path(
-    query: Float[Array, "B N T H"],
-    key: Float[Array, "B K S H"],
-    value: Float[Array, "B K S Hv"],
-    mask: Array | None = None,
-    *,
-    causal: bool = False,
-    window: int | None = None,
-    chunk: int | None = None,
-    offset: masks.Offset = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sinks: Float[Array, "N"] | None = None,
-    dropout_multiplier: Array | None = None,
-    need_weights: bool = True,
-) -> str:
-    """How `grouped_query_attention` computes this call: the one place that decides.
-
-    "plain": `plain_attention`. "packed", "packed by row" and "fused": the functions of these names in `fast`, all
-    around PyTorch's fused attention, which knows no softcap, sinks and multiplier, and clamps no bias. "... in
-    blocks": by `fast.blocked`, so that no more than one block's weights or mask exist at a time.
-    """
-    (B, N, T, H), (S, Hv) = query.shape, value.shape[2:]
-    if need_weights or 0 in (B, T, S) or torch.compiler.is_exporting():  # one exported graph serves every length
-        return "plain"
-    biased = mask is not None and mask.dtype != torch.bool
-    unfusable = biased or any(x is not None for x in (softcap, sinks, dropout_multiplier))
-    if unfusable or Hv != H or isinstance(scale, Array):
-        # torch.compile would unroll the loop over blocks, anew for every length
-        return "plain" if B * N * T * S <= BLOCK_WEIGHTS or torch.compiler.is_compiling() else "plain in blocks"
-    if T <= PACKED_QUERIES:
-        rows_differ = (mask is not None and mask.ndim == 4 and mask.shape[0] > 1) or isinstance(offset, Array)
-        row_bytes = key.shape[1] * S * (H + Hv) * query.dtype.itemsize
-        by_row = B > 1 and rows_differ and row_bytes >= ROW_BYTES and not torch.compiler.is_compiling()
-        return "packed by row" if by_row else "packed"
-    square = T == S and (offset is None or (checks.is_integer(offset) and offset == 0))
-    alone = mask is None and window is None and chunk is None and square
-    return "fused" if alone or not hides(T, S, mask, causal, window, chunk, offset) else "fused in blocks"
-
-
-def hides(
-    T: int, S: int, mask: Array | None, causal: bool, window: int | None, chunk: int | None, offset: masks.Offset
-) -> bool:
-    """Whether there may be a key that some query does not see."""
-    if mask is not None or window is not None or chunk is not None:
-        return True
-    start: Any = S - T if offset is None else offset
-    return causal and (isinstance(start, Array) or bool(start < S - 1))
-
-
-def attend(
-    query: Float[Array, "B N T H"],
-    key: Float[Array, "B K S H"],
-    value: Float[Array, "B K S Hv"],
-    mask: Array | None,
-    *,
-    causal: bool,
-    window: int | None,
-    chunk: int | None,
-    offset: masks.Offset,
-    scale: float | None,
-    softcap: float | None,
-    sinks: Float[Array, "N"] | None,
-    dropout_multiplier: Array | None,
-    clean: bool = False,
-) -> Float[Array, "B N T Hv"]:
-    """The context alone, by the path that `choose_path` names. clean: no key or value is inf or NaN.
-
-    Static positions hide keys by slicing: these stay unread. What a mask hides gets a weight of 0, which silences it
-    unless it is inf or NaN. Where one may look, a finite context proves that it was not; else it is read as 0 (SPEC 6).
-    """
-    T, S, rule = query.shape[2], key.shape[2], (causal, window, chunk)
-    path = choose_path(
-        query, key, value, mask, causal=causal, window=window, chunk=chunk, offset=offset, scale=scale,
-        softcap=softcap, sinks=sinks, dropout_multiplier=dropout_multiplier, need_weights=False,
-    )  # fmt: skip
-    hidden = hides(T, S, mask, *rule, offset)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    if path == "packed" and not hidden:
-        return fast.packed(query, key, value, None, scale)
-    if path == "fused":
-        return fast.fused(query, key, value, None, scale, causal=hidden)
-    rows = block_queries(path, query, key)
-
-    def kernel(q: Array, k: Array, v: Array, visible: Array | None, bias: Array | None, multiplier: Any) -> Array:
-        if path == "packed":
-            return fast.packed(q, k, v, visible, scale)
-        if path == "packed by row":
-            return fast.packed_by_row(q, k, v, visible, scale)
-        if path == "fused in blocks":
-            return fast.fused(q, k, v, visible, scale)
-        return plain_attention(q, k, v, visible, bias, scale, softcap, sinks, multiplier)["context"]
-
-    if rows >= T and not hidden:
-        return kernel(query, key, value, None, None, dropout_multiplier)
-    if not clean and (mask is not None or isinstance(offset, Array) or None not in rule[1:]):
-        if may_look(query, key, value, mask, sinks, dropout_multiplier):
-            context = fast.blocked(kernel, query, key, value, mask, dropout_multiplier, rule, offset, rows)
-            if is_finite(context):
-                return context
-        key, value = fast.scrubbed(query, key, value, mask, rule, offset, rows)
-    return fast.blocked(kernel, query, key, value, mask, dropout_multiplier, rule, offset, rows)
-
-
-def block_queries(path: str, query: Float[Array, "B N T H"], key: Float[Array, "B K S H"]) -> int:
-    """How many queries one block has: a fused kernel wants many, the plain one has room for so many weights."""
-    B, N, T, _ = query.shape
-    if path == "plain in blocks":
-        return max(BLOCK_WEIGHTS // (B * N * key.shape[2]), 1)
-    return BLOCK_QUERIES if path == "fused in blocks" and not torch.compiler.is_compiling() else T
-
-
-def may_look(*arrays: Array | None) -> bool:
-    """Whether the path may depend on values: not while tracing, and not where gradients would meet the inf or NaN."""
-    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arrays)
-    return not (needs_grad or torch.compiler.is_compiling())
-
-
-def is_finite(x: Array) -> bool:
-    """Whether x surely holds neither inf nor NaN: under vmap, and without data, nobody can say."""
-    try:
-        return bool(x.isfinite().all())
-    except RuntimeError:
-        return False
+    settings = KernelSettings(
+        causal=causal,
+        window=window,
+        chunk=chunk,
+        offset=offset,
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        dropout_multiplier=dropout_multiplier,
+    )
+    return attention(query, key, value, mask, settings, need_weights=need_weights)
 
 
 def attention_stages(
@@ -197,20 +91,198 @@ def attention_stages(
     sinks: Float[Array, "N"] | None = None,
     dropout_multiplier: Array | None = None,
 ) -> dict[str, Array]:
-    """The plain computation, stage by stage: scores, capped (with a softcap), masked (-inf where invisible) and
-    weights, all (B, N, T, S) in the compute dtype, then context (B, N, T, Hv) in the query's dtype.
+    """Compute attention plainly and return every stage.
 
-    Arguments and errors as for `grouped_query_attention`.
+    Args:
+        query, key, value, mask, causal, window, chunk, offset, scale, softcap, sinks, dropout_multiplier: As for
+            `grouped_query_attention`.
+
+    Returns:
+        scores, capped (with a softcap), masked (-inf where invisible) and weights, all (B, N, T, S) in the compute
+        dtype, then context (B, N, T, Hv) in the query's dtype.
+
+    Raises:
+        ValueError: For a wrong shape or setting (SPEC 14).
+        TypeError: For a wrong type or dtype.
     """
-    settings: dict[str, Any] = {
-        "causal": causal, "window": window, "chunk": chunk, "offset": offset, "scale": scale, "softcap": softcap,
-        "sinks": sinks, "dropout_multiplier": dropout_multiplier,
-    }  # fmt: skip
-    checks.attention(query, key, value, mask, Array, KernelSettings(**settings))
+    settings = KernelSettings(
+        causal=causal,
+        window=window,
+        chunk=chunk,
+        offset=offset,
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        dropout_multiplier=dropout_multiplier,
+    )
+    return stages_of(query, key, value, mask, settings)
+
+
+def attention(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    mask: Array | None,
+    settings: KernelSettings,
+    *,
+    need_weights: bool,
+) -> tuple[Float[Array, "B N T Hv"], Float[Array, "B N T S"] | None]:
+    """`grouped_query_attention`, its settings in one object."""
+    if not need_weights:
+        checks.attention(query, key, value, mask, Array, settings)
+        return attend(query, key, value, mask, settings), None
+    stages = stages_of(query, key, value, mask, settings)
+    return stages["context"], stages["weights"].to(query.dtype)
+
+
+def stages_of(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    mask: Array | None,
+    settings: KernelSettings,
+) -> dict[str, Array]:
+    """`attention_stages`, its settings in one object."""
+    checks.attention(query, key, value, mask, Array, settings)
     visible, bias = masks.split(mask)
     T, S = query.shape[2], key.shape[2]
-    visible = masks.visible_keys(T, S, visible, causal, window, chunk, offset, device=query.device)
+    visible = masks.visible_keys(T, S, visible, settings, settings.offset, device=query.device)
     if visible is not None:
         query, key, value = zero_hidden(query, key, value, visible)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return plain_attention(query, key, value, visible, bias, scale, softcap, sinks, dropout_multiplier)
+    return plain_attention(query, key, value, visible, bias, settings, settings.dropout_multiplier)
+
+
+# query, key, value, visible, bias, dropout_multiplier -> context
+Kernel = Callable[[Array, Array, Array, Array | None, Array | None, Array | None], Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """How one call is computed: by which kernel, and how many queries at a time.
+
+    masked: whether the kernel needs a mask, since some key may be invisible to some query.
+    """
+
+    name: str
+    kernel: Kernel
+    block: int
+    masked: bool
+
+
+def choose_path(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    mask: Array | None,
+    settings: KernelSettings,
+) -> Path:
+    """The path of a call that needs no weights: the one place that decides.
+
+    `packed`, `packed by row` and `fused` are built on PyTorch's fused attention, which has no softcap, sinks and
+    multiplier, and clamps no bias. Blocks bound the memory: one block's weights or mask exist at a time.
+    """
+    (B, N, T, H), (S, Hv) = query.shape, value.shape[2:]
+    hides = may_hide(T, S, mask, settings)
+    compiling = torch.compiler.is_compiling()  # it would unroll the loop over blocks, anew for every length
+    if 0 in (B, T, S) or torch.compiler.is_exporting():  # one exported graph is for every length
+        return Path("plain", plain_kernel(settings), T, hides)
+    if not fusable(query, value, mask, settings):
+        if B * N * T * S <= BLOCK_WEIGHTS or compiling:
+            return Path("plain", plain_kernel(settings), T, hides)
+        return Path("plain in blocks", plain_kernel(settings), max(BLOCK_WEIGHTS // (B * N * S), 1), hides)
+    if T <= PACKED_QUERIES:
+        rows_differ = (mask is not None and mask.ndim == 4 and mask.shape[0] > 1) or isinstance(settings.offset, Array)
+        row_bytes = key.shape[1] * S * (H + Hv) * query.dtype.itemsize
+        if B > 1 and rows_differ and row_bytes >= ROW_BYTES and not compiling:
+            return Path("packed by row", fused_kernel(fast.packed_by_row, settings), T, hides)
+        return Path("packed", fused_kernel(fast.packed, settings), T, hides)
+    if not hides:
+        return Path("fused", fused_kernel(fast.fused, settings), T, masked=False)
+    if settings.only_causal and mask is None and square(T, S, settings.offset):
+        return Path("fused", fused_kernel(fast.fused, settings, causal=True), T, masked=False)
+    return Path("fused in blocks", fused_kernel(fast.fused, settings), T if compiling else BLOCK_QUERIES, hides)
+
+
+def fusable(query: Array, value: Array, mask: Array | None, settings: KernelSettings) -> bool:
+    """Whether PyTorch's fused attention has everything that the call needs."""
+    biased = mask is not None and mask.dtype != torch.bool
+    extras = (settings.softcap, settings.sinks, settings.dropout_multiplier)
+    same_size = query.shape[3] == value.shape[3]
+    return same_size and not biased and not isinstance(settings.scale, Array) and all(x is None for x in extras)
+
+
+def may_hide(T: int, S: int, mask: Array | None, settings: KernelSettings) -> bool:
+    """Whether there may be a key that some query does not see."""
+    if mask is not None or settings.window is not None or settings.chunk is not None:
+        return True
+    start = S - T if settings.offset is None else settings.offset
+    return settings.causal and bool(isinstance(start, Array) or start < S - 1)
+
+
+def square(T: int, S: int, offset: masks.Offset) -> bool:
+    """Whether query i and key i have the same position, for each i."""
+    return T == S and not isinstance(offset, Array) and offset in (None, 0)
+
+
+def plain_kernel(settings: KernelSettings) -> Kernel:
+    def kernel(
+        query: Array, key: Array, value: Array, visible: Array | None, bias: Array | None, multiplier: Array | None
+    ) -> Array:
+        return plain_attention(query, key, value, visible, bias, settings, multiplier)["context"]
+
+    return kernel
+
+
+def fused_kernel(function: Callable[..., Array], settings: KernelSettings, **options: bool) -> Kernel:
+    """`choose_path` gives it no call with a bias or a multiplier."""
+
+    def kernel(
+        query: Array, key: Array, value: Array, visible: Array | None, bias: Array | None, multiplier: Array | None
+    ) -> Array:
+        return function(query, key, value, visible, settings.scale_for(query.shape[-1]), **options)
+
+    return kernel
+
+
+def attend(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    mask: Array | None,
+    settings: KernelSettings,
+    *,
+    finite_keys: bool = False,
+) -> Float[Array, "B N T Hv"]:
+    """The context alone, by the path that `choose_path` returns.
+
+    finite_keys: the caller has made sure that no key or value is inf or NaN.
+
+    Keys that static positions hide are sliced off and never read. A key that a mask hides gets the weight 0, and so has
+    no effect unless it is inf or NaN. If the result is finite, there was none; else the hidden keys and values are set
+    to 0 and the context is computed again (SPEC 6). Where values cannot be read, they are set to 0 at once.
+    """
+    path = choose_path(query, key, value, mask, settings)
+    if not path.masked and path.block >= query.shape[2]:
+        return path.kernel(query, key, value, None, None, settings.dropout_multiplier)
+    sliced = mask is None and not isinstance(settings.offset, Array) and not settings.window_and_chunk
+    if not (finite_keys or sliced):
+        if values_can_be_read(query, key, value, mask, settings.sinks, settings.dropout_multiplier):
+            context = fast.blocked(path.kernel, query, key, value, mask, settings, path.block)
+            if is_finite(context):
+                return context
+        key, value = fast.zero_hidden_keys(query, key, value, mask, settings, path.block)
+    return fast.blocked(path.kernel, query, key, value, mask, settings, path.block)
+
+
+def values_can_be_read(*arrays: Array | None) -> bool:
+    """Whether the path may depend on values: not while tracing, and not where gradients would meet the inf or NaN."""
+    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arrays)
+    return not (needs_grad or torch.compiler.is_compiling())
+
+
+def is_finite(x: Array) -> bool:
+    """Whether x is known to hold neither inf nor NaN. Under vmap, and without data, values cannot be read."""
+    try:
+        return bool(x.isfinite().all())
+    except RuntimeError:
+        return False

@@ -12,14 +12,14 @@ from torch import nn
 from torch.nn import functional
 
 from gqa_spec import ModelConfig
-from gqa_torch.cache import Append, KVCache
+from gqa_torch.cache import DecodeStep, KVCache
 from gqa_torch.layer import GroupedQueryAttention
 from gqa_torch.norm import layer_norm, rms_norm
 from gqa_torch.precision import widened
 
 
 class Block(nn.Module):
-    """Layer `number` of a model. Which norms there are, and what the feed-forward is, `ModelConfig` says."""
+    """Layer `number` of a model. `ModelConfig` says which norms there are and what the feed-forward is."""
 
     def __init__(self, config: ModelConfig, number: int, **options: Any) -> None:
         super().__init__()
@@ -38,15 +38,17 @@ class Block(nn.Module):
 
         return self._residual(x, attend)
 
-    def append(self, x: Float[Array, "B T D"], cache: KVCache, step: Append) -> tuple[Float[Array, "B T D"], KVCache]:
-        longer = cache
+    def append(
+        self, x: Float[Array, "B T D"], cache: KVCache, step: DecodeStep
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        new_cache = cache
 
         def attend(normed: Array) -> Array:
-            nonlocal longer
-            output, longer = self.attention.append(normed, cache, step)
+            nonlocal new_cache
+            output, new_cache = self.attention.append(normed, cache, step)
             return output
 
-        return self._residual(x, attend), longer
+        return self._residual(x, attend), new_cache
 
     def _residual(self, x: Array, attend: Callable[[Array], Array]) -> Array:
         attended = attend(applied(self.attention_norm, x))
@@ -97,5 +99,5 @@ def activation(x: Array, kind: str) -> Array:
 
 
 def applied(module: nn.Module | None, x: Array) -> Array:
-    """What a module gives; x itself where the model has none in this place."""
+    """The module's result, or x where the model has no such module."""
     return x if module is None else module(x)

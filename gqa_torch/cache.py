@@ -1,6 +1,6 @@
 """Key/value caches: keys after norm and RoPE, each row of the batch with a length of its own. SPEC 13.
 
-Storage is written in place, so a cache is a handle: extending spends it and returns the next one on that storage.
+Extending writes into the storage of a cache and returns a new KVCache on it; the old one is consumed.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class KVCache:
     """The keys and values of the tokens so far. Slots that hold no token are exactly 0.
 
     keys (B, K, C, H), values (B, K, C, Hv), length (B,): tokens seen so far, C + 1 once a row has overflowed under
-    torch.compile. length stays on the CPU, so that no step waits for a device to tell it. A rolling cache holds the
-    last C = window positions in order, the newest last; any other holds position j in slot j. rope_length fixes the
-    frequencies that depend on the length. spent: extended already, and of no further use.
+    torch.compile. length is kept on the CPU, so that no step waits for a device. A rolling cache holds the last
+    C = window positions in order, the newest last; any other holds position j in slot j. rope_length fixes the
+    frequencies that depend on the length. consumed: extended already, and of no further use.
     """
 
     keys: Array
@@ -33,15 +33,19 @@ class KVCache:
     length: Array
     rope_length: int
     rolling: bool
-    spent: bool = False
+    consumed: bool = False
 
     @property
     def capacity(self) -> int:
         return self.keys.shape[2]
 
     def clone(self) -> KVCache:
-        """A copy with storage of its own: extend both, to fork a prefix for instance. A spent handle raises."""
-        checks.cache_not_consumed(self.spent)
+        """A copy with storage of its own: extend both, to fork a prefix for instance.
+
+        Raises:
+            ValueError: If this cache was extended already.
+        """
+        checks.cache_not_consumed(self.consumed)
         return replace(self, keys=self.keys.clone(), values=self.values.clone(), length=self.length.clone())
 
 
@@ -60,11 +64,11 @@ def empty(
 
 
 @dataclass(eq=False)
-class Append:
-    """T tokens for each row of a batch, the first count[b] of them real, on top of start[b] earlier ones: what all
-    layers of a model have in common, worked out once.
+class DecodeStep:
+    """T new tokens for each row of a batch, the first count[b] of them real, after start[b] earlier ones.
 
-    first, each: the start and the count that all rows are known to share, if they do. real (B, T, 1): None if all are.
+    It holds what is the same for all layers of a model. common_start, common_count: the numbers that all rows are known
+    to have in common, or None. real (B, T, 1): which tokens are real; None if all are.
     """
 
     T: int
@@ -77,13 +81,13 @@ class Append:
     def __post_init__(self) -> None:
         self.end = self.start + self.count
         self.starts = known(self.start)
-        self.first, self.each = common(self.start), common(self.count)
+        self.common_start, self.common_count = common(self.start), common(self.count)
         token = torch.arange(self.T, device="cpu")
         self.positions = self.start[:, None] + token
         self.real = (token < self.count[:, None]).to(self.device)[..., None] if self.padded else None
 
-    def serves(self, cache: KVCache) -> bool:
-        """Whether a cache has as many tokens, as all of a model's do; of traced ones one cannot say."""
+    def starts_at(self, cache: KVCache) -> bool:
+        """Whether a cache is known to have start[b] tokens, as all caches of a model do. Traced lengths are unknown."""
         return self.starts is not None and self.starts == known(cache.length)
 
     def cos_sin(self, settings: Rope, *, like: Array) -> tuple[Array, Array]:
@@ -92,30 +96,30 @@ class Append:
         return self.tables[settings]
 
 
-def appended(
-    cache: KVCache, key: Float[Array, "B K T H"], value: Float[Array, "B K T Hv"], step: Append
+def append(
+    cache: KVCache, key: Float[Array, "B K T H"], value: Float[Array, "B K T Hv"], step: DecodeStep
 ) -> tuple[KVCache, Array, Array]:
-    """The cache with each row's real tokens, and the keys and values that those attend to."""
+    """The cache with each row's real tokens, and the keys and values that the new tokens attend to."""
     key, value = key.to(cache.keys.dtype), value.to(cache.values.dtype)
-    cache.spent = True
+    cache.consumed = True
     if cache.rolling:
         keys, values = torch.cat([cache.keys, key], dim=2), torch.cat([cache.values, value], dim=2)
         for held, x in ((cache.keys, keys), (cache.values, values)):
             _roll(held, x, step)
-        return replace(cache, length=step.end, spent=False), keys, values
+        return replace(cache, length=step.end, consumed=False), keys, values
     fit = fits(cache, step)
     for held, x in ((cache.keys, key), (cache.values, value)):
         _write(held, x, step, fit)
     length = step.end if fit is None else torch.where(fit, step.end, cache.capacity + 1)
     end = cache.capacity if step.starts is None else max(step.starts, default=0) + step.T
-    return replace(cache, length=length, spent=False), cache.keys[:, :, :end], cache.values[:, :, :end]
+    return replace(cache, length=length, consumed=False), cache.keys[:, :, :end], cache.values[:, :, :end]
 
 
-def _roll(held: Float[Array, "B K C h"], x: Float[Array, "B K S h"], step: Append) -> None:
+def _roll(held: Float[Array, "B K C h"], x: Float[Array, "B K S h"], step: DecodeStep) -> None:
     """Keep the newest C of each row's C + count[b]."""
-    C, each, count = held.shape[2], step.each, step.count
-    if each is not None:
-        held.copy_(x[:, :, each : each + C])
+    C, count = held.shape[2], step.count
+    if step.common_count is not None:
+        held.copy_(x[:, :, step.common_count : step.common_count + C])
         return
     slots = (count[:, None] + torch.arange(C, device=count.device)).to(x.device)
     rows = torch.arange(x.shape[0], device=x.device)[:, None]
@@ -123,16 +127,16 @@ def _roll(held: Float[Array, "B K C h"], x: Float[Array, "B K S h"], step: Appen
 
 
 def _write(
-    held: Float[Array, "B K C h"], x: Float[Array, "B K T h"], step: Append, fit: Bool[Array, "B"] | None
+    held: Float[Array, "B K C h"], x: Float[Array, "B K T h"], step: DecodeStep, fit: Bool[Array, "B"] | None
 ) -> None:
-    """x's real tokens into the slots from start[b] on; those of a row that has no room nowhere."""
-    C, first, each = held.shape[2], step.first, step.each
-    if first is not None and each is not None:
-        held[:, :, first : first + each] = x if each == step.T else x[:, :, :each]
+    """Write x's real tokens into the slots from start[b] on, but none into a row that has no room."""
+    C, start, stored_in_each = held.shape[2], step.common_start, step.common_count
+    if start is not None and stored_in_each is not None:
+        held[:, :, start : start + stored_in_each] = x if stored_in_each == step.T else x[:, :, :stored_in_each]
         return
     count = step.count if fit is None else step.count * fit
     token = torch.arange(min(x.shape[2], C), device="cpu")
-    # all different; where nothing is stored, what is there stays
+    # all different; a slot in which nothing is stored gets its old content
     slots = ((step.start[:, None] + token) % C).to(x.device)
     stored = (token < count[:, None]).to(x.device)[..., None, None]
     rows = torch.arange(x.shape[0], device=x.device)[:, None]
@@ -140,33 +144,33 @@ def _write(
 
 
 def known(numbers: Integer[Array, "B"]) -> list[int] | None:
-    """One number for each row, or None where they are being traced by torch.compile."""
+    """The numbers as a list, or None while torch.compile traces."""
     return None if torch.compiler.is_compiling() else numbers.tolist()
 
 
 def common(numbers: Integer[Array, "B"]) -> int | None:
-    """The number that all rows are known to have in common, if there is one."""
+    """The number that all rows are known to have, or None."""
     rows = known(numbers)
     return rows[0] if rows and all(row == rows[0] for row in rows) else None
 
 
-def fits(cache: KVCache, step: Append) -> Bool[Array, "B"] | None:
-    """Which rows have room; a row that once had none never has. None for all: elsewhere than under torch.compile, one
-    without has raised."""
+def fits(cache: KVCache, step: DecodeStep) -> Bool[Array, "B"] | None:
+    """Which rows have room; a row that once had none never has. None where all have: without torch.compile, a row
+    without room has raised."""
     if cache.rolling or not torch.compiler.is_compiling():
         return None
     return step.end <= cache.capacity
 
 
-def visibility(cache: KVCache, config: AttentionConfig, step: Append) -> dict[str, Any]:
-    """Which of the keys that `appended` returns the new tokens may see, as the kernel's mask, offset and chunk."""
+def kernel_arguments(cache: KVCache, config: AttentionConfig, step: DecodeStep) -> tuple[Array | None, Any, int | None]:
+    """The kernel's mask, offset and chunk for the keys that `append` returns."""
     if not cache.rolling:
-        return {"mask": None, "offset": step.start if step.first is None else step.first, "chunk": config.chunk}
+        return None, step.start if step.common_start is None else step.common_start, config.chunk
     T, device = step.T, step.device
     start = step.start.to(device)[:, None, None, None]
     query_position = start + torch.arange(T, device=device)[:, None]
     key_position = start - cache.capacity + torch.arange(cache.capacity + T, device=device)
     visible = key_position >= 0
-    if config.chunk is not None:  # chunks count absolute positions, which a rolled slot has left behind
+    if config.chunk is not None:  # chunks count absolute positions, not slots
         visible = visible & (query_position // config.chunk == key_position // config.chunk)
-    return {"mask": visible, "offset": cache.capacity, "chunk": None}
+    return visible, cache.capacity, None

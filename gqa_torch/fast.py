@@ -1,12 +1,13 @@
-"""The fast paths, each one function, for calls that ask for no weights. `gqa_torch.attention.choose_path` chooses.
+"""The fast paths, each one function, for calls that need no weights. `gqa_torch.attention.choose_path` chooses.
 
-All are pure, work on arguments already validated, and read keys and values as they are: what is invisible must be
-finite, so that a weight of 0 silences it.
+All are pure and take arguments that have been checked. They read keys and values as they are: what is invisible must be
+finite, so that its weight of 0 removes it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
@@ -15,10 +16,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor as Array
 from torch.nn import functional as F
 
+from gqa_spec.settings import KernelSettings
 from gqa_torch import masks
 from gqa_torch.precision import without_autocast
 
-Block = tuple[slice, slice, Array | None, Array | None]
+NOTHING_HIDDEN = KernelSettings()
 
 
 def packed(
@@ -30,7 +32,7 @@ def packed(
 ) -> Float[Array, "B N T Hv"]:
     """A few queries: the heads of a group become rows of one matrix, so that each key and value is read once.
 
-    Where there are fewer KV heads than cores, a group is cut into `parts`, so that every core has one to work on.
+    Where there are fewer KV heads than cores, a group is cut into `parts`, one for each core.
     """
     (B, N, T, H), K = query.shape, key.shape[1]
     parts = _parts(B * K, N // K, cores(query.device))
@@ -58,12 +60,10 @@ def packed_by_row(
     scale: float,
 ) -> Float[Array, "B N T Hv"]:
     """Rows of different lengths: `packed` row after row, each against the slice of keys that the row sees."""
-    ranges = None if visible is None or visible.shape[0] == 1 or visible.shape[3] == 0 else _visible_ranges(visible)
-    if (
-        visible is None
-        or ranges is None
-        or sum(end - first for first, end in ranges) > 0.8 * len(ranges) * key.shape[2]
-    ):
+    if visible is None or visible.shape[0] == 1 or visible.shape[3] == 0:
+        return packed(query, key, value, visible, scale)
+    ranges = _visible_ranges(visible)
+    if ranges is None or sum(end - first for first, end in ranges) > 0.8 * len(ranges) * key.shape[2]:
         return packed(query, key, value, visible, scale)  # rows that differ little are faster together
     contexts = []
     for row, (first, end) in enumerate(ranges):
@@ -74,7 +74,7 @@ def packed_by_row(
 
 
 def _visible_ranges(visible: Bool[Array, "B n T S"]) -> list[list[int]] | None:
-    """From where to where each row sees keys; None where values cannot be read, as under vmap or on the meta device."""
+    """The range of keys that each row sees; None where values cannot be read, as under vmap or on the meta device."""
     seen = visible.any(dim=2).any(dim=1).int()
     S = seen.shape[1]
     end = torch.where(seen.any(dim=1), S - seen.flip(1).argmax(dim=1), 0)
@@ -85,7 +85,7 @@ def _visible_ranges(visible: Bool[Array, "B n T S"]) -> list[list[int]] | None:
 
 
 def _allowed(visible: Array | None) -> tuple[Array | None, Array | None]:
-    """Which rows see a key, and a mask by which those that see none read them all: a softmax of nothing is NaN."""
+    """Which rows see a key, and a mask that lets a row without one see all keys: a softmax of nothing is NaN."""
     if visible is None:
         return None, None
     sees = visible.any(dim=-1, keepdim=True)
@@ -93,14 +93,17 @@ def _allowed(visible: Array | None) -> tuple[Array | None, Array | None]:
 
 
 def _parts(heads: int, group_size: int, cores: int) -> int:
-    """The fewest equal parts of a group with which `heads` groups occupy every core."""
+    """The fewest equal parts of a group that give every core something to do, with `heads` groups."""
     return next((n for n in range(1, group_size + 1) if group_size % n == 0 and heads * n >= cores), group_size)
 
 
-@torch.compiler.assume_constant_result
 def cores(device: torch.device) -> int:
-    """How many workers want a head of their own: a GPU has ways to share one."""
+    """How many heads can be computed at a time. A GPU divides one head among its cores."""
     return torch.get_num_threads() if device.type == "cpu" else 1
+
+
+# what torch.compiler.assume_constant_result does, which loads torch._dynamo first: 0.9 s of the import
+vars(cores)["_dynamo_marked_constant"] = True
 
 
 def fused(
@@ -127,74 +130,85 @@ def blocked(
     key: Float[Array, "B K S H"],
     value: Float[Array, "B K S Hv"],
     mask: Array | None,
-    dropout_multiplier: Array | None,
-    rule: tuple[bool, int | None, int | None],
-    offset: masks.Offset,
+    settings: KernelSettings,
     rows: int,
 ) -> Float[Array, "B N T Hv"]:
-    """Block after block of `rows` queries, each against no more than the slice of keys that it may see at all.
+    """Block after block of `rows` queries, each against the slice of keys outside which it sees none.
 
-    No mask is ever made for the whole pass. rule: causal, window and chunk.
+    No mask for all queries is ever made.
     """
     contexts = []
-    for queries, keys, visible, bias in _blocks(query, key, mask, rule, offset, rows):
-        q, k, v = _along(query, queries), _along(key, keys), _along(value, keys)
-        if visible is not None:  # a query that sees nothing would send its NaN into gradients
-            q = torch.where(visible.any(dim=-1, keepdim=True), q, 0)
-        contexts.append(kernel(q, k, v, visible, bias, _part(dropout_multiplier, queries, keys)))
+    for block in _blocks(query, key, mask, settings, rows):
+        q, k, v = _sliced(query, block.queries), _sliced(key, block.keys), _sliced(value, block.keys)
+        if block.visible is not None:  # a query that sees nothing would send its NaN into gradients
+            q = torch.where(block.visible.any(dim=-1, keepdim=True), q, 0)
+        multiplier = _part(settings.dropout_multiplier, block.queries, block.keys)
+        contexts.append(kernel(q, k, v, block.visible, block.bias, multiplier))
     return contexts[0] if len(contexts) == 1 else torch.cat(contexts[::-1], dim=2)
 
 
-def scrubbed(
+def zero_hidden_keys(
     query: Float[Array, "B N T H"],
     key: Float[Array, "B K S H"],
     value: Float[Array, "B K S Hv"],
     mask: Array | None,
-    rule: tuple[bool, int | None, int | None],
-    offset: masks.Offset,
+    settings: KernelSettings,
     rows: int,
 ) -> tuple[Float[Array, "B K S H"], Float[Array, "B K S Hv"]]:
-    """0 for keys and values that no query of their KV head may see (SPEC 6), found out block after block."""
+    """key and value with 0 for keys that no query of their KV head sees (SPEC 6), found block after block."""
     K, S, seen = key.shape[1], key.shape[2], []
-    for _, keys, visible, _ in _blocks(query, key, mask, rule, offset, rows):
-        if visible is None:
+    for block in _blocks(query, key, mask, settings, rows):
+        if block.visible is None:
             return key, value
-        b, n, t, s = visible.shape
+        b, n, t, s = block.visible.shape
         shared = K if n > 1 else 1
-        key_is_seen = visible.reshape(b, shared, n // shared, t, s).any(dim=(2, 3))
-        seen.append(F.pad(key_is_seen, (keys.start, S - keys.stop)))
-    anywhere = reduce(torch.logical_or, seen).unsqueeze(-1)
-    return torch.where(anywhere, key, 0), torch.where(anywhere, value, 0)
+        key_is_seen = block.visible.reshape(b, shared, n // shared, t, s).any(dim=(2, 3))
+        seen.append(F.pad(key_is_seen, (block.keys.start, S - block.keys.stop)))
+    seen_by_any = reduce(torch.logical_or, seen).unsqueeze(-1)
+    return torch.where(seen_by_any, key, 0), torch.where(seen_by_any, value, 0)
 
 
-def _blocks(
-    query: Array, key: Array, mask: Array | None, rule: tuple[bool, int | None, int | None], offset: Any, rows: int
-) -> Iterator[Block]:
-    """Which queries, which keys, what those see of these (None: all), and the bias on the scores; from the last on."""
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some queries, the slice of keys that they may see, which of these they see (None: all), and their bias."""
+
+    queries: slice
+    keys: slice
+    visible: Array | None
+    bias: Array | None
+
+
+def _blocks(query: Array, key: Array, mask: Array | None, settings: KernelSettings, rows: int) -> Iterator[Block]:
+    """The blocks of `rows` queries, from the last on."""
     T, S = query.shape[2], key.shape[2]
-    offset = S - T if offset is None else offset if isinstance(offset, Array) else int(offset)
-    # the last block, which may see most, comes first: smaller ones fit into the memory that it leaves. Not range for a
-    # single block: torch.compile would fix T to its value.
+    offset: Any = S - T if settings.offset is None else settings.offset
+    offset = offset if isinstance(offset, Array) else int(offset)
+    # The last block may see most keys. It comes first, so that smaller ones fit into the memory that it frees. A single
+    # block does without range: torch.compile would fix T to its value.
     for start in [0] if rows >= T else reversed(range(0, T, rows)):
         queries = slice(start, min(start + rows, T))
         count, position = queries.stop - start, offset + start
-        keys = slice(*masks.key_range(count, S, *rule, position))
+        keys = slice(*masks.key_range(count, S, settings, position))
         visible, bias = masks.split(_part(mask, queries, keys))
-        # one query sees the whole of its slice, so the rule has nothing left to hide
-        settled = count == 1 and not isinstance(position, Array) and None in rule[1:]
-        hidden_by = (False, None, None) if settled else rule
+        # the slice of a single query holds no key that causal, window or chunk hides
+        sliced = count == 1 and not isinstance(position, Array) and not settings.window_and_chunk
         visible = masks.visible_keys(
-            count, keys.stop - keys.start, visible, *hidden_by, position - keys.start, device=query.device
+            count,
+            keys.stop - keys.start,
+            visible,
+            NOTHING_HIDDEN if sliced else settings,
+            position - keys.start,
+            device=query.device,
         )
-        yield queries, keys, visible, bias
+        yield Block(queries, keys, visible, bias)
 
 
-def _along(x: Array, part: slice) -> Array:
+def _sliced(x: Array, part: slice) -> Array:
     return x if part.stop - part.start == x.shape[2] else x[:, :, part]
 
 
 def _part(x: Array | None, queries: slice, keys: slice) -> Array | None:
-    """The part of a mask or multiplier that belongs to these queries and keys; axes of size 1 serve all."""
+    """The part of a mask or multiplier for these queries and keys; an axis of size 1 is for all."""
     if x is None:
         return None
     x = x[..., queries, :] if x.shape[-2] != 1 else x

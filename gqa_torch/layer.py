@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self
 
-import ml_dtypes
 import numpy as np
 import torch
 from jaxtyping import Float, Integer
@@ -14,11 +14,12 @@ from torch import nn
 
 from gqa_spec import AttentionConfig, checks
 from gqa_spec.config import CONFIG_FIELDS, DERIVED, symbolic_shapes, weight_shapes
-from gqa_spec.settings import RotationSettings
+from gqa_spec.settings import KernelSettings, RotationSettings
 from gqa_torch import cache as cache_
 from gqa_torch import rope
-from gqa_torch.attention import attend, attention_stages, grouped_query_attention
-from gqa_torch.cache import Append, KVCache
+from gqa_torch.arrays import array, tensor
+from gqa_torch.attention import attend, attention, stages_of
+from gqa_torch.cache import DecodeStep, KVCache
 from gqa_torch.masks import Offset, query_positions
 from gqa_torch.norm import qk_norm
 from gqa_torch.precision import autocast_dtype, compute_dtype
@@ -27,11 +28,29 @@ Tables = tuple[Array, Array]  # cos and sin
 
 
 class GroupedQueryAttention(nn.Module):
-    """Grouped-query attention with N query heads and K key/value heads; K = N is multi-head, K = 1 multi-query.
+    """Attention with N query heads and K key/value heads (Ainslie et al. 2023, arXiv 2305.13245).
 
-    embed_dim, num_heads, num_kv_heads (N when None) and dropout may be given by position; every further field of
-    `AttentionConfig` by keyword. device and dtype are those of the parameters; dtype is that of inputs and outputs
-    too, except under autocast. The keys of `state_dict` are the canonical names. A new layer is in training mode.
+    ```
+    query heads     0  1  2  3       0  1  2  3       0  1  2  3
+                    │  │  │  │       └┬─┘  └┬─┘       └──┴┬─┴──┘
+    KV heads        0  1  2  3        0     1             0
+                    MHA, K = N       GQA, 1 < K < N   MQA, K = 1
+    ```
+
+    The keys of `state_dict` are the canonical names of the weights (SPEC 16). A new layer is in training mode.
+
+    Args:
+        embed_dim: D, the width of query and output.
+        num_heads: N, the number of query heads.
+        num_kv_heads: K, the number of key/value heads, N by default; K divides N.
+        dropout: Probability with which an attention weight is dropped in training mode.
+        device: Where the parameters are.
+        dtype: Of the parameters, and of inputs and outputs except under autocast; PyTorch's default dtype by default.
+        **settings: Every further field of `AttentionConfig`.
+
+    Raises:
+        ValueError: For a number out of range or settings that contradict each other.
+        TypeError: For the wrong kind of value.
     """
 
     def __init__(
@@ -67,8 +86,16 @@ class GroupedQueryAttention(nn.Module):
 
     @classmethod
     def from_config(cls, config: AttentionConfig, **options: Any) -> Self:
-        """A layer from a config; options are device and dtype."""
+        """Make a layer from a config.
+
+        Args:
+            config: The settings.
+            **options: device and dtype.
+        """
         return cls(**{name: getattr(config, name) for name in CONFIG_FIELDS}, **options)
+
+    def extra_repr(self) -> str:
+        return self.config.summary()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
@@ -95,18 +122,35 @@ class GroupedQueryAttention(nn.Module):
         rope_length: int | None = None,
         need_weights: bool = True,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B N T S"] | None]:
-        """Attend from query to key and value (key defaults to query, value to key).
+        """Attend from query to key and value.
 
-        mask and offset as for `grouped_query_attention`. positions (T,) or (B, T) and key_positions (S,) or (B, S) only
-        rotate; they default to i + offset and j. rope_length (positions, S by default) fixes frequencies that depend on
-        the length. Returns output and, with need_weights, weights per head before dropout, in the input's dtype.
-        Raises ValueError for shapes and settings, TypeError for dtypes.
+        Args:
+            query: (B, T, D).
+            key: (B, S, E); query by default.
+            value: (B, S, E); key by default.
+            mask: bool (True = may attend) or floating (added to the scores, -inf = may not), (T, S) or broadcastable
+                to (B, N, T, S).
+            positions: By which RoPE rotates queries, (T,) or (B, T); i + offset by default. Causal, window and chunk do
+                not use them.
+            key_positions: By which RoPE rotates keys, (S,) or (B, S); `positions` by default where key is not given,
+                else 0 to S - 1.
+            offset: Position of the first query, an integer or one for each row, (B,); S - T by default.
+            rope_length: The length on which RoPE's frequencies depend with dynamic NTK and LongRoPE; S by default.
+            need_weights: Whether to return the weights. Without them, a faster kernel is used; at T = 1024 it takes
+                about a tenth of the time.
+
+        Returns:
+            The output (B, T, D) and the weights of each head before dropout (B, N, T, S), or None for these, in the
+            input's dtype.
+
+        Raises:
+            ValueError: For a wrong shape or setting (SPEC 14).
+            TypeError: For a wrong type or dtype.
         """
-        stages = self._heads(query, key, value, mask, positions, key_positions, offset, rope_length)
-        q, k, v = _newest(stages)
-        context, weights = grouped_query_attention(
-            q, k, v, mask, **self._kernel_settings(q, k, offset), need_weights=need_weights
-        )
+        rotation = _rotation(key, positions, key_positions, offset, rope_length)
+        stages = self._stages(query, key, value, mask, rotation)
+        q, k, v = _kernel_inputs(stages)
+        context, weights = attention(q, k, v, mask, self._kernel_settings(q, k, offset), need_weights=need_weights)
         return self._output(context), weights
 
     def trace(
@@ -121,21 +165,39 @@ class GroupedQueryAttention(nn.Module):
         offset: Offset = None,
         rope_length: int | None = None,
     ) -> dict[str, Array]:
-        """Every stage that is on, by name and in order: q_proj, k_proj, v_proj, q_norm, k_norm, q_rope, k_rope
-        (B, heads, length, head size), scores, capped, masked, weights (B, N, T, S), context (B, N, T, Hv), output.
+        """Compute the layer plainly and return every stage that is on, by name and in order.
+
+        Args:
+            query, key, value, mask, positions, key_positions, offset, rope_length: As in a call of the layer.
+
+        Returns:
+            q_proj, k_proj, v_proj, q_norm, k_norm, q_rope, k_rope (B, heads, length, head size), scores, capped,
+            masked, weights (B, N, T, S), context (B, N, T, Hv), output (B, T, D).
+
+        Raises:
+            ValueError: For a wrong shape or setting (SPEC 14).
+            TypeError: For a wrong type or dtype.
         """
-        stages = self._heads(query, key, value, mask, positions, key_positions, offset, rope_length)
-        q, k, v = _newest(stages)
-        stages |= attention_stages(q, k, v, mask, **self._kernel_settings(q, k, offset))
+        rotation = _rotation(key, positions, key_positions, offset, rope_length)
+        stages = self._stages(query, key, value, mask, rotation)
+        q, k, v = _kernel_inputs(stages)
+        stages |= stages_of(q, k, v, mask, self._kernel_settings(q, k, offset))
         return stages | {"output": self._output(stages["context"])}
 
     def init_cache(
         self, batch_size: int, max_length: int, *, rolling: bool = False, dtype: torch.dtype | None = None
     ) -> KVCache:
-        """An empty cache for `extend`: max_length tokens for each row, or with rolling the last `window` of them.
+        """Make an empty cache for `extend`.
 
-        dtype is the layer's when None. Raises ValueError for a layer that is not causal self-attention, and for rolling
-        without a window.
+        Args:
+            batch_size: B, the number of rows.
+            max_length: How many tokens each row can have.
+            rolling: Whether to keep only the last `window` tokens of each row; it then never overflows.
+            dtype: Of keys and values; the layer's by default.
+
+        Raises:
+            ValueError: For a layer that is not causal self-attention, and for rolling without a window.
+            TypeError: For a wrong type or dtype.
         """
         checks.init_cache(self.config, batch_size, max_length, rolling)
         weight = self.q_proj.weight
@@ -148,42 +210,59 @@ class GroupedQueryAttention(nn.Module):
     def extend(
         self, x: Float[Array, "B T D"], cache: KVCache, *, lengths: Integer[Array, "B"] | None = None
     ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Append x's tokens to the cache and attend to all so far, as one whole pass would, but without gradients.
+        """Append tokens to a cache and attend to all so far, as one whole pass would, but without gradients.
 
-        Token i of row b stands at cache.length[b] + i. lengths: how many tokens of each row are real (right-padded), T
-        by default; the rest are not stored and give 0. Returns the output and the longer cache, in the storage of the
-        given one, which is spent: extending it again raises ValueError, as does a row without room (under
-        torch.compile, where it cannot, that row is NaN from then on).
+        Args:
+            x: The tokens (B, T, D). The position of token i in row b is cache.length[b] + i.
+            cache: The cache so far. Its storage is written, and it is consumed: it cannot be extended again.
+            lengths: How many tokens of each row are real (right-padded), (B,); T by default. The others are not stored,
+                and their output is 0.
+
+        Returns:
+            The output (B, T, D) and the new cache, on the storage of the old one.
+
+        Raises:
+            ValueError: For a wrong shape, a consumed cache, or a row without room. Under torch.compile, where a row
+                without room cannot raise, its output is NaN from then on.
+            TypeError: For a wrong type or dtype.
         """
         count = self._count(x, cache, lengths)
-        x, _, _ = self._checked(
-            x, None, None, None, dict.fromkeys(("positions", "key_positions", "offset", "rope_length"))
-        )
-        step = Append(x.shape[1], cache.length, count, lengths is not None, x.device)
+        x, _, _ = self._checked(x, None, None, None, RotationSettings())
+        step = DecodeStep(x.shape[1], cache.length, count, lengths is not None, x.device)
         return self.append(x, cache, step)
 
-    def append(self, x: Float[Array, "B T D"], cache: KVCache, step: Append) -> tuple[Float[Array, "B T D"], KVCache]:
+    def append(
+        self, x: Float[Array, "B T D"], cache: KVCache, step: DecodeStep
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
         """`extend` once its arguments are checked, by a step that all layers of a model share."""
         tokens = x if step.real is None else torch.where(step.real, x, 0)
-        stages = self._projected(tokens, tokens, tokens)
+        stages = self._project(tokens, tokens, tokens)
         if self.config.rope is not None:
             tables = step.cos_sin((self.config.rope, self.config.rotary_dim, cache.rope_length), like=x)
-            stages |= self._turned(stages, tables, tables)
-        q, k, v = _newest(stages)
-        visible = cache_.visibility(cache, self.config, step)
-        longer, keys, values = cache_.appended(cache, k, v, step)
-        settings = self._kernel_settings(q, keys, None) | visible
-        context = attend(q, keys.to(q.dtype), values.to(q.dtype), **settings, clean=True)
+            stages |= self._rotated(stages, tables, tables)
+        q, k, v = _kernel_inputs(stages)
+        mask, offset, chunk = cache_.kernel_arguments(cache, self.config, step)
+        new_cache, keys, values = cache_.append(cache, k, v, step)
+        settings = replace(self._kernel_settings(q, keys, offset), chunk=chunk)
+        context = attend(q, keys.to(q.dtype), values.to(q.dtype), mask, settings, finite_keys=True)
         output = self._output(context)
         output = output if step.real is None else torch.where(step.real, output, 0)
         fits = cache_.fits(cache, step)
-        return output if fits is None else torch.where(fits.to(x.device)[:, None, None], output, torch.nan), longer
+        return output if fits is None else torch.where(fits.to(x.device)[:, None, None], output, torch.nan), new_cache
 
     @torch.no_grad()
     def load_weights(self, mapping: Mapping[str, Any]) -> Self:
-        """Copy canonical weights (arrays or tensors) into place, all or none.
+        """Copy weights into place, all or none.
 
-        Raises ValueError that names every missing, unexpected and misshapen one, TypeError for a narrowing cast.
+        Args:
+            mapping: Canonical names to arrays or tensors.
+
+        Returns:
+            The layer itself.
+
+        Raises:
+            ValueError: Names every missing, unexpected and misshapen weight.
+            TypeError: For a cast that could lose bits.
         """
         arrays = {name: x if isinstance(x, Array) else np.asarray(x) for name, x in mapping.items()}
         dtype = checks.dtype_name(self.q_proj.weight)
@@ -193,27 +272,31 @@ class GroupedQueryAttention(nn.Module):
         return self
 
     def export_weights(self) -> dict[str, np.ndarray]:
-        """Canonical names -> NumPy arrays, copied."""
+        """Copy the weights into NumPy arrays.
+
+        Returns:
+            Canonical names to arrays.
+        """
         return {name: array(self.get_parameter(name)) for name in weight_shapes(self.config)}
 
-    def _heads(
-        self, query: Any, key: Any, value: Any, mask: Any, positions: Any, key_positions: Any, offset: Any, length: Any
-    ) -> dict[str, Array]:
+    def _stages(self, query: Any, key: Any, value: Any, mask: Any, rotation: RotationSettings) -> dict[str, Array]:
         """The stages before the kernel, heads split."""
-        rotation = {"positions": positions, "key_positions": key_positions, "offset": offset, "rope_length": length}
         query, key, value = self._checked(query, key, value, mask, rotation)
-        stages, config = self._projected(query, key, value), self.config
+        stages, config = self._project(query, key, value), self.config
         if config.rope is not None:
             T, S = query.shape[1], key.shape[1]
-            positions = query_positions(T, S, offset, device=query.device) if positions is None else positions
+            positions, key_positions = rotation.positions, rotation.key_positions
+            positions = query_positions(T, S, rotation.offset, device=query.device) if positions is None else positions
             key_positions = torch.arange(S, device=key.device) if key_positions is None else key_positions
-            settings = (config.rope, config.rotary_dim, S if length is None else length)
+            settings = (config.rope, config.rotary_dim, S if rotation.rope_length is None else rotation.rope_length)
             tables = (rope.cos_sin(each, *settings, like=query) for each in (positions, key_positions))
-            stages |= self._turned(stages, *tables)
+            stages |= self._rotated(stages, *tables)
         return stages
 
-    def _checked(self, query: Any, key: Any, value: Any, mask: Any, rotation: dict[str, Any]) -> tuple[Array, ...]:
-        """query, key and value with their defaults, as autocast's linear layers would take them."""
+    def _checked(
+        self, query: Any, key: Any, value: Any, mask: Any, rotation: RotationSettings
+    ) -> tuple[Array, Array, Array]:
+        """query, key and value, with their defaults and in autocast's dtype."""
         key = query if key is None else key
         value = key if value is None else value
         weight = self.q_proj.weight
@@ -221,12 +304,11 @@ class GroupedQueryAttention(nn.Module):
         query, key, value = (
             x.to(dtype) if isinstance(x, Array) and x.dtype == weight.dtype else x for x in (query, key, value)
         )
-        checks.layer_call(
-            self.config, str(dtype).removeprefix("torch."), query, key, value, mask, Array, RotationSettings(**rotation)
-        )
+        name = str(dtype).removeprefix("torch.")
+        checks.layer_call(self.config, name, query, key, value, mask, Array, rotation)
         return query, key, value
 
-    def _projected(self, query: Array, key: Array, value: Array) -> dict[str, Array]:
+    def _project(self, query: Array, key: Array, value: Array) -> dict[str, Array]:
         """Heads split, and normed where there is a QK-norm."""
         config = self.config
         stages = {
@@ -241,18 +323,18 @@ class GroupedQueryAttention(nn.Module):
                 )
         return stages
 
-    def _turned(self, stages: dict[str, Array], query_tables: Tables, key_tables: Tables) -> dict[str, Array]:
-        """Queries and keys turned by RoPE's tables of cos and sin."""
+    def _rotated(self, stages: dict[str, Array], query_tables: Tables, key_tables: Tables) -> dict[str, Array]:
+        """Queries and keys rotated by RoPE's tables of cos and sin."""
         assert self.config.rope is not None
-        q, k, _ = _newest(stages)
-        pairing = self.config.rope.pairing
-        return {"q_rope": rope.turn(q, query_tables, pairing), "k_rope": rope.turn(k, key_tables, pairing)}
+        q, k, _ = _kernel_inputs(stages)
+        q, k = (rope.apply_rotary(x, t, self.config.rope.pairing) for x, t in ((q, query_tables), (k, key_tables)))
+        return {"q_rope": q, "k_rope": k}
 
     def _count(self, x: Array, cache: KVCache, lengths: Array | None) -> Integer[Array, "B"]:
-        """How many of x's tokens each row appends, once everything that is known has been checked."""
+        """How many of x's tokens are real in each row, after every check that needs no traced value."""
         checks.array("x", x, Array)
         checks.instance("cache", cache, KVCache)
-        checks.cache_not_consumed(cache.spent)
+        checks.cache_not_consumed(cache.consumed)
         checks.extend(self.config, x.shape, cache.keys.shape, cache.values.shape, cache.rolling)
         B, T = x.shape[:2]
         if lengths is None:
@@ -265,18 +347,18 @@ class GroupedQueryAttention(nn.Module):
             checks.cache_room(cache.capacity, cache_.known(cache.length) or (), cache_.known(count) or ())
         return count
 
-    def _kernel_settings(self, q: Array, k: Array, offset: Offset) -> dict[str, Any]:
+    def _kernel_settings(self, q: Array, k: Array, offset: Offset) -> KernelSettings:
         config = self.config
-        return {
-            "causal": config.causal,
-            "window": config.window,
-            "chunk": config.chunk,
-            "offset": offset,
-            "scale": config.scale,
-            "softcap": config.softcap,
-            "sinks": self.sinks,
-            "dropout_multiplier": self._dropout_multiplier(q, k),
-        }
+        return KernelSettings(
+            causal=config.causal,
+            window=config.window,
+            chunk=config.chunk,
+            offset=offset,
+            scale=config.scale,
+            softcap=config.softcap,
+            sinks=self.sinks,
+            dropout_multiplier=self._dropout_multiplier(q, k),
+        )
 
     def _dropout_multiplier(self, q: Array, k: Array) -> Array | None:
         p = self.config.dropout
@@ -293,7 +375,7 @@ GroupQueryAttention = GroupedQueryAttention
 
 
 class Weight(nn.Module):
-    """The place of one `weight`, so that it has its canonical name; the maths is in gqa_torch.norm."""
+    """A module with one `weight`, so that it has its canonical name; the maths is in gqa_torch.norm."""
 
     def __init__(self, weight: nn.Parameter) -> None:
         super().__init__()
@@ -304,25 +386,14 @@ def _split(x: Float[Array, "B T W"], heads: int) -> Float[Array, "B heads T size
     return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2)
 
 
-def _newest(stages: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-    """query, key and value as they are after the last stage so far."""
+def _rotation(key: Any, positions: Any, key_positions: Any, offset: Any, rope_length: Any) -> RotationSettings:
+    """The settings of one call. Without a key, the keys are the queries' tokens and have their positions."""
+    if key is None and key_positions is None:
+        key_positions = positions
+    return RotationSettings(positions=positions, key_positions=key_positions, offset=offset, rope_length=rope_length)
+
+
+def _kernel_inputs(stages: Mapping[str, Array]) -> tuple[Array, Array, Array]:
+    """query, key and value after the last of projection, norm and RoPE that is on."""
     last = next(stage for stage in ("rope", "norm", "proj") if f"q_{stage}" in stages)
     return stages[f"q_{last}"], stages[f"k_{last}"], stages["v_proj"]
-
-
-def tensor(x: Array | np.ndarray) -> Array:
-    """A copy as a tensor. NumPy and PyTorch know bfloat16 under different names, so its bits travel as int16."""
-    if isinstance(x, Array):
-        return x.detach().clone()
-    copied = np.array(x, order="C")
-    if x.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(copied.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(copied)
-
-
-def array(x: Array) -> np.ndarray:
-    """A copy as a NumPy array, the other way about."""
-    copied = x.detach().cpu().clone()
-    if x.dtype == torch.bfloat16:
-        return copied.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return copied.numpy()

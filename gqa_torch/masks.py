@@ -1,7 +1,7 @@
 """Masks: which keys a query may see (True), or what is added to its scores (floating, -inf = may not). SPEC 3 and 4.
 
-Query i stands at i + offset, key j at j; offset defaults to S - T, so that the last query sees the last key. `device`
-is where a mask is made: that of an offset given as a tensor, else PyTorch's default.
+Query i has position i + offset, key j position j; offset defaults to S - T, so that the last query sees the last key. A
+mask is made on `device`; by default on the device of an offset given as a tensor, else on PyTorch's default.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor as Array
 
 from gqa_spec import checks
+from gqa_spec.settings import KernelSettings
 
 Offset = int | np.integer[Any] | Integer[Array, "..."] | None
 Device = torch.device | str | None
 
 
 def query_positions(T: int, S: int, offset: Offset = None, *, device: Device = None) -> Integer[Array, "..."]:
-    """Where each query stands, i + offset: (T,), or (B, T) for per-row offsets (B,)."""
+    """The position of each query, i + offset: (T,), or (B, T) for per-row offsets (B,)."""
     start: Any = S - T if offset is None else offset
     if isinstance(start, Array):
         start = start.to(device or start.device, torch.int64)[..., None]
@@ -29,7 +30,7 @@ def query_positions(T: int, S: int, offset: Offset = None, *, device: Device = N
 
 
 def relative_positions(T: int, S: int, offset: Offset = None, *, device: Device = None) -> Integer[Array, "..."]:
-    """How far key j stands behind query i: i + offset - j, as (T, S), or (B, 1, T, S) for per-row offsets (B,)."""
+    """The distance from key j to query i, i + offset - j: (T, S), or (B, 1, T, S) for per-row offsets (B,)."""
     start = query_positions(T, S, offset, device=device)[..., None]
     distance = start - torch.arange(S, device=start.device)
     return distance[:, None] if distance.ndim == 3 else distance
@@ -116,18 +117,23 @@ def visible_keys(
     T: int,
     S: int,
     mask: Bool[Array, "..."] | None,
-    causal_: bool,
-    window_: int | None,
-    chunk_: int | None,
+    settings: KernelSettings,
     offset: Offset,
     *,
     device: Device = None,
 ) -> Bool[Array, "b n t s"] | None:
-    """Every condition at once, as (b, n, T, S) with b, n = 1 where they do not matter; None where nothing is hidden."""
+    """The keys that pass the mask, causal, window and chunk; None where nothing is hidden.
+
+    (b, n, T, S), with b = 1 or n = 1 where all rows or all heads see the same. offset: of the first query from the
+    first of the S keys; a block has one of its own.
+    """
     conditions = [mask] if mask is not None else []
-    conditions += [causal(T, S, offset, device=device)] if causal_ else []
-    conditions += [window(T, S, window_, offset, device=device)] if window_ is not None else []
-    conditions += [chunk(T, S, chunk_, offset, device=device)] if chunk_ is not None else []
+    if settings.causal:
+        conditions.append(causal(T, S, offset, device=device))
+    if settings.window is not None:
+        conditions.append(window(T, S, settings.window, offset, device=device))
+    if settings.chunk is not None:
+        conditions.append(chunk(T, S, settings.chunk, offset, device=device))
     if not conditions:
         return None
     visible = combine(*conditions)
@@ -135,21 +141,20 @@ def visible_keys(
     return visible.expand(*visible.shape[:2], T, S)
 
 
-def key_range(
-    T: int, S: int, causal_: bool, window_: int | None, chunk_: int | None, offset: int | Integer[Array, "..."]
-) -> tuple[int, int]:
-    """The slice of keys outside which no query may see any; all of them where the offset is a tensor.
+def key_range(T: int, S: int, settings: KernelSettings, offset: int | Integer[Array, "..."]) -> tuple[int, int]:
+    """The slice of keys outside which no query sees any; all keys where the offset is a tensor.
 
-    It starts with a chunk, so that chunks are counted from its start as from 0.
+    It starts at the start of a chunk, so that chunks can be counted from there.
     """
     if isinstance(offset, Array):
         return 0, S
     first, end, newest = 0, S, offset + T - 1
-    if causal_:
+    if settings.causal:
         end = min(end, newest + 1)
-    if window_ is not None:
-        first, end = max(first, offset - window_ + 1), min(end, newest + window_)
-    if chunk_ is not None:
-        first, end = max(first, offset) // chunk_ * chunk_, min(end, (newest // chunk_ + 1) * chunk_)
+    if settings.window is not None:
+        first, end = max(first, offset - settings.window + 1), min(end, newest + settings.window)
+    if settings.chunk is not None:
+        chunk = settings.chunk
+        first, end = max(first, offset) // chunk * chunk, min(end, (newest // chunk + 1) * chunk)
     first = min(first, S)
     return first, max(first, end)

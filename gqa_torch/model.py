@@ -18,9 +18,9 @@ from gqa_spec.generation import Callback, Request
 from gqa_spec.model_config import model_symbolic_shapes, model_weight_shapes
 from gqa_torch import cache as cache_
 from gqa_torch import masks
+from gqa_torch.arrays import array, tensor
 from gqa_torch.block import Block, Norm
-from gqa_torch.cache import Append, KVCache
-from gqa_torch.layer import array, tensor
+from gqa_torch.cache import DecodeStep, KVCache
 from gqa_torch.precision import autocast_dtype, widened
 from gqa_weights.checkpoint import Checkpoint, open_checkpoint
 from gqa_weights.families import read_model
@@ -31,8 +31,13 @@ Caches = tuple[KVCache, ...]
 class Transformer(nn.Module):
     """A stack of blocks between an embedding and logits, or the last position's hidden state.
 
-    device and dtype are those of the parameters; dtype is that of vectors and results too, except under autocast. The
-    keys of `state_dict` are the canonical names. A new model is in training mode, one from a checkpoint in eval mode.
+    The keys of `state_dict` are the canonical names of the weights. A new model is in training mode, one from a
+    checkpoint in eval mode.
+
+    Args:
+        config: The settings.
+        device: Where the parameters are.
+        dtype: Of the parameters, and of vectors and results except under autocast; PyTorch's default dtype by default.
     """
 
     def __init__(
@@ -61,10 +66,16 @@ class Transformer(nn.Module):
         *,
         device: torch.device | str | None = None,
     ) -> Self:
-        """A model in eval mode from a Hugging Face folder or a GGUF file (or what
-        `open_checkpoint` made of one); dtype is the widest of the checkpoint's when None, which rounds no weight.
+        """Make a model in eval mode from a checkpoint.
 
-        Raises CheckpointError for a file that cannot be read, ValueError for an unknown family or setting.
+        Args:
+            path: A Hugging Face folder or a GGUF file, or what `open_checkpoint` returned for one.
+            dtype: Of the parameters; by default the widest of the checkpoint, which rounds no weight.
+            device: Where the parameters are.
+
+        Raises:
+            CheckpointError: For a file that cannot be read.
+            ValueError: For an unknown family or setting.
         """
         read = read_model(path if isinstance(path, Checkpoint) else open_checkpoint(path))
         dtype = getattr(torch, read.dtype) if dtype is None else dtype
@@ -80,7 +91,7 @@ class Transformer(nn.Module):
         """SPEC 17: matrices uniform in +-fan_in ** -0.5, biases 0, norms at the identity."""
         for name, parameter in self.named_parameters():
             if ".attention." in name:
-                continue  # drawn by the layer itself
+                continue  # the layer does it
             if name.endswith("norm.weight"):
                 parameter.fill_(0.0 if self.config.norm == "rms_plus_one" else 1.0)
             elif name.endswith(".bias"):
@@ -97,13 +108,22 @@ class Transformer(nn.Module):
         rope_length: int | None = None,
         hidden_states: bool = False,
     ) -> Any:
-        """Logits (B, T, V), or with output="last_hidden" the last position's normed state (B, D).
+        """Run the model on whole sequences.
 
-        tokens: integers, or vectors of the model's dtype where the config has an input_dim. lengths: how many of each
-        row are real (right-padded), T by default; the others are not attended to, and what is returned for them means
-        nothing. rope_length as for `GroupedQueryAttention`. With hidden_states a pair: the result, and the states
-        (B, T, D) after the embedding and after each block. Raises ValueError for shapes and values, TypeError for
-        dtypes.
+        Args:
+            tokens: Integers (B, T), or vectors (B, T, I) of the model's dtype where the config has an input_dim.
+            lengths: How many of each row are real (right-padded), (B,); T by default. The others are not attended to,
+                and what is returned for them means nothing.
+            rope_length: As for `GroupedQueryAttention`.
+            hidden_states: Whether to return the states too.
+
+        Returns:
+            Logits (B, T, V), or with output="last_hidden" the last position's normed state (B, D). With hidden_states a
+            pair: this, and the states (B, T, D) after the embedding and after each block.
+
+        Raises:
+            ValueError: For a wrong shape or value (SPEC 14).
+            TypeError: For a wrong type or dtype.
         """
         count = self._count(tokens, lengths)
         mask = None if lengths is None else masks.padding(count.to(tokens.device), tokens.shape[1])
@@ -114,9 +134,16 @@ class Transformer(nn.Module):
         return (result, tuple(states)) if hidden_states else result
 
     def init_cache(self, batch_size: int, max_length: int, *, dtype: torch.dtype | None = None) -> Caches:
-        """An empty cache for `extend`, one for each layer; rolling where a layer's window is shorter than max_length.
+        """Make an empty cache for `extend`: one for each layer, rolling where its window is shorter than max_length.
 
-        dtype is the model's when None. Raises ValueError for a model that is not causal.
+        Args:
+            batch_size: B, the number of rows.
+            max_length: How many tokens each row can have.
+            dtype: Of keys and values; the model's by default.
+
+        Raises:
+            ValueError: For a model that is not causal.
+            TypeError: For a wrong type or dtype.
         """
         return tuple(
             block.attention.init_cache(batch_size, max_length, rolling=rolls, dtype=dtype)
@@ -132,21 +159,31 @@ class Transformer(nn.Module):
         lengths: Integer[Array, "B"] | None = None,
         last: bool = False,
     ) -> tuple[Array, Caches]:
-        """Append tokens to the cache and return what one whole pass would for them, with the longer cache.
+        """Append tokens to a cache and return what one whole pass would for them, but without gradients.
 
-        lengths: how many of each row are real, as in `GroupedQueryAttention.extend`. last: logits (B, V) of each row's
-        last real token alone, 0 where a row has none. Raises ValueError where a row has no room, before anything is
-        written. No gradients.
+        Args:
+            tokens: As in a call of the model.
+            cache: The cache so far. Its storage is written, and it is consumed: it cannot be extended again.
+            lengths: How many of each row are real, (B,), as for `GroupedQueryAttention.extend`.
+            last: Whether to return the logits of each row's last real token alone.
+
+        Returns:
+            As from a call of the model, or with last logits (B, V), 0 for a row without a real token; and the new
+            cache, on the storage of the old one.
+
+        Raises:
+            ValueError: For a wrong shape or value, a consumed cache, or a row without room; nothing is written then.
+            TypeError: For a wrong type or dtype.
         """
         count = self._count(tokens, lengths)
         self._check_cache(tokens, cache, count)
-        x, longer, step = self._embed(tokens), [], None
+        x, new_caches, step = self._embed(tokens), [], None
         for block, held in zip(self.blocks, cache, strict=True):
-            if step is None or not step.serves(held):
-                step = Append(tokens.shape[1], held.length, count, lengths is not None, x.device)
-            x, extended = block.append(x, held, step)
-            longer.append(extended)
-        return self._result(x, count, last), tuple(longer)
+            if step is None or not step.starts_at(held):
+                step = DecodeStep(tokens.shape[1], held.length, count, lengths is not None, x.device)
+            x, new_cache = block.append(x, held, step)
+            new_caches.append(new_cache)
+        return self._result(x, count, last), tuple(new_caches)
 
     @torch.inference_mode()
     def generate(
@@ -161,12 +198,25 @@ class Transformer(nn.Module):
         uniforms: Any = None,
         callback: Callback | None = None,
     ) -> list[list[int]]:
-        """New tokens for each prompt, up to max_new_tokens or the first stop token, which is included.
+        """Continue each prompt as if it were alone (SPEC 19).
 
-        prompts: lists of token ids, of any lengths. temperature 0 takes the likeliest token; else temperature, top_k
-        and top_p narrow the choice in this order, and uniforms (B, max_new_tokens) in [0, 1), drawn where None, make
-        it: the same in all backends (SPEC 19). callback: told of each step's tokens, None for a row that has ended.
-        Raises ValueError and TypeError for bad prompts and settings.
+        Args:
+            prompts: Lists of token ids, of any lengths.
+            max_new_tokens: How many tokens each row gets at most.
+            temperature: 0 takes the likeliest token; above 0 one is sampled from softmax(logits / temperature).
+            top_k: Sample from the k likeliest tokens only.
+            top_p: Then from the fewest likeliest tokens that have this probability together.
+            stop_tokens: A row ends with the first of these, which is returned too.
+            uniforms: Numbers in [0, 1) that choose the tokens, (B, max_new_tokens), the same in all backends; drawn by
+                default.
+            callback: Called with the tokens of each step, None for a row that has ended.
+
+        Returns:
+            The new tokens of each row.
+
+        Raises:
+            ValueError: For bad prompts or settings.
+            TypeError: For a wrong type.
         """
         request = Request.of(self.config, prompts, max_new_tokens, temperature, top_k, top_p, stop_tokens, uniforms)
         cache = self.init_cache(request.batch_size, request.cache_length)
@@ -182,9 +232,17 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def load_weights(self, mapping: Mapping[str, Any]) -> Self:
-        """Copy canonical weights (arrays or tensors) into place, all or none.
+        """Copy weights into place, all or none.
 
-        Raises ValueError that names every missing, unexpected and misshapen one, TypeError for a narrowing cast.
+        Args:
+            mapping: Canonical names to arrays or tensors.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: Names every missing, unexpected and misshapen weight.
+            TypeError: For a cast that could lose bits.
         """
         arrays = {name: x if isinstance(x, Array) else np.asarray(x) for name, x in mapping.items()}
         dtype = checks.dtype_name(self.norm.weight)
@@ -194,15 +252,19 @@ class Transformer(nn.Module):
         return self
 
     def export_weights(self) -> dict[str, np.ndarray]:
-        """Canonical names -> NumPy arrays, copied."""
+        """Copy the weights into NumPy arrays.
+
+        Returns:
+            Canonical names to arrays.
+        """
         return {name: array(self.get_parameter(name)) for name in model_weight_shapes(self.config)}
 
     def _count(self, tokens: Array, lengths: Array | None) -> Integer[Array, "B"]:
-        """How many of each row's tokens are real, once everything that is known has been checked."""
+        """How many of each row's tokens are real, after every check that needs no traced value."""
         weight = self.norm.weight
         dtype = autocast_dtype(weight.dtype, weight.device)
         if isinstance(tokens, Array) and tokens.dtype == weight.dtype:
-            dtype = weight.dtype  # autocast takes it as it is
+            dtype = weight.dtype  # the embedding takes either
         checks.model_input(self.config, str(dtype).removeprefix("torch."), tokens, Array)
         B, T = tokens.shape[:2]
         if self.config.vocab_size is not None and B and not torch.compiler.is_compiling():
@@ -215,14 +277,14 @@ class Transformer(nn.Module):
         return lengths.to("cpu", torch.int64).clamp(0, T)
 
     def _check_cache(self, tokens: Array, cache: Caches, count: Integer[Array, "B"]) -> None:
-        """Every layer's before any is written; those that are alike once."""
+        """Check the cache of every layer before any is written; equal ones once."""
         checks.model_cache(cache, self.config.num_layers, KVCache)
         layers = zip(self.config.attention, cache, strict=True)
         for layer, keys, values, rolling in {(x, c.keys.shape, c.values.shape, c.rolling) for x, c in layers}:
             checks.extend(layer, (*tokens.shape[:2], self.config.hidden_size), keys, values, rolling)
         counts = cache_.known(count) or ()
         for held in cache:
-            checks.cache_not_consumed(held.spent)
+            checks.cache_not_consumed(held.consumed)
             if not held.rolling:
                 checks.cache_room(held.capacity, cache_.known(held.length) or (), counts)
 
@@ -251,5 +313,5 @@ def _last(x: Float[Array, "B T D"], count: Integer[Array, "B"]) -> Float[Array, 
 
 
 def _real(x: Float[Array, "B W"], count: Integer[Array, "B"]) -> Float[Array, "B W"]:
-    """0 for the rows that have no token."""
+    """x, with 0 for the rows that have no token."""
     return torch.where((count > 0).to(x.device)[:, None], x, 0)

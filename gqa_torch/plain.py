@@ -1,16 +1,15 @@
-"""The plain kernel: grouped-query attention as the specification reads, stage by stage. SPEC 1 to 9.
+"""The plain kernel: grouped-query attention stage by stage, in the order of the specification. SPEC 1 to 9.
 
 Query heads are folded into groups, (B, N, T, H) -> (B, K, G, T, H), so that keys and values are never repeated.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor as Array
 
+from gqa_spec.settings import KernelSettings
 from gqa_torch.precision import compute_dtype, without_autocast
 
 
@@ -20,21 +19,20 @@ def plain_attention(
     value: Float[Array, "B K S Hv"],
     visible: Bool[Array, "b n T S"] | None,
     bias: Float[Array, "..."] | None,
-    scale: Any,
-    softcap: Any,
-    sinks: Float[Array, "N"] | None,
+    settings: KernelSettings,
     dropout_multiplier: Float[Array, "..."] | None,
 ) -> dict[str, Array]:
-    """The kernel. `visible` has the axes of the weights, its first two of size 1 where they do not matter.
+    """The kernel: every stage, from the scores to the context.
 
-    What is invisible must be `zero_hidden` already.
+    `visible` has the axes of the weights, its first two of size 1 where they do not matter. `zero_hidden` has been
+    applied to what is invisible. Of the settings, scale, softcap and sinks are used.
     """
     (B, N, T, H), (_, K, S, Hv), G = query.shape, value.shape, query.shape[1] // key.shape[1]
-    dtype, stages = compute_dtype(query.dtype), {}
+    dtype, stages, softcap = compute_dtype(query.dtype), {}, settings.softcap
     q, k, v = (x.to(dtype) for x in (query.reshape(B, K, G, T, H), key, value))
 
     with without_autocast(query.device):
-        scores = torch.einsum("bkgth,bksh->bkgts", q, k).reshape(B, N, T, S) * scale
+        scores = torch.einsum("bkgth,bksh->bkgts", q, k).reshape(B, N, T, S) * settings.scale_for(H)
         stages["scores"] = masked = scores
         if softcap is not None:
             stages["capped"] = masked = softcap * torch.tanh(scores / softcap)
@@ -45,7 +43,7 @@ def plain_attention(
         if visible is not None:
             masked = torch.where(visible, masked, -torch.inf)
         stages["masked"] = masked
-        stages["weights"] = weights = softmax(masked, visible, sinks)
+        stages["weights"] = weights = softmax(masked, visible, settings.sinks)
 
         kept = weights if dropout_multiplier is None else weights * dropout_multiplier.to(dtype)
         rounded = kept.to(query.dtype).to(dtype).reshape(B, K, G, T, S)
@@ -59,7 +57,7 @@ def softmax(
 ) -> Float[Array, "B N T S"]:
     """Softmax over the visible keys, the sink in the denominator alone; a row that sees no key is 0 (SPEC 5, 8).
 
-    Such a row goes in as finite numbers and comes out as 0: the softmax of nothing but -inf is NaN, its gradient too.
+    The logits of such a row are replaced by 0 first: the softmax of nothing but -inf is NaN, and its gradient too.
     """
     logits = masked
     if visible is not None:
@@ -78,9 +76,9 @@ def zero_hidden(
     value: Float[Array, "B K S Hv"],
     visible: Bool[Array, "b n T S"],
 ) -> tuple[Float[Array, "B N T H"], Float[Array, "B K S H"], Float[Array, "B K S Hv"]]:
-    """0 for keys and values that no query of their KV head may see, and for queries that see none (SPEC 5, 6).
+    """query, key and value with 0 for keys that no query of their KV head sees, and for queries that see no key.
 
-    Masking the scores alone would let their NaN through: 0 * NaN is NaN, in the products and in every gradient.
+    SPEC 5 and 6. Masking the scores alone would let a NaN through: 0 * NaN is NaN, in products and in gradients.
     """
     b, n, T, S = visible.shape
     K = key.shape[1] if n > 1 else 1

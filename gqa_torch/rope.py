@@ -18,8 +18,8 @@ def rotate(
     rope: RopeConfig,
     rope_length: int,
 ) -> Float[Array, "B N T H"]:
-    """x with its leading `rotary_dim` dimensions turned by position * frequency; positions (T,) or (B, T)."""
-    return turn(x, cos_sin(positions, rope, rope.rotary_dim or x.shape[-1], rope_length, like=x), rope.pairing)
+    """x with its leading `rotary_dim` dimensions rotated by position * frequency; positions (T,) or (B, T)."""
+    return apply_rotary(x, cos_sin(positions, rope, rope.rotary_dim or x.shape[-1], rope_length, like=x), rope.pairing)
 
 
 def cos_sin(
@@ -37,13 +37,13 @@ def cos_sin(
     return (angles.cos(), angles.sin()) if factor == 1 else (angles.cos() * factor, angles.sin() * factor)
 
 
-def turn(x: Float[Array, "B N T H"], tables: tuple[Array, Array], pairing: str) -> Float[Array, "B N T H"]:
-    """x with as many leading dimensions turned as there are angles for."""
+def apply_rotary(x: Float[Array, "B N T H"], tables: tuple[Array, Array], pairing: str) -> Float[Array, "B N T H"]:
+    """x with its leading dimensions rotated, two for each angle of the tables of cos and sin."""
     cos, sin = tables
     rotary_dim = 2 * cos.shape[-1]
     first, second = _pairs(widened(x), rotary_dim, pairing)
-    turned = _joined(first * cos - second * sin, second * cos + first * sin, pairing).to(x.dtype)
-    return turned if rotary_dim == x.shape[-1] else torch.cat([turned, x[..., rotary_dim:]], dim=-1)
+    rotated = _joined(first * cos - second * sin, second * cos + first * sin, pairing).to(x.dtype)
+    return rotated if rotary_dim == x.shape[-1] else torch.cat([rotated, x[..., rotary_dim:]], dim=-1)
 
 
 def _pairs(x: Array, rotary_dim: int, pairing: str) -> tuple[Array, Array]:
@@ -62,9 +62,9 @@ def _joined(first: Array, second: Array, pairing: str) -> Array:
 def inv_freq(
     rope: RopeConfig, rotary_dim: int, rope_length: int, *, device: torch.device | str | None = None
 ) -> Float[Array, "pairs"]:
-    """The angle that each pair turns per position, in float64 and rounded once to float32.
+    """The angle of each pair per position, in float64 and rounded once to float32.
 
-    Computed anew in each pass: a buffer would follow the module into 16 bits, and be garbage after `to_empty`.
+    Computed in each pass: a buffer would be cast with the module to 16 bits, and lost in `to_empty`.
     """
     exponents = torch.arange(0, rotary_dim, 2, dtype=torch.float64, device=device) / rotary_dim
     match rope.scaling:
@@ -111,11 +111,11 @@ def _dynamic_theta(theta: float, scaling: DynamicScaling, rotary_dim: int, rope_
 
 
 def _yarn(theta: float, exponents: Array, scaling: YarnScaling, rotary_dim: int) -> Array:
-    def turns_to_dimension(turns: float) -> float:
+    def dimension_of(turns: float) -> float:
         wavelength = scaling.original_max_position_embeddings / (turns * 2 * math.pi)
         return rotary_dim * math.log(wavelength) / (2 * math.log(theta))
 
-    low, high = turns_to_dimension(scaling.beta_fast), turns_to_dimension(scaling.beta_slow)
+    low, high = dimension_of(scaling.beta_fast), dimension_of(scaling.beta_slow)
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rotary_dim - 1)

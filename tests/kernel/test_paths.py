@@ -10,6 +10,7 @@ from conformance.cases.compare import compare
 from conformance.cases.table import ALL_FEATURES, kernel_cases
 from conformance.checks.expected import kernel_expected
 from conformance.targets import Backend
+from gqa_spec.settings import KernelSettings
 
 CASES = {case.name: case for case in kernel_cases()}
 
@@ -86,6 +87,7 @@ RUNS = {  # the functions that a path shows in `ran`, apart from how often
 
 @pytest.mark.parametrize("name", CALLS)
 def test_the_path_that_is_said_is_the_path_that_runs(backend, ran, name, monkeypatch):
+    import gqa_torch.attention
     import gqa_torch.fast
 
     monkeypatch.setattr(gqa_torch.fast, "cores", lambda device: 2)
@@ -95,6 +97,8 @@ def test_the_path_that_is_said_is_the_path_that_runs(backend, ran, name, monkeyp
     arguments, keywords = [to(x) for x in call.arguments], {n: to(x) for n, x in call.keywords.items()}
     if backend.name == "numpy":
         assert backend.module.attention.choose_path(need_weights=False) == path
+    elif backend.name == "torch":
+        assert gqa_torch.attention.choose_path(*arguments, KernelSettings(**keywords)).name == path
     else:
         assert backend.module.attention.choose_path(*arguments, **keywords, need_weights=False) == path
     backend.module.grouped_query_attention(*arguments, **keywords, need_weights=False)
@@ -140,7 +144,7 @@ def forced(request, monkeypatch):
         case "torch rows":
             monkeypatch.setattr(gqa_torch.attention, "ROW_BYTES", 0)
         case "torch plain":
-            monkeypatch.setattr(gqa_torch.attention, "choose_path", lambda *a, **k: "plain in blocks")
+            monkeypatch.setattr(gqa_torch.attention, "fusable", lambda *a: False)
             monkeypatch.setattr(gqa_torch.attention, "BLOCK_WEIGHTS", 300)
         case "jax blocked":
             monkeypatch.setattr(gqa_jax.attention, "PACKED_ROWS", 0)

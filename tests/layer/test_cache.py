@@ -176,18 +176,18 @@ def test_a_prefix_can_be_forked(backend):
 
 @pytest.mark.no_shape_checks
 @pytest.mark.parametrize("name", ["numpy", "torch"])
-def test_a_spent_handle_raises(name):
+def test_a_consumed_cache_raises(name):
     backend = Backend(name)
     layer, x = layer_of(backend, "RoPE"), tokens(backend)
     cache = layer.module.init_cache(2, ROOM)
     layer.module.extend(x[:, :2], cache)
-    with pytest.raises(ValueError, match=r"cache: expected the handle .* clone\(\) a cache first"):
+    with pytest.raises(ValueError, match=r"cache: expected one that was not extended yet, .* clone\(\) it first"):
         layer.module.extend(x[:, :2], cache)
-    with pytest.raises(ValueError, match=r"clone\(\) a cache first"):
+    with pytest.raises(ValueError, match=r"clone\(\) it first"):
         cache.clone()
 
 
-def test_a_handle_of_jax_can_be_used_again():
+def test_a_cache_of_jax_can_be_extended_again():
     backend = Backend("jax")
     layer, x = layer_of(backend, "RoPE"), tokens(backend)
     cache = layer.module.init_cache(2, ROOM)
@@ -204,7 +204,7 @@ def test_overflow_raises_and_names_the_numbers(backend):
     text = r"cache: expected length \+ chunk <= capacity = 8, got length 6 \+ chunk 3 in row 1"
     with pytest.raises(ValueError, match=text):
         layer.module.extend(x[:, :3], cache)
-    layer.module.extend(x[:, :3], cache, lengths=to(np.array([3, 2])))  # nothing was written, the handle still serves
+    layer.module.extend(x[:, :3], cache, lengths=to(np.array([3, 2])))  # nothing was written
 
 
 def test_overflow_under_jit_is_nan_in_that_row_from_then_on():

@@ -151,8 +151,23 @@ def test_scores_depend_on_relative_positions_only(backend):
     here = layer(x)[0]
     there = layer(x, positions=to(np.arange(7) + 1000), key_positions=to(np.arange(7) + 1000))[0]
     assert error_of(back(there), back(here)) <= 1e-11
-    apart = layer(x, positions=to(np.arange(7) + 1000))[0]
+    apart = layer(x, x, positions=to(np.arange(7) + 1000))[0]
     assert error_of(back(apart), back(here)) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["torch"])
+def test_keys_have_the_positions_of_queries_in_self_attention(name):
+    """SPEC 10: key_positions defaults to positions where no key is given, else to j."""
+    backend = Backend(name)
+    layer = backend.module.GroupedQueryAttention(24, 6, 2, rope=RopeConfig(), **backend.framework.options("float64"))
+    to, back = backend.framework.to, backend.framework.back
+    x, places = to(np.random.default_rng(0).normal(size=(2, 7, 24))), to(np.array([5, 6, 9, 30, 31, 40, 41]))
+    both = back(layer(x, positions=places, key_positions=places)[0])
+    np.testing.assert_array_equal(back(layer(x, positions=places)[0]), both)
+    np.testing.assert_array_equal(back(layer.trace(x, positions=places)["output"]), both)
+    counted = back(layer(x, positions=places, key_positions=to(np.arange(7)))[0])
+    np.testing.assert_array_equal(back(layer(x, x, positions=places)[0]), counted)
+    assert error_of(counted, both) > 1e-3
 
 
 def test_rope_length_is_fixed_by_the_caller(backend):
