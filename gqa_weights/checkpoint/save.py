@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import shutil
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from gqa_spec import checks
-from gqa_weights.checkpoint.atomic import replacing
+from gqa_weights.checkpoint.atomic import replacing, sync
 from gqa_weights.checkpoint.formats import npz as format_npz
 from gqa_weights.checkpoint.formats import orbax as format_orbax
 from gqa_weights.checkpoint.formats import safetensors as format_safetensors
@@ -21,6 +23,7 @@ WRITERS: dict[str, Callable[[Job], None]] = {
     "orbax": format_orbax.write,
 }
 FILES = {".safetensors": "safetensors", ".npz": "npz"}
+NO_FILES: Mapping[str, bytes | Path] = MappingProxyType({})
 
 
 def save_checkpoint(
@@ -32,12 +35,13 @@ def save_checkpoint(
     manifest: Settings | None = None,
     shard_bytes: int = 5 * 10**9,
     force: bool = False,
+    files: Mapping[str, bytes | Path] = NO_FILES,
     done: Callable[[int], None] = lambda nbytes: None,
 ) -> None:
     """Write a checkpoint, one tensor in memory at a time.
 
     The path appears or changes in one step, when everything is written and on the disk: a process that is stopped
-    leaves what was there before. Files of an overwritten folder that are no part of a checkpoint are kept.
+    leaves what was there before. What it had written is removed by the next process that writes to the path.
 
     Args:
         path: The file or folder to write.
@@ -48,12 +52,15 @@ def save_checkpoint(
         settings: config.json in a folder; a single file carries it inside.
         manifest: gqa_manifest.json, likewise.
         shard_bytes: The most bytes of a shard of a safetensors folder.
-        force: Overwrite a checkpoint at the path.
+        force: Overwrite a checkpoint at the path: what the new one replaces, by name, at the top level of a folder.
+            All other files stay. The file or folder keeps its mode and owner.
+        files: Other files of a folder, such as a tokenizer: the content, or the file to copy, by name.
         done: Called with the number of bytes of each piece that was written.
 
     Raises:
-        CheckpointError: If the path exists and `force` is not given, if an array differs from its TensorInfo and if
-            the disk is full. Nothing is left behind.
+        CheckpointError: Before anything is written, if the path exists and `force` is not given, if it is a mount
+            point, if the disk has too little space or its folder may not be written; later, if an array differs from
+            its TensorInfo or the disk is full. Nothing is left behind.
         ValueError: For an unknown format.
     """
     path, tensors = Path(path), list(tensors)
@@ -63,8 +70,26 @@ def save_checkpoint(
     _check(path, tensors)
     beside = {"config": settings, "gqa_manifest": manifest}
     given = {name: content for name, content in beside.items() if content is not None}
-    with replacing(path, force) as temporary:
+    folder = not (format == "npz" or path.suffix in FILES)
+    if files and not folder:
+        raise refuse(path, None, f"a single file has no place for {', '.join(files)}")
+    nbytes = sum(info.nbytes for _, info, _ in tensors) + sum(map(_size, files.values()))
+    with replacing(path, force=force, folder=folder, nbytes=nbytes) as temporary:
         WRITERS[format](Job(temporary, path, tensors, given, shard_bytes, done))
+        for name, content in files.items():
+            _write_file(temporary / name, content)
+
+
+def _size(content: bytes | Path) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def _write_file(path: Path, content: bytes | Path) -> None:
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        shutil.copyfile(content, path)
+    sync(path)
 
 
 def _check_suffix(path: Path, format: str) -> None:
