@@ -7,7 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from gqa_weights.checkpoint import json_files as settings
+from gqa_weights.checkpoint.files import is_file
 from gqa_weights.checkpoint.formats import gguf as format_gguf
+from gqa_weights.checkpoint.formats import meta as format_meta
 from gqa_weights.checkpoint.formats import npz as format_npz
 from gqa_weights.checkpoint.formats import orbax as format_orbax
 from gqa_weights.checkpoint.formats import safetensors as format_safetensors
@@ -46,7 +48,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _file(path: Path) -> Contents:
-    if not path.is_file():
+    if not is_file(path):
         raise refuse(path, None, "no such file or folder")
     if path.suffix not in FORMATS:
         raise refuse(path, None, f"expected a folder or a file {', '.join(FORMATS)}, got suffix {path.suffix!r}")
@@ -66,7 +68,7 @@ def _read(reader: Reader, path: Path) -> Contents:
 
 def _folder(path: Path) -> Contents:
     for name, read in FOLDERS.items():
-        if (path / name).exists():
+        if is_file(path / name, within=path):
             contents = read(path / name)
             config, manifest = settings.pair(lambda name: settings.read(path / f"{name}.json"))
             return Contents(contents.format, contents.entries, config or settings.read(path / "params.json"), manifest)
@@ -75,7 +77,7 @@ def _folder(path: Path) -> Contents:
 
 def _sharded(read: Reader, index: Path) -> Contents:
     """The tensors that an index lists, in its order, each from the file beside it that it names."""
-    places = settings.read(index).get("weight_map")
+    places = settings.read(index, settings.INDEX_LIMIT).get("weight_map")
     if not isinstance(places, dict) or not places:
         raise refuse(index, None, "expected a weight_map from names of tensors to names of files")
     shards: dict[str, Contents] = {}
@@ -92,23 +94,18 @@ def _sharded(read: Reader, index: Path) -> Contents:
 
 
 def _shard(read: Reader, path: Path, index: Path, tensor: str) -> Contents:
-    if not path.is_file():
+    if not is_file(path, within=path.parent):
         raise refuse(path, tensor, f"no such file, although {index.name} names it")
     return _read(read, path)
 
 
-def _consolidated(path: Path) -> Contents:
-    if path.with_name("consolidated.01.pth").exists():
-        raise refuse(path.parent, None, "Meta's files for more than one rank cannot be read: consolidate them first")
-    return _file(path)
-
-
+# In the order of transformers, which takes the first that it finds (modeling_utils._get_resolved_checkpoint_files).
 FOLDERS: dict[str, Reader] = {
-    "model.safetensors.index.json": partial(_sharded, format_safetensors.read),
     "model.safetensors": _file,
-    "pytorch_model.bin.index.json": partial(_sharded, format_torch.read),
+    "model.safetensors.index.json": partial(_sharded, format_safetensors.read),
     "pytorch_model.bin": _file,
-    "consolidated.00.pth": _consolidated,
+    "pytorch_model.bin.index.json": partial(_sharded, format_torch.read),
+    "consolidated.00.pth": partial(_read, format_meta.read),
     "_METADATA": format_orbax.read,
     **dict.fromkeys(("default/_METADATA", "state/_METADATA", "pytree/_METADATA"), format_orbax.read),
 }

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import ml_dtypes  # noqa: F401  (it registers np.dtype("bfloat16"))
 import numpy as np
 
+from gqa_weights.checkpoint.printable import sentence
+
 Array = np.ndarray
 
 DTYPES = {
@@ -23,8 +25,14 @@ DTYPES = {
 MOST_UNPACKED, MOST_RATIO = 2**28, 100
 
 
+LONGEST = 300  # characters of what another package says
+
+
 class CheckpointError(ValueError):
-    """A file that cannot be read, trusted or written, in one sentence that names the file and the tensor."""
+    """A file that cannot be read, trusted or written, in one printable sentence that names the file and the tensor."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(sentence(message))
 
 
 @dataclass(frozen=True)
@@ -133,5 +141,7 @@ def _place(path: Path, tensor: str | None) -> str:
 
 
 def _sentence(error: Exception) -> str:
-    words = " ".join(str(error).split())
-    return f"{words[:300]} ({type(error).__name__})" if words else type(error).__name__
+    words = " ".join(str(error).split())[:LONGEST]
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return f"{words} ({type(error).__name__})" if words else type(error).__name__

@@ -168,18 +168,6 @@ def test_a_gguf_keeps_bfloat16_and_gives_its_fields(tmp_path: Path) -> None:
     np.testing.assert_array_equal(checkpoint["kept"], given)
 
 
-def test_metas_folder_is_read_with_its_parameters(tmp_path: Path) -> None:
-    given = {"layers.0.attention.wq.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
-    by_torch(tmp_path, given, "consolidated.00.pth")
-    (tmp_path / "params.json").write_text('{"n_heads": 5}')
-    checkpoint = open_checkpoint(tmp_path)
-    assert checkpoint.settings == {"n_heads": 5}
-    assert_same_bits(checkpoint, given, in_order=False)
-    by_torch(tmp_path, given, "consolidated.01.pth")
-    with pytest.raises(CheckpointError, match="more than one rank"):
-        open_checkpoint(tmp_path)
-
-
 # --- files that we write -------------------------------------------------------------------------------------------
 
 

@@ -130,6 +130,18 @@ MALFORMED_TORCH = {
     "one number seen 2**40 times": (pickled(state(f"{HUGE}\x85", "K\x00\x85")), "'head': "),
     "a negative shape": (pickled(state("J\xff\xff\xff\xff\x85", "K\x01\x85")), "one.pt: "),
     "a negative stride": (pickled(state("K\x02\x85", "J\xff\xff\xff\xff\x85")), "one.pt: "),
+    "a record shorter than its storage": (
+        pickled(state("K\x02K\x03\x86", "K\x03K\x01\x86", count="K\x64")),
+        "'head': the file claims 100 numbers of float32, its record '0' has 24 bytes",
+    ),
+    "a record that is missing": (
+        pickled(state("K\x02\x85", "K\x01\x85")).replace(b"a/data/0", b"a/data/7"), "no record '0'",
+    ),
+    "a place of 2**30 in the memo": (pickled(b"\x80\x02}r\0\0\0\x40."), "keeps a value at place 1073741824"),
+    "fields set from outside": (
+        pickled(state("K\x02\x85", "K\x01\x85")[:-2] + b"}X\x06\0\0\0strideJ\xff\xff\xff\xff\x85sbs."),
+        "one.pt: ",
+    ),
     "an offset outside": (pickled(state("K\x02\x85", "K\x01\x85", offset=HUGE)), "one.pt: "),
     "a storage larger than the file": (pickled(state("K\x02\x85", "K\x01\x85", count=HUGE)), "one.pt: "),
 }  # fmt: skip

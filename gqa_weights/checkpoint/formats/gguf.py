@@ -1,29 +1,50 @@
-"""GGUF, through the package of that name; quantized tensors are dequantized as they are read."""
+"""GGUF, through the package of that name; quantized tensors are dequantized as they are read.
+
+The fields are read here: the package makes an array object of each value in them, 340 bytes for a value of one byte.
+"""
 
 from __future__ import annotations
 
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from gqa_weights.checkpoint.files import mapped, viewed
 from gqa_weights.checkpoint.tensors import Array, Contents, Entry, TensorInfo, refuse
+
+MOST_TENSORS = 2**17  # in a file; the package keeps about a kilobyte of each
+MOST_VALUES = 2**21  # in all fields of a file; a vocabulary and its merges are less than half of it
 
 
 def read(path: Path) -> Contents:
-    from gguf import GGUFReader
+    reader_class = _reader()
+    with np.errstate(all="ignore"):
+        reader = reader_class(path)
+    _no_overlap(path, reader.tensors)
+    file = path.open("rb")  # kept open: what is read later comes from this file, whatever has its name by then
+    entries = {tensor.name: _entry(path, file, tensor, reader.byte_order) for tensor in reader.tensors}
+    return Contents("gguf", entries, reader.values)
+
+
+def _reader() -> type:
+    """The package's reader with bounds on all that it reads. A function, because the package may be missing."""
+    from gguf import GGUFReader, GGUFValueType
+    from gguf.gguf_reader import ReaderField
 
     class Reader(GGUFReader):
+        values: dict[str, Any]
+
         @property
         def data(self) -> Any:
             return self._plain
 
         @data.setter
-        def data(self, mapped: Array) -> None:
-            """A plain view: to take one of a memmap's hundred thousand strings costs three times as much."""
-            self._plain = np.asarray(mapped)
+        def data(self, memmap: Array) -> None:
+            """A plain view: a slice of it takes a third of the time of a memmap's."""
+            self._plain = np.asarray(memmap)
 
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Array:
             """The package's own returns fewer values at the end of the file: a list of a false length never ends."""
@@ -31,11 +52,56 @@ def read(path: Path) -> Contents:
                 raise ValueError(f"{count} values of {np.dtype(dtype)} at byte {offset} end past the file")
             return super()._get(offset, dtype, count, override_order)
 
-    with np.errstate(all="ignore"):
-        reader = Reader(path)
-    _no_overlap(path, reader.tensors)
-    entries = {tensor.name: _entry(path, tensor, reader.byte_order) for tensor in reader.tensors}
-    return Contents("gguf", entries, {name: field.contents() for name, field in reader.fields.items()})
+        def _build_fields(self, offs: int, count: int) -> int:
+            self.values = {name: field.contents() for name, field in self.fields.items()}
+            self._left = MOST_VALUES
+            for _ in range(count):
+                start = offs
+                name, offs = self._text(offs)
+                kind = GGUFValueType(int(self._get(offs, np.uint32)[0]))
+                value, offs = self._value(kind, offs + 4)
+                if name in self.values:
+                    raise ValueError(f"field {name!r} is given twice")
+                self.values[name] = value
+                if name == "general.alignment":  # which the package reads on
+                    self.fields[name] = ReaderField(start, name, [np.array([value], np.uint32)], [0], [kind])
+            return offs
+
+        def _value(self, kind: Any, offs: int) -> tuple[Any, int]:
+            self._left -= 1
+            if kind == GGUFValueType.STRING:
+                return self._text(offs)
+            if kind == GGUFValueType.ARRAY:
+                return self._list(offs)
+            value = self._get(offs, self.gguf_scalar_to_np[kind])
+            return value.tolist()[0], offs + value.nbytes
+
+        def _list(self, offs: int) -> tuple[list[Any], int]:
+            kind, count = GGUFValueType(int(self._get(offs, np.uint32)[0])), int(self._get(offs + 4, np.uint64)[0])
+            offs += 12
+            if count > self._left:
+                raise ValueError(f"expected at most {MOST_VALUES:,} values in all fields, got a list of {count:,}")
+            self._left -= count
+            if kind == GGUFValueType.STRING:
+                texts = []
+                for _ in range(count):
+                    text, offs = self._text(offs)
+                    texts.append(text)
+                return texts, offs
+            values = self._get(offs, self.gguf_scalar_to_np[kind], count)
+            return values.tolist(), offs + values.nbytes
+
+        def _text(self, offs: int) -> tuple[str, int]:
+            length = int(self._get(offs, np.uint64)[0])
+            text = self._get(offs + 8, np.uint8, length)
+            return str(text.tobytes(), "utf-8"), offs + 8 + length
+
+        def _build_tensor_info(self, offs: int, count: int) -> tuple[int, list[Any]]:
+            if count > MOST_TENSORS:
+                raise ValueError(f"expected at most {MOST_TENSORS:,} tensors, got {count:,}")
+            return super()._build_tensor_info(offs, count)
+
+    return Reader
 
 
 def _no_overlap(path: Path, tensors: list[Any]) -> None:
@@ -45,24 +111,29 @@ def _no_overlap(path: Path, tensors: list[Any]) -> None:
             raise refuse(path, name, f"its bytes overlap those of {other!r}")
 
 
-def _entry(path: Path, tensor: Any, byte_order: str) -> Entry:
+def _entry(path: Path, file: BinaryIO, tensor: Any, byte_order: str) -> Entry:
     shape, kind = tuple(int(size) for size in reversed(tensor.shape)), tensor.tensor_type.name
+    stored = partial(mapped, file, int(tensor.data_offset), int(tensor.n_bytes))
     if tensor.data.dtype != np.uint8:
-        plain = tensor.data.dtype.newbyteorder("=")
-        return Entry(path, TensorInfo(shape, plain.name), partial(np.array, tensor.data, plain, subok=False))
+        info = TensorInfo(shape, tensor.data.dtype.newbyteorder("=").name)
+        return Entry(path, info, partial(_plain, stored, info, tensor.data.dtype))
     if byte_order != "I":
         raise refuse(path, tensor.name, f"{kind} in the other byte order cannot be read")
     if kind == "BF16":
-        return Entry(path, TensorInfo(shape, "bfloat16"), partial(_bfloat16, tensor))
-    return Entry(path, TensorInfo(shape, "float32", kind), partial(_dequantized, tensor))
+        return Entry(path, TensorInfo(shape, "bfloat16"), lambda: viewed(stored(), "bfloat16", shape))
+    rows = tensor.data.shape
+    return Entry(
+        path, TensorInfo(shape, "float32", kind), lambda: _dequantized(stored().reshape(rows), tensor.tensor_type)
+    )
 
 
-def _bfloat16(tensor: Any) -> Array:
-    return np.array(tensor.data, subok=False).view("bfloat16")
+def _plain(stored: Any, info: TensorInfo, dtype: np.dtype) -> Array:
+    array = viewed(stored(), info.dtype, info.shape)
+    return array if dtype.isnative else array.byteswap()
 
 
-def _dequantized(tensor: Any) -> Array:
+def _dequantized(data: Array, kind: Any) -> Array:
     from gguf.quants import dequantize
 
     with np.errstate(all="ignore"):  # a damaged scale is data too: inf and NaN are what it gives
-        return np.array(dequantize(tensor.data, tensor.tensor_type), subok=False)
+        return np.asarray(dequantize(data, kind))

@@ -10,6 +10,7 @@ from functools import partial
 from io import BytesIO
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
@@ -31,7 +32,12 @@ def read(path: Path) -> Contents:
         raise refuse(path, None, "one name is given twice in the archive")
     texts = settings.pair(lambda name: members.pop(f"{name}.json", None))
     entries = {name.removesuffix(".npy"): _entry(path, archive, member) for name, member in members.items()}
-    return Contents("npz", entries, *(settings.parse(archive.read(text)) if text else {} for text in texts))
+    return Contents("npz", entries, *(_settings(archive, text) if text else {} for text in texts))
+
+
+def _settings(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> dict[str, Any]:
+    settings.check_size(member.file_size)  # which ends what is unpacked, too
+    return settings.parse(archive.read(member))
 
 
 def _entry(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Entry:

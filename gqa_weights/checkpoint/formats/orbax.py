@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from gqa_weights.checkpoint.files import is_file
 from gqa_weights.checkpoint.job import Job, Tensor, write_settings
 from gqa_weights.checkpoint.tensors import Array, Contents, Entry, TensorInfo, bounded, refuse
 
@@ -23,7 +24,10 @@ def read(metadata: Path) -> Contents:
     import orbax.checkpoint as ocp
     from etils import epath
 
-    path = metadata.parent
+    path = metadata.parent.absolute()  # orbax refuses a relative one
+    for file in path.rglob("*"):
+        if not file.is_dir():
+            is_file(file, within=path)
     tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(path)).tree
     leaves = list(_leaves(path, tree, ()))
     wrapped = all(keys[-1] == "value" for keys, _ in leaves)
@@ -56,10 +60,10 @@ def _read(path: Path, keys: tuple[str, ...]) -> Array:
     item, restore = _nested([(keys, 0)]), _nested([(keys, ocp.RestoreArgs(restore_type=np.ndarray))])
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         args = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
-        found = checkpointer.restore(path.absolute(), args=args)
+        found = checkpointer.restore(path, args=args)
     for key in keys:
         found = found[key]
-    return np.array(found)
+    return np.require(found, requirements="W")
 
 
 def _nested(leaves: Sequence[tuple[Sequence[str], Any]]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import mmap
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from gqa_weights.checkpoint import json_files as settings
 from gqa_weights.checkpoint.atomic import sync
+from gqa_weights.checkpoint.files import mapped, viewed
 from gqa_weights.checkpoint.job import Job, Tensor, write_json, write_settings
 from gqa_weights.checkpoint.tensors import Array, Contents, Entry, TensorInfo
 
@@ -28,10 +28,11 @@ CODES = {name: code for code, name in NAMES.items()}
 def read(path: Path) -> Contents:
     from safetensors import safe_open
 
-    safe_open(path, framework="np")  # raises unless header, sizes and offsets are consistent with each other
     file = path.open("rb")  # kept open: what is read later comes from this file, whatever has its name by then
     length = int.from_bytes(file.read(8), "little")
-    header = settings.parse(file.read(length))
+    settings.check_size(length, settings.INDEX_LIMIT)
+    safe_open(path, framework="np")  # raises unless header, sizes and offsets are consistent with each other
+    header = settings.parse(file.read(length), settings.INDEX_LIMIT)
     extra = header.pop("__metadata__", {})
     entries = {}
     for name, tensor in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
@@ -41,16 +42,8 @@ def read(path: Path) -> Contents:
 
 
 def _read(file: BinaryIO, start: int, info: TensorInfo) -> Array:
-    """A private mapping of the file: writable, and no memory of its own until it is written to. The package copies."""
-    if not info.nbytes:
-        return np.empty(info.shape, info.dtype)
-    before = start % mmap.ALLOCATIONGRANULARITY
-    mapping = mmap.mmap(file.fileno(), before + info.nbytes, access=mmap.ACCESS_COPY, offset=start - before)
-    if hasattr(mmap, "MADV_WILLNEED"):  # the disk reads ahead, in any order of access
-        mapping.madvise(mmap.MADV_WILLNEED)
-    data = np.frombuffer(mapping, np.uint8, info.nbytes, before)
-    aligned = start % np.dtype(info.dtype).itemsize == 0
-    return (data if aligned else np.array(data)).view(info.dtype).reshape(info.shape)
+    """As a mapping of the file; the package would copy."""
+    return viewed(mapped(file, start, info.nbytes), info.dtype, info.shape)
 
 
 def write(job: Job) -> None:
