@@ -6,7 +6,7 @@ refused while planning, before anything is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -67,13 +67,14 @@ def open_model(path: str | Path) -> Model | AttentionModel:
     return (read_attention if FAMILIES[detect(checkpoint)].attention_only else read_model)(checkpoint)
 
 
-def plan(source: str | Path, to: str, dtype: str | None = None) -> Plan:
+def plan(source: str | Path, to: str, dtype: str | None = None, ignore: Collection[str] = ()) -> Plan:
     """Plan to write the source in another layout.
 
     Args:
         source: A checkpoint, a file or a folder.
         to: One of TARGETS.
         dtype: What every tensor is cast to; kept when None.
+        ignore: Settings of the source that are passed over; the manifest lists them.
 
     Returns:
         The plan, for `write`.
@@ -84,7 +85,7 @@ def plan(source: str | Path, to: str, dtype: str | None = None) -> Plan:
     """
     checks.choice("layout", to, TARGETS)
     checkpoint = open_checkpoint(source)
-    model = read_model(checkpoint)
+    model = read_model(checkpoint, ignore=ignore)
     return _plan(checkpoint, model, to, model.config, model.weights, dtype)
 
 
@@ -218,7 +219,14 @@ def _plan(
     settings = model_settings(family.name, config)
     foreign = foreign_weights(family.name, config, weights)
     tensors = [_tensor(checkpoint.path, foreign, name, dtype) for name in foreign]
-    facts = {"path": str(checkpoint.path), "format": checkpoint.format, "layout": model.family, "changed": changed}
+    facts = {
+        "path": str(checkpoint.path),
+        "format": checkpoint.format,
+        "layout": model.family,
+        "changed": changed,
+        "ignored_settings": ", ".join(model.ignored),
+        "tensors_left_out": "; ".join(f"{name} {why}" for name, why in model.unread.items()),
+    }
     stated = manifest(
         config,
         family.tensors.table,

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from gqa_spec.config import AttentionConfig, LongropeScaling
 from gqa_spec.model_config import ModelConfig
 from gqa_weights.families.converted import TensorMapping
+from gqa_weights.families.generic_keys import IGNORED, ONLY
 from gqa_weights.families.layer_rules import LAYER_TYPES, LayerRule, every_layer, no_layer
 from gqa_weights.families.record import Family, Values
 from gqa_weights.families.rope_json import RopeDefaults, read_rope, write_scaling
@@ -24,26 +25,6 @@ ACTIVATIONS = {
 }  # fmt: skip
 ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 
-# Keys that change no result of a model in eval mode, or whose whole content is in other keys.
-IGNORED = {
-    "_attn_implementation_autoset", "_name_or_path", "_sliding_window_pattern", "architectures", "attn_implementation",
-    "auto_map", "bos_token_id", "cache_implementation", "chunk_size_feed_forward", "dtype", "eos_token_id",
-    "finetuning_task", "id2label", "initializer_range", "is_decoder", "is_llama_config", "keys_to_ignore_at_inference",
-    "label2id", "max_sequence_length", "model_type", "num_labels", "output_attentions", "output_hidden_states",
-    "pad_token_id", "pretraining_tp", "problem_type", "return_dict", "task_specific_params", "tokenizer_class",
-    "torch_dtype", "torchscript", "transformers.js_config", "transformers_version", "unk_token_id", "unsloth_fixed",
-    "unsloth_version", "use_cache",
-}  # fmt: skip
-# Keys of which all but these values would change the maths of any family.
-NEUTRAL: Mapping[str, tuple[Any, ...]] = {
-    **dict.fromkeys(
-        ("is_encoder_decoder", "use_bidirectional_attention", "add_cross_attention", "use_mrope"), (False, None)
-    ),
-    "rope_interleaved": (False,),
-    "quantization_config": (None,),
-    "partial_rotary_factor": (None, 1, 1.0),
-}
-
 
 @dataclass(frozen=True, kw_only=True)
 class HuggingFaceFamily(Family):
@@ -54,8 +35,9 @@ class HuggingFaceFamily(Family):
     windows, rotates: the rules for which layers have a window, and RoPE. rope: what its code takes for RoPE.
     scaled_embedding: the embedding is multiplied by the root of the width. dropouts: keys of dropout outside of
     attention, all of which must agree. activations: names of activations that mean something else here.
-    activation_beside: another key for the activation, which its files hold too and its code does not read. neutral:
-    keys that its files hold, and the values of them that its code computes. ignored: keys that do not matter here.
+    activation_beside: another key for the activation, which its files hold too and its code does not read. only: keys
+    that its files hold and its code does not read, and the values of them that it computes. repeats: such keys, and the
+    key that says the same. ignored: keys that do not matter here.
     """
 
     architecture: str
@@ -70,7 +52,8 @@ class HuggingFaceFamily(Family):
     dropouts: tuple[str, ...] = ()
     activations: Mapping[str, str] = field(default_factory=dict)
     activation_beside: str = ""
-    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    repeats: Mapping[str, str] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
 
     file: ClassVar[str] = FILE
@@ -188,9 +171,11 @@ def _dropout(family: HuggingFaceFamily, s: Settings) -> float:
 
 
 def _finish(family: HuggingFaceFamily, s: Settings) -> None:
-    for key, values in {**NEUTRAL, **family.neutral}.items():
-        if not s.reads(key) or key in family.neutral:
+    for key, values in {**ONLY, **family.only}.items():
+        if not s.reads(key) or key in family.only:
             s.only(key, *values)
+    for key, read in family.repeats.items():
+        s.only(key, None, s.get(read))
     s.finish(IGNORED | family.ignored)
 
 

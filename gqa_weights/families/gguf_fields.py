@@ -21,8 +21,14 @@ from gqa_weights.families.settings import MOST_LAYERS, Settings
 FILE = "GGUF"
 PREFIX = "gguf."  # of a family's name, before its general.architecture
 FREQUENCIES = "rope_freqs.weight"  # Llama 3's scaling, as one divisor for each frequency
-NOT_OF_THE_MODEL = ("GGUF.", "general.", "tokenizer.", "quantize.", "split.")
-IGNORED = ("rope.scaling.finetuned", "vocab_size")
+IGNORED = ("rope.scaling.finetuned", "tensor_data_layout", "vocab_size")
+# Fields of which all but these values would change the maths.
+ONLY: Mapping[str, tuple[Any, ...]] = {
+    "attention.causal": (True,),
+    "expert_weights_scale": (1.0,),
+    "rope.scale_linear": (1.0,),
+    "rope.scaling.attn_factor": (1.0,),
+}
 OPTIONAL = (
     "attention.key_length", "attention.value_length", "rope.dimension_count", "final_logit_softcapping",
     "rope.scaling.factor", "rope.scaling.original_context_length",
@@ -70,18 +76,16 @@ class GgufFamily(Family):
             max_length=s.integer("context_length"),
             **self.model,
         )
+        for key, allowed in ONLY.items():
+            s.only(key, *allowed)
         s.finish(IGNORED)
         return config
 
 
 def _settings(family: GgufFamily, values: Values) -> Settings:
-    """The fields of the architecture, without its name in front."""
-    prefix, inside = f"{family.architecture}.", {}
-    for key, value in values.items():
-        if key.startswith(prefix):
-            inside[key.removeprefix(prefix)] = value
-        elif not key.startswith(NOT_OF_THE_MODEL):
-            inside[key] = value  # finish() names it
+    """The fields of the architecture, without its name in front: llama.cpp reads no others for the maths."""
+    prefix = f"{family.architecture}."
+    inside = {key.removeprefix(prefix): value for key, value in values.items() if key.startswith(prefix)}
     if values.get("split.count", 1) > 1:
         raise ValueError(f"{FILE}: split.count {values['split.count']!r} of family {family.name} is not supported")
     defaults = {**dict.fromkeys(OPTIONAL), "rope.freq_base": family.theta, "rope.scaling.type": "none"}

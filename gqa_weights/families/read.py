@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,13 +26,14 @@ FOLDER_FILES = (config_json.FILE, params_json.FILE, MANIFEST)
 @dataclass(frozen=True)
 class Model:
     """weights: canonical names -> arrays, each read at its access. unread: tensors of the file that are no weights of
-    the model -> why.
+    the model -> why. ignored: the settings that were passed over because the caller said so.
     """
 
     family: str
     config: ModelConfig
     weights: CanonicalWeights
     unread: Mapping[str, str] = field(default_factory=dict)
+    ignored: tuple[str, ...] = ()
 
     @property
     def dtype(self) -> str:
@@ -67,24 +68,28 @@ def detect(checkpoint: Checkpoint) -> str:
     return name
 
 
-def read_model(checkpoint: Checkpoint) -> Model:
+def read_model(checkpoint: Checkpoint, *, ignore: Collection[str] = ()) -> Model:
     """A whole model: its settings, and its tensors, all there and of the right shapes.
 
     No tensor is read yet, but for a tied pair of which the file has both: what repeats the embedding bit for bit is
     left out, and a head of its own is used, whatever the settings say.
+
+    Args:
+        checkpoint: What `open_checkpoint` gives.
+        ignore: Keys of its settings that are passed over, whatever they would change; `Model.ignored` keeps them.
 
     Raises:
         CheckpointError: Names every setting, or tensor, that is missing, unknown, unsupported or misshapen.
     """
     family = FAMILIES[detect(checkpoint)]
     with _one_sentence(checkpoint, family):
-        config = family.read_config(_settings(checkpoint, family), checkpoint)
+        config = family.read_config(_settings(checkpoint, family, ignore), checkpoint)
         if config.num_layers > len(checkpoint):
             raise ValueError(f"tensors: expected {config.num_layers} layers, got {len(checkpoint)} tensors in all")
-        return _model(checkpoint, family, config)
+        return replace(_model(checkpoint, family, config), ignored=tuple(ignore))
 
 
-def read_config(checkpoint: Checkpoint) -> ModelConfig:
+def read_config(checkpoint: Checkpoint, *, ignore: Collection[str] = ()) -> ModelConfig:
     """The settings of a whole model alone, whatever its tensors are.
 
     Raises:
@@ -92,10 +97,10 @@ def read_config(checkpoint: Checkpoint) -> ModelConfig:
     """
     family = FAMILIES[detect(checkpoint)]
     with _one_sentence(checkpoint, family):
-        return family.read_config(_settings(checkpoint, family), checkpoint)
+        return family.read_config(_settings(checkpoint, family, ignore), checkpoint)
 
 
-def read_attention(checkpoint: Checkpoint) -> AttentionModel:
+def read_attention(checkpoint: Checkpoint, *, ignore: Collection[str] = ()) -> AttentionModel:
     """The attention layers of a model, also of families whose other parts are not supported (gpt_oss).
 
     Raises:
@@ -103,7 +108,7 @@ def read_attention(checkpoint: Checkpoint) -> AttentionModel:
     """
     family = FAMILIES[detect(checkpoint)]
     with _one_sentence(checkpoint, family):
-        layers = family.read_attention(_settings(checkpoint, family), checkpoint)
+        layers = family.read_attention(_settings(checkpoint, family, ignore), checkpoint)
         stored = tuple(stored_attention(family.tensors, layers))
         tensors = located(checkpoint, [tensor.name for tensor in stored], family.tensors)
         _require(mismatches(tensors, stored, ignored=list(tensors)))
@@ -126,8 +131,12 @@ def _named(checkpoint: Checkpoint) -> Any:
     return None
 
 
-def _settings(checkpoint: Checkpoint, family: Family) -> Values:
-    return checkpoint.manifest["config"] if family.file == MANIFEST else checkpoint.settings
+def _settings(checkpoint: Checkpoint, family: Family, ignore: Collection[str]) -> Values:
+    values = checkpoint.manifest["config"] if family.file == MANIFEST else checkpoint.settings
+    for key in ignore:
+        if key not in values:
+            raise ValueError(f"{family.file}: no setting {key!r} to ignore")
+    return {key: value for key, value in values.items() if key not in ignore}
 
 
 def _model(checkpoint: Checkpoint, family: Family, config: ModelConfig) -> Model:

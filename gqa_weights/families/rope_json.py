@@ -18,10 +18,10 @@ from gqa_spec.config import (
     RopeScaling,
     YarnScaling,
 )
-from gqa_weights.families.settings import Settings
+from gqa_weights.families.settings import Settings, switched_off
 
 ROPE_KEYS = ("rope_parameters", "rope_scaling", "rope_theta")
-SHARED_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+SHARED_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "finetuned"}  # the last is never read
 YARN_OPTIONS = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")
 OPTIONS: dict[str, set[str]] = {
     "default": set(),
@@ -65,7 +65,8 @@ class RopeSettings:
     def config(self, head_dim: int) -> RopeConfig:
         if not isinstance(self.kind, str) or self.kind not in OPTIONS:
             raise self.error(f"type {self.kind!r}")
-        unknown = set(self.values) - SHARED_KEYS - OPTIONS[self.kind]
+        given = {key for key, value in self.values.items() if not switched_off(value)}
+        unknown = given - SHARED_KEYS - OPTIONS[self.kind]
         if unknown:
             raise self.error(f"{', '.join(sorted(map(str, unknown)))} with type {self.kind!r}")
         rotary = int(head_dim * self.share())

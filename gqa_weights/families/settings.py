@@ -10,6 +10,12 @@ REQUIRED: Any = object()
 MOST_LAYERS = 10_000  # no model has more; a file that says so must not make us build as many
 
 
+def switched_off(value: Any) -> bool:
+    """Whether a setting with this value changes nothing, whatever it means: null, false, 0, or empty."""
+    plain = isinstance(value, bool | int | float | str | list | tuple | Mapping)
+    return value is None or (plain and not value)
+
+
 class Settings:
     """The key-value pairs of one file.
 
@@ -117,8 +123,9 @@ class Settings:
         )
 
     def finish(self, ignored: Iterable[str]) -> None:
-        """Everything was read, or is known not to matter: nothing is passed over in silence."""
-        unknown = [key for key in self.values if key not in self.done and key not in ignored]
+        """Everything was read, is known not to matter, or is switched off: nothing is ignored in silence."""
+        known = self.done | set(ignored)
+        unknown = [key for key, value in self.values.items() if key not in known and not switched_off(value)]
         if unknown:
             listed = ", ".join(f"{key} = {str(self.values[key])[:40]}" for key in unknown[:8])
             raise ValueError(f"{self.source}: unknown settings of family {self.family}: {listed}")

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from gqa_spec import AttentionConfig, ModelConfig, RopeConfig
-from gqa_weights.checkpoint import open_checkpoint
+from gqa_weights.checkpoint import CheckpointError, TensorInfo, open_checkpoint, save_checkpoint
 from gqa_weights.families import FAMILIES, ReadOnlyFamilyError, detect, model_settings, read_model
 from gqa_weights.families.config_json import SIZES as SIZE_KEYS
-from tests.weights.small_models import HUGGINGFACE, PHI3_ROPE, SIZES, stand_in, transformers_config
+from gqa_weights.port import plan
+from tests.weights.small_models import HUGGINGFACE, PHI3_ROPE, SIZES, saved, stand_in, transformers_config
 
 pytestmark = pytest.mark.no_shape_checks
 
@@ -233,3 +234,65 @@ def test_what_a_family_cannot_say_is_refused_by_name() -> None:
         model_settings("mistral", mixed)
     with pytest.raises(ReadOnlyFamilyError, match=r"family gguf.llama can be read, but not written"):
         model_settings("gguf.llama", config)
+
+
+# --- what the maths does not read ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", HUGGINGFACE)
+def test_a_full_dump_of_settings_is_read(family: str) -> None:
+    """`to_dict()` of transformers 5, with the keys that transformers 4 dumped beside them."""
+    dump = json.loads(json.dumps(transformers_config(family, **SIZES).to_dict(), default=str))
+    old = {
+        "max_length": 20, "min_length": 0, "num_beams": 1, "temperature": 1.0, "top_k": 50, "top_p": 1.0,
+        "pruned_heads": {}, "bad_words_ids": None, "return_dict": True, "torchscript": False, "use_bfloat16": False,
+        "tie_encoder_decoder": False, "cross_attention_hidden_size": None, "diversity_penalty": 0.0,
+    }  # fmt: skip
+    assert read_layers(family, dump | old) == read_layers(family, dump)
+    windows = [[layer.window for layer in read_layers(family, settings)] for settings in (dump, SIZES)]
+    assert windows[0] == windows[1]
+
+
+UNREAD: dict[str, tuple[str, dict[str, Any]]] = {
+    "Phi-4-mini": (
+        "phi3",
+        {"full_attn_mod": 1, "interpolate_factor": 1, "lm_head_bias": False, "mlp_bias": False,
+         "attention_bias": False},
+    ),
+    "SmolLM3": ("smollm3", {"max_window_layers": 28}),
+    "Gemma 2": ("gemma2", {"sliding_window": 5, "sliding_window_size": 5}),
+    "dense model of a sparse family": ("llama", {"num_local_experts": 0, "moe": {}, "experts": None}),
+    "switched off": ("qwen2", {"use_mrope": False, "rope_interleaved": None, "quantization_config": None}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNREAD)
+def test_what_the_code_never_reads_changes_nothing(name: str) -> None:
+    family, settings = UNREAD[name]
+    base = {key: value for key, value in settings.items() if key in HUGGINGFACE[family].defaults}
+    assert read_whole(family, SIZES | settings) == read_whole(family, SIZES | base)
+
+
+def test_a_fine_tunes_mark_in_rope_scaling_changes_nothing() -> None:
+    scaling = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    marked = scaling | {"finetuned": True, "mscale": 0, "beta_fast": None}
+    read = [read_whole("llama", SIZES | {"rope_scaling": values}) for values in (marked, scaling)]
+    assert read[0] == read[1]
+
+
+def test_a_setting_can_be_ignored_by_name(folder: Path, tmp_path: Path) -> None:
+    checkpoint = open_checkpoint(saved("llama plain", folder)[1])
+    settings, tensors = dict(checkpoint.settings), {name: checkpoint[name] for name in checkpoint}
+    odd = stand_in(settings | {"attention_sinks": True}, tensors)
+    with pytest.raises(CheckpointError, match="unknown settings of family llama: attention_sinks = True"):
+        read_model(odd)
+    model = read_model(odd, ignore=["attention_sinks"])
+    assert model.config == read_model(checkpoint).config
+    assert model.ignored == ("attention_sinks",)
+    with pytest.raises(CheckpointError, match=r"config.json: no setting 'sinks' to ignore"):
+        read_model(odd, ignore=["sinks"])
+    path = tmp_path / "odd"
+    listed = [(name, TensorInfo(x.shape, x.dtype.name), lambda x=x: x) for name, x in tensors.items()]
+    save_checkpoint(path, listed, settings=settings | {"attention_sinks": True})
+    stated = plan(path, "llama", ignore=["attention_sinks"]).manifest
+    assert stated["source"]["ignored_settings"] == "attention_sinks"

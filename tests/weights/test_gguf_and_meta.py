@@ -156,6 +156,18 @@ def test_gguf_settings_of_rope_and_scale() -> None:
     assert rope == RopeConfig(scaling=YarnScaling(factor=4.0, original_max_position_embeddings=24))
 
 
+def test_gguf_fields_that_change_nothing() -> None:
+    """Those outside of the architecture's own, and inside those that are switched off or say what the code does."""
+    inside = {
+        "expert_count": 0, "expert_used_count": 0, "attention__causal": True,
+        "tensor_data_layout": "Meta AI original pth",
+        "attention__sliding_window": 0, "rope__scaling__attn_factor": 1.0, "rope__scaling__finetuned": True,
+    }  # fmt: skip
+    checkpoint = small_gguf("llama", **inside)
+    checkpoint.settings = checkpoint.settings | {"quantize.imatrix.file": "x", "adapter.type": "lora", "some.one": 7}
+    assert read_config(checkpoint) == read_config(small_gguf("llama"))
+
+
 @pytest.mark.parametrize(
     ("arch", "field", "sentence"),
     [
@@ -167,9 +179,10 @@ def test_gguf_settings_of_rope_and_scale() -> None:
         ),
         ("llama", {"attention__value_length": 8}, r"attention.value_length 8 of family gguf.llama is not supported"),
         ("llama", {"rope__scaling__type": "longrope"}, r"rope.scaling.type 'longrope' of family gguf.llama"),
-        ("qwen2", {"rope__scaling__attn_factor": 2.0}, r"rope.scaling.attn_factor = 2.0"),
+        ("qwen2", {"rope__scaling__attn_factor": 2.0}, r"rope.scaling.attn_factor 2.0 of family gguf.qwen2 is not"),
         ("gemma3", {}, r"GGUF: attention.sliding_window is missing, which family gguf.gemma3 needs"),
         ("llama", {"attention__sliding_window": 5}, r"attention.sliding_window = 5"),
+        ("llama", {"attention__causal": False}, r"attention.causal False of family gguf.llama is not supported"),
         ("qwen3", {}, "unknown family 'gguf.qwen3'"),
     ],
 )

@@ -28,6 +28,12 @@ REFUSED = {
     ),
     "rope list": ({"rope_parameters": [1]}, "rope_parameters of family llama: expected a dictionary"),
     "not a flag": ({"rope_interleaved": 0}, "rope_interleaved 0 of family llama is not supported"),
+    "another window": (
+        {"model_type": "gemma2", "sliding_window": 5, "sliding_window_size": 7},
+        "sliding_window_size 7 of family gemma2 is not supported",
+    ),
+    "not causal": ({"is_causal": False}, "is_causal False of family llama is not supported"),
+    "no rope": ({"use_rope": False}, "use_rope False of family llama is not supported"),
     "partial": ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 of family llama is not supported"),
     "dynamic": (
         {"rope_scaling": {"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 7}},

@@ -81,7 +81,7 @@ MISTRAL = HuggingFaceFamily(
         "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "sliding_window": 4096,
     },
     windows=where_sliding_window,
-    neutral={"attention_bias": (False,)},
+    only={"attention_bias": (False, None)},
 )  # fmt: skip
 QWEN2 = HuggingFaceFamily(
     name="qwen2",
@@ -119,6 +119,7 @@ GEMMA2 = HuggingFaceFamily(
     windows=GEMMA2_WINDOWS,
     scaled_embedding=True,
     activation_beside="hidden_act",
+    repeats={"sliding_window_size": "sliding_window"},
 )
 GEMMA3 = HuggingFaceFamily(
     name="gemma3_text",
@@ -135,7 +136,7 @@ GEMMA3 = HuggingFaceFamily(
     rope=RopeDefaults(theta=1_000_000.0, local_theta=10_000.0),
     scaled_embedding=True,
     activation_beside="hidden_act",
-    neutral={"attn_logit_softcapping": (None,)},  # in its settings, but not in its model's code
+    only={"attn_logit_softcapping": (None,)},  # in its settings, but not in its model's code
 )  # fmt: skip
 PHI3 = HuggingFaceFamily(
     name="phi3",
@@ -153,7 +154,8 @@ PHI3 = HuggingFaceFamily(
     windows=where_sliding_window,
     rope=RopeDefaults(earlier_types={"su": "longrope", "yarn": "longrope"}),
     dropouts=("embd_pdrop", "resid_pdrop"),
-    neutral={"attention_bias": (False,)},
+    ignored=frozenset({"full_attn_mod", "interpolate_factor"}),  # Phi-4-mini's
+    only={"attention_bias": (False, None)},
 )  # fmt: skip
 OLMO2 = HuggingFaceFamily(
     name="olmo2",
@@ -189,6 +191,7 @@ SMOLLM3 = HuggingFaceFamily(
     windows=SMOLLM3_WINDOWS,
     rotates=no_rope_layers,
     rope=RopeDefaults(theta=2_000_000.0),
+    ignored=frozenset({"max_window_layers"}),
 )  # fmt: skip
 GPT_OSS = HuggingFaceFamily(
     name="gpt_oss",
