@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 from jax import Array
 from jaxtyping import Float
@@ -32,77 +34,43 @@ def grouped_query_attention(
     dropout_multiplier: Array | None = None,
     need_weights: bool = True,
 ) -> tuple[Float[Array, "B N T Hv"], Float[Array, "B N T S"] | None]:
-    """Every query head n attends with KV head n // G.
+    """Attend from each query head n to KV head n // G, G = N / K.
 
-    query, key, value: one floating dtype. mask: bool (True = may attend) or floating (added to the scores, -inf = may
-    not), (T, S) or broadcastable to (B, N, T, S). causal, window (keys, the query's own counted), chunk (keys) and
-    offset (positions, S - T by default; an integer or (B,)): SPEC 4. scale: H ** -0.5 by default. softcap: SPEC 2.
-    sinks: one logit per query head, SPEC 8. dropout_multiplier: 0 or 1 / (1 - p), broadcastable to (B, N, T, S).
+    Args:
+        query: (B, N, T, H), of the same floating dtype as key and value.
+        key: (B, K, S, H); K divides N.
+        value: (B, K, S, Hv).
+        mask: bool (True = may attend) or floating (added to the scores, -inf = may not), (T, S) or broadcastable to
+            (B, N, T, S).
+        causal: Query i sees key j only if j <= i + offset.
+        window: Query i sees only keys with |i + offset - j| < window.
+        chunk: Query i sees only keys of the same chunk, (i + offset) // chunk == j // chunk.
+        offset: Position of the first query, an integer or one for each row, (B,); S - T by default.
+        scale: Factor on query . key; H ** -0.5 by default.
+        softcap: Scores become softcap * tanh(scores / softcap).
+        sinks: One logit for each query head, (N,), in the softmax's denominator only.
+        dropout_multiplier: 0 or 1 / (1 - p) for each weight, broadcastable to (B, N, T, S).
+        need_weights: Whether to return the weights. Without them, a faster kernel is used.
 
-    Returns context and, with need_weights, the weights before dropout, both in the query's dtype.
-    Raises ValueError for shapes and settings, TypeError for dtypes (SPEC 14).
+    Returns:
+        The context (B, N, T, Hv) and the weights before dropout (B, N, T, S), or None for these, both in the query's
+        dtype.
+
+    Raises:
+        ValueError: For a wrong shape or setting (SPEC 14).
+        TypeError: For a wrong type or dtype.
     """
-    settings: dict[str, Any] = {
-        "causal": causal, "window": window, "chunk": chunk, "offset": offset, "scale": scale, "softcap": softcap,
-        "sinks": sinks, "dropout_multiplier": dropout_multiplier,
-    }  # fmt: skip
-    if not need_weights:
-        checks.attention(query, key, value, mask, Array, KernelSettings(**settings))
-        return attend(query, key, value, mask, **settings), None
-    stages = attention_stages(query, key, value, mask, **settings)
-    return stages["context"], stages["weights"].astype(query.dtype)
-
-
-def choose_path(
-    query: Float[Array, "B N T H"],
-    key: Float[Array, "B K S H"],
-    value: Float[Array, "B K S Hv"],
-    mask: Array | None = None,
-    *,
-    causal: bool = False,
-    window: int | None = None,
-    chunk: int | None = None,
-    offset: masks.Offset = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sinks: Float[Array, "N"] | None = None,
-    dropout_multiplier: Array | None = None,
-    need_weights: bool = True,
-) -> str:
-    """How `grouped_query_attention` computes this call: the one place that decides, by shapes and settings alone.
-
-    "plain": `plain_attention`. "packed" and "blocked": `packed_attention` and `blocked_attention` of `fast`.
-    """
-    (B, N, T, _), (K, S) = query.shape, key.shape[1:3]
-    if need_weights or 0 in (B, T, S):
-        return "plain"
-    rows = N // K * T
-    if rows > PACKED_ROWS and B * K * rows * S > PACKED_WEIGHTS:
-        return "blocked"
-    within = min(size for size in (window, chunk, S) if size is not None)
-    if isinstance(offset, Array) and causal and 4 * (within + T) < S:
-        return "blocked"  # which skips keys out of reach; packed could only mask them
-    return "packed"
-
-
-def attend(
-    query: Float[Array, "B N T H"],
-    key: Float[Array, "B K S H"],
-    value: Float[Array, "B K S Hv"],
-    mask: Array | None,
-    *,
-    clean: bool = False,
-    **settings: Any,
-) -> Float[Array, "B N T Hv"]:
-    """The context alone, by the path that `choose_path` names. clean: no key or value is inf or NaN."""
-    path = choose_path(query, key, value, mask, **settings, need_weights=False)
-    if path == "plain":
-        return attention_stages(query, key, value, mask, **settings)["context"]
-    settings["scale"] = query.shape[-1] ** -0.5 if settings["scale"] is None else settings["scale"]
-    if path == "packed":
-        return fast.packed_attention(query, key, value, mask, **settings, clean=clean)
-    sizes = {"block_rows": fast.BLOCK_ROWS, "block_keys": fast.BLOCK_KEYS}
-    return fast.blocked_attention(query, key, value, mask, **settings, **sizes)
+    settings = KernelSettings(
+        causal=causal,
+        window=window,
+        chunk=chunk,
+        offset=offset,
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        dropout_multiplier=dropout_multiplier,
+    )
+    return attention(query, key, value, mask, settings, need_weights=need_weights)
 
 
 def attention_stages(
@@ -120,17 +88,122 @@ def attention_stages(
     sinks: Float[Array, "N"] | None = None,
     dropout_multiplier: Array | None = None,
 ) -> dict[str, Array]:
-    """The plain computation, stage by stage: scores, capped (with a softcap), masked (-inf where invisible) and
-    weights, all (B, N, T, S) in the compute dtype, then context (B, N, T, Hv) in the query's dtype.
+    """Compute attention plainly and return every stage.
 
-    Arguments and errors as for `grouped_query_attention`.
+    Args:
+        query, key, value, mask, causal, window, chunk, offset, scale, softcap, sinks, dropout_multiplier: As for
+            `grouped_query_attention`.
+
+    Returns:
+        scores, capped (with a softcap), masked (-inf where invisible) and weights, all (B, N, T, S) in the compute
+        dtype, then context (B, N, T, Hv) in the query's dtype.
+
+    Raises:
+        ValueError: For a wrong shape or setting (SPEC 14).
+        TypeError: For a wrong type or dtype.
     """
-    settings: dict[str, Any] = {
-        "causal": causal, "window": window, "chunk": chunk, "offset": offset, "scale": scale, "softcap": softcap,
-        "sinks": sinks, "dropout_multiplier": dropout_multiplier,
-    }  # fmt: skip
-    checks.attention(query, key, value, mask, Array, KernelSettings(**settings))
+    settings = KernelSettings(
+        causal=causal,
+        window=window,
+        chunk=chunk,
+        offset=offset,
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        dropout_multiplier=dropout_multiplier,
+    )
+    return stages_of(query, key, value, mask, settings)
+
+
+def attention(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    mask: Array | None,
+    settings: KernelSettings,
+    *,
+    need_weights: bool,
+) -> tuple[Float[Array, "B N T Hv"], Float[Array, "B N T S"] | None]:
+    """`grouped_query_attention`, its settings in one object."""
+    if not need_weights:
+        checks.attention(query, key, value, mask, Array, settings)
+        return attend(query, key, value, mask, settings), None
+    stages = stages_of(query, key, value, mask, settings)
+    return stages["context"], stages["weights"].astype(query.dtype)
+
+
+def stages_of(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    mask: Array | None,
+    settings: KernelSettings,
+) -> dict[str, Array]:
+    """`attention_stages`, its settings in one object."""
+    checks.attention(query, key, value, mask, Array, settings)
     visible, bias = masks.split(mask)
-    visible = masks.visible_keys(query.shape[2], key.shape[2], visible, causal, window, chunk, offset)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return plain_attention(query, key, value, visible, bias, scale, softcap, sinks, dropout_multiplier)
+    visible = masks.visible_keys(query.shape[2], key.shape[2], visible, settings, settings.offset)
+    return plain_attention(query, key, value, visible, bias, settings, settings.dropout_multiplier)
+
+
+# query, key, value, mask, settings -> context
+Kernel = Callable[[Array, Array, Array, Array | None, KernelSettings], Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """How one call is computed: the kernel, with the sizes of its blocks bound to it."""
+
+    name: str
+    kernel: Kernel
+
+
+def choose_path(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    mask: Array | None,
+    settings: KernelSettings,
+    *,
+    finite_keys: bool = False,
+) -> Path:
+    """The path of a call that needs no weights: the one place that decides, by shapes and settings alone.
+
+    finite_keys: the caller has made sure that no key or value is inf or NaN.
+    """
+    (B, N, T, _), (K, S) = query.shape, key.shape[1:3]
+    if 0 in (B, T, S):
+        return Path("plain", plain_context)
+    rows = N // K * T
+    visible_keys = min(size for size in (settings.window, settings.chunk, S) if size is not None)
+    large = rows > PACKED_ROWS and B * K * rows * S > PACKED_WEIGHTS
+    # blocked skips keys out of reach of an offset that is an array, where packed can only mask them
+    mostly_hidden = isinstance(settings.offset, Array) and settings.causal and 4 * (visible_keys + T) < S
+    if large or mostly_hidden:
+        sizes = {"block_rows": fast.BLOCK_ROWS, "block_keys": fast.BLOCK_KEYS}
+        return Path("blocked", partial(fast.blocked_attention, **sizes))
+    return Path("packed", partial(fast.packed_attention, finite_keys=finite_keys))
+
+
+def plain_context(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    mask: Array | None,
+    settings: KernelSettings,
+) -> Float[Array, "B N T Hv"]:
+    return stages_of(query, key, value, mask, settings)["context"]
+
+
+def attend(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    mask: Array | None,
+    settings: KernelSettings,
+    *,
+    finite_keys: bool = False,
+) -> Float[Array, "B N T Hv"]:
+    """The context alone, by the path that `choose_path` returns; the arguments have been checked."""
+    path = choose_path(query, key, value, mask, settings, finite_keys=finite_keys)
+    return path.kernel(query, key, value, mask, settings)

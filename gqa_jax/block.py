@@ -20,7 +20,7 @@ from gqa_spec import ModelConfig
 
 
 class Block(nnx.Module):
-    """Layer `number` of a model. Which norms there are, and what the feed-forward is, `ModelConfig` says."""
+    """Layer `number` of a model. `ModelConfig` says which norms there are and what the feed-forward is."""
 
     def __init__(self, config: ModelConfig, number: int, rngs: nnx.Rngs, dtype: Any, param_dtype: Any) -> None:
         before, after = config.norm_placement != "post", config.norm_placement != "pre"
@@ -43,14 +43,14 @@ class Block(nnx.Module):
     def extend(
         self, x: Float[Array, "B T D"], cache: KVCache, lengths: Integer[Array, "B"] | None
     ) -> tuple[Float[Array, "B T D"], KVCache]:
-        longer = cache
+        new_cache = cache
 
         def attend(normed: Array) -> Array:
-            nonlocal longer
-            output, longer = self.attention.extend(normed, cache, lengths=lengths)
+            nonlocal new_cache
+            output, new_cache = self.attention.extend(normed, cache, lengths=lengths)
             return output
 
-        return self._residual(x, attend), longer
+        return self._residual(x, attend), new_cache
 
     def _residual(self, x: Array, attend: Callable[[Array], Array]) -> Array:
         attended = attend(_normed(self.attention_norm, x))

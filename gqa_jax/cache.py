@@ -1,6 +1,6 @@
 """Key/value caches: keys after norm and RoPE, each row of the batch with a length of its own. SPEC 13.
 
-A cache is a value: extending one returns another, so any handle may be extended again, to fork a prefix for instance.
+Extending a cache returns a new one and leaves the old one as it is, so that it may be extended again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class KVCache:
         return self.keys.shape[2]
 
     def clone(self) -> KVCache:
-        """A copy with storage of its own, which outlives a donation of this one."""
+        """A copy with storage of its own, which is still there after this one is donated to jit."""
         return jax.tree.map(jnp.copy, self)
 
 
@@ -53,10 +53,10 @@ def empty(config: AttentionConfig, batch_size: int, max_length: int, rolling: bo
     )
 
 
-def appended(
+def append(
     cache: KVCache, key: Float[Array, "B K T H"], value: Float[Array, "B K T Hv"], count: Integer[Array, "B"]
 ) -> tuple[KVCache, Array, Array]:
-    """The cache with the first count[b] tokens of each row, and the keys and values that those attend to."""
+    """The cache with the first count[b] tokens of each row, and the keys and values that the new tokens attend to."""
     key, value = key.astype(cache.keys.dtype), value.astype(cache.values.dtype)
     if cache.rolling:
         keys, values = jnp.concatenate([cache.keys, key], axis=2), jnp.concatenate([cache.values, value], axis=2)
@@ -66,7 +66,7 @@ def appended(
     B, K, T, _ = key.shape
     stored = (jnp.arange(T) < count[:, None]) & fits(cache, count)[:, None]
     slots = jnp.where(stored, cache.length[:, None] + jnp.arange(T), cache.capacity)  # past the end: dropped
-    # an index for each head: XLA writes many in place, but one alone into a copy for every reader of the cache
+    # with an index for the heads too: without one, XLA copies the whole cache before it writes
     places = jnp.arange(B)[:, None, None], jnp.arange(K)[:, None], slots[:, None]
     filled = replace(
         cache,
@@ -86,16 +86,18 @@ def fits(cache: KVCache, count: Integer[Array, "B"]) -> Bool[Array, "B"]:
     return (cache.length + count <= cache.capacity) | cache.rolling
 
 
-def visibility(cache: KVCache, T: int, config: AttentionConfig) -> dict[str, Any]:
-    """Which of the keys that `appended` returns the T new tokens may see, as the kernel's mask, offset and chunk.
+def kernel_arguments(
+    cache: KVCache, config: AttentionConfig, T: int
+) -> tuple[Bool[Array, "B 1 T S"] | None, Any, int | None]:
+    """The kernel's mask, offset and chunk for T new tokens and the keys that `append` returns.
 
-    The offset stays an array even where its value is known: as a number, each new length would compile anew.
+    The offset is an array even where its value is known: as a number, each new length would compile anew.
     """
     if not cache.rolling:
-        return {"mask": None, "offset": cache.length, "chunk": config.chunk}
+        return None, cache.length, config.chunk
     query_position = cache.length[:, None, None, None] + jnp.arange(T)[:, None]
     key_position = (cache.length - cache.capacity)[:, None, None, None] + jnp.arange(cache.capacity + T)
     visible = key_position >= 0
-    if config.chunk is not None:  # chunks count absolute positions, which a rolled slot has left behind
+    if config.chunk is not None:  # chunks count absolute positions, not slots
         visible = visible & (query_position // config.chunk == key_position // config.chunk)
-    return {"mask": visible, "offset": cache.capacity, "chunk": None}
+    return visible, cache.capacity, None

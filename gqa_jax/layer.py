@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import jax
@@ -14,23 +15,42 @@ from jaxtyping import Float, Integer
 
 from gqa_jax import cache as cache_
 from gqa_jax import rope
-from gqa_jax.attention import attend, attention_stages, grouped_query_attention
+from gqa_jax.attention import attend, attention, stages_of
 from gqa_jax.cache import KVCache
 from gqa_jax.linear import linear, parameter, project
-from gqa_jax.masks import Offset
+from gqa_jax.masks import Offset, query_positions
 from gqa_jax.norm import qk_norm
 from gqa_jax.precision import compute_dtype
 from gqa_spec import AttentionConfig, checks
 from gqa_spec.config import CONFIG_FIELDS, DERIVED, symbolic_shapes, weight_shapes
-from gqa_spec.settings import RotationSettings
+from gqa_spec.settings import KernelSettings, RotationSettings
 
 
 class GroupedQueryAttention(nnx.Module):
-    """Grouped-query attention with N query heads and K key/value heads; K = N is multi-head, K = 1 multi-query.
+    """Attention with N query heads and K key/value heads (Ainslie et al. 2023, arXiv 2305.13245).
 
-    embed_dim, num_heads, num_kv_heads (N when None) and dropout may be given by position; every further field of
-    `AttentionConfig` by keyword. rngs draws the initial values ("params") and dropout ("dropout"); dtype is that of
-    inputs and outputs (param_dtype when None), param_dtype that of the weights. A new layer is in training mode.
+    ```
+    query heads     0  1  2  3       0  1  2  3       0  1  2  3
+                    │  │  │  │       └┬─┘  └┬─┘       └──┴┬─┴──┘
+    KV heads        0  1  2  3        0     1             0
+                    MHA, K = N       GQA, 1 < K < N   MQA, K = 1
+    ```
+
+    The canonical names of the weights are those of SPEC 16. A new layer is in training mode.
+
+    Args:
+        embed_dim: D, the width of query and output.
+        num_heads: N, the number of query heads.
+        num_kv_heads: K, the number of key/value heads, N by default; K divides N.
+        dropout: Probability with which an attention weight is dropped in training mode.
+        rngs: Draws the initial values (stream `params`) and dropout (stream `dropout`).
+        dtype: Of inputs and outputs; param_dtype by default.
+        param_dtype: Of the weights.
+        **settings: Every further field of `AttentionConfig`.
+
+    Raises:
+        ValueError: For a number out of range or settings that contradict each other.
+        TypeError: For the wrong kind of value.
     """
 
     def __init__(
@@ -64,7 +84,12 @@ class GroupedQueryAttention(nnx.Module):
 
     @classmethod
     def from_config(cls, config: AttentionConfig, **options: Any) -> Self:
-        """A layer from a config; options are rngs, dtype and param_dtype."""
+        """Make a layer from a config.
+
+        Args:
+            config: The settings.
+            **options: rngs, dtype and param_dtype.
+        """
         return cls(**{name: getattr(config, name) for name in CONFIG_FIELDS}, **options)
 
     def train(self, **attributes: Any) -> Self:
@@ -88,18 +113,34 @@ class GroupedQueryAttention(nnx.Module):
         rope_length: int | None = None,
         need_weights: bool = True,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B N T S"] | None]:
-        """Attend from query to key and value (key defaults to query, value to key).
+        """Attend from query to key and value.
 
-        mask and offset as for `grouped_query_attention`. positions (T,) or (B, T) and key_positions (S,) or (B, S) only
-        rotate; they default to i + offset and j. rope_length (positions, S by default) fixes frequencies that depend on
-        the length. Returns output and, with need_weights, weights per head before dropout, in the input's dtype.
-        Raises ValueError for shapes and settings, TypeError for dtypes.
+        Args:
+            query: (B, T, D).
+            key: (B, S, E); query by default.
+            value: (B, S, E); key by default.
+            mask: bool (True = may attend) or floating (added to the scores, -inf = may not), (T, S) or broadcastable
+                to (B, N, T, S).
+            positions: By which RoPE rotates queries, (T,) or (B, T); i + offset by default. Causal, window and chunk do
+                not use them.
+            key_positions: By which RoPE rotates keys, (S,) or (B, S); `positions` by default where key is not given,
+                else 0 to S - 1.
+            offset: Position of the first query, an integer or one for each row, (B,); S - T by default.
+            rope_length: The length on which RoPE's frequencies depend with dynamic NTK and LongRoPE; S by default.
+            need_weights: Whether to return the weights. Without them, a faster kernel is used.
+
+        Returns:
+            The output (B, T, D) and the weights of each head before dropout (B, N, T, S), or None for these, in the
+            input's dtype.
+
+        Raises:
+            ValueError: For a wrong shape or setting (SPEC 14).
+            TypeError: For a wrong type or dtype.
         """
-        stages = self._heads(query, key, value, mask, positions, key_positions, offset, rope_length)
-        q, k, v = _newest(stages)
-        context, weights = grouped_query_attention(
-            q, k, v, mask, **self._kernel_settings(q, k, offset), need_weights=need_weights
-        )
+        rotation = _rotation(key, positions, key_positions, offset, rope_length)
+        stages = self._stages(query, key, value, mask, rotation)
+        q, k, v = _kernel_inputs(stages)
+        context, weights = attention(q, k, v, mask, self._kernel_settings(q, k, offset), need_weights=need_weights)
         return self._output(context), weights
 
     def trace(
@@ -114,19 +155,37 @@ class GroupedQueryAttention(nnx.Module):
         offset: Offset = None,
         rope_length: int | None = None,
     ) -> dict[str, Array]:
-        """Every stage that is on, by name and in order: q_proj, k_proj, v_proj, q_norm, k_norm, q_rope, k_rope
-        (B, heads, length, head size), scores, capped, masked, weights (B, N, T, S), context (B, N, T, Hv), output.
+        """Compute the layer plainly and return every stage that is on, by name and in order.
+
+        Args:
+            query, key, value, mask, positions, key_positions, offset, rope_length: As in a call of the layer.
+
+        Returns:
+            q_proj, k_proj, v_proj, q_norm, k_norm, q_rope, k_rope (B, heads, length, head size), scores, capped,
+            masked, weights (B, N, T, S), context (B, N, T, Hv), output (B, T, D).
+
+        Raises:
+            ValueError: For a wrong shape or setting (SPEC 14).
+            TypeError: For a wrong type or dtype.
         """
-        stages = self._heads(query, key, value, mask, positions, key_positions, offset, rope_length)
-        q, k, v = _newest(stages)
-        stages |= attention_stages(q, k, v, mask, **self._kernel_settings(q, k, offset))
+        rotation = _rotation(key, positions, key_positions, offset, rope_length)
+        stages = self._stages(query, key, value, mask, rotation)
+        q, k, v = _kernel_inputs(stages)
+        stages |= stages_of(q, k, v, mask, self._kernel_settings(q, k, offset))
         return stages | {"output": self._output(stages["context"])}
 
     def init_cache(self, batch_size: int, max_length: int, *, rolling: bool = False, dtype: Any = None) -> KVCache:
-        """An empty cache for `extend`: max_length tokens for each row, or with rolling the last `window` of them.
+        """Make an empty cache for `extend`.
 
-        dtype is the layer's when None. Raises ValueError for a layer that is not causal self-attention, and for rolling
-        without a window.
+        Args:
+            batch_size: B, the number of rows.
+            max_length: How many tokens each row can have.
+            rolling: Whether to keep only the last `window` tokens of each row; it then never overflows.
+            dtype: Of keys and values; the layer's by default.
+
+        Raises:
+            ValueError: For a layer that is not causal self-attention, and for rolling without a window.
+            TypeError: For a wrong type or dtype.
         """
         checks.init_cache(self.config, batch_size, max_length, rolling)
         cache = cache_.empty(self.config, batch_size, max_length, rolling, self.dtype if dtype is None else dtype)
@@ -136,28 +195,48 @@ class GroupedQueryAttention(nnx.Module):
     def extend(
         self, x: Float[Array, "B T D"], cache: KVCache, *, lengths: Integer[Array, "B"] | None = None
     ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Append x's tokens to the cache and attend to all so far, as one whole pass would.
+        """Append tokens to a cache and attend to all so far, as one whole pass would.
 
-        Token i of row b stands at cache.length[b] + i. lengths: how many tokens of each row are real (right-padded), T
-        by default; the rest are not stored and give 0. Returns the output and the longer cache; the given one stays
-        as it was. Raises ValueError where a row has no room; under jit, where it cannot, that row is NaN from then on.
+        Args:
+            x: The tokens (B, T, D). The position of token i in row b is cache.length[b] + i.
+            cache: The cache so far. It stays as it is and may be extended again.
+            lengths: How many tokens of each row are real (right-padded), (B,); T by default. The others are not stored,
+                and their output is 0.
+
+        Returns:
+            The output (B, T, D) and the new cache.
+
+        Raises:
+            ValueError: For a wrong shape or a row without room. Under jit, where a row without room cannot
+                raise, its output is NaN from then on.
+            TypeError: For a wrong type or dtype.
         """
         count = self._count(x, cache, lengths)
         T = x.shape[1]
         real = (jnp.arange(T) < count[:, None])[..., None]
         positions = None if self.config.rope is None else cache.length[:, None] + jnp.arange(T)
+        rotation = RotationSettings(positions=positions, key_positions=positions, rope_length=cache.rope_length)
         tokens = x if lengths is None else jnp.where(real, x, 0)
-        q, k, v = _newest(self._heads(tokens, None, None, None, positions, positions, None, cache.rope_length))
-        longer, keys, values = cache_.appended(cache, k, v, count)
-        settings = self._kernel_settings(q, keys, None) | cache_.visibility(cache, T, self.config)
-        context = attend(q, keys.astype(q.dtype), values.astype(q.dtype), **settings, clean=True)
+        q, k, v = _kernel_inputs(self._stages(tokens, None, None, None, rotation))
+        mask, offset, chunk = cache_.kernel_arguments(cache, self.config, T)
+        new_cache, keys, values = cache_.append(cache, k, v, count)
+        settings = replace(self._kernel_settings(q, keys, offset), chunk=chunk)
+        context = attend(q, keys.astype(q.dtype), values.astype(q.dtype), mask, settings, finite_keys=True)
         output = jnp.where(real, self._output(context), 0)
-        return jnp.where(cache_.fits(cache, count)[:, None, None], output, jnp.nan), longer
+        return jnp.where(cache_.fits(cache, count)[:, None, None], output, jnp.nan), new_cache
 
     def load_weights(self, mapping: Mapping[str, Any]) -> Self:
-        """Copy canonical weights into place, all or none.
+        """Copy weights into place, all or none.
 
-        Raises ValueError that names every missing, unexpected and misshapen one, TypeError for a narrowing cast.
+        Args:
+            mapping: Canonical names to arrays.
+
+        Returns:
+            The layer itself.
+
+        Raises:
+            ValueError: Names every missing, unexpected and misshapen weight.
+            TypeError: For a cast that could lose bits.
         """
         arrays = {name: np.asarray(x) for name, x in mapping.items()}
         checks.weights(arrays, weight_shapes(self.config), symbolic_shapes(self.config), str(self.param_dtype))
@@ -167,7 +246,11 @@ class GroupedQueryAttention(nnx.Module):
         return self
 
     def export_weights(self) -> dict[str, np.ndarray]:
-        """Canonical names -> NumPy arrays, copied."""
+        """Copy the weights into NumPy arrays.
+
+        Returns:
+            Canonical names to arrays.
+        """
         exported = {}
         for name in weight_shapes(self.config):
             variable, transposed = parameter(self, name)
@@ -175,16 +258,12 @@ class GroupedQueryAttention(nnx.Module):
             exported[name] = np.array(x.T if transposed else x, order="C")
         return exported
 
-    def _heads(
-        self, query: Any, key: Any, value: Any, mask: Any, positions: Any, key_positions: Any, offset: Any, length: Any
-    ) -> dict[str, Array]:
+    def _stages(self, query: Any, key: Any, value: Any, mask: Any, rotation: RotationSettings) -> dict[str, Array]:
         """The stages before the kernel, heads split."""
         key = query if key is None else key
         value = key if value is None else value
-        rotation = {"positions": positions, "key_positions": key_positions, "offset": offset, "rope_length": length}
         config = self.config
-        checks.layer_call(config, str(self.dtype), query, key, value, mask, Array, RotationSettings(**rotation))
-        T, S = query.shape[1], key.shape[1]
+        checks.layer_call(config, str(self.dtype), query, key, value, mask, Array, rotation)
         stages = {
             "q_proj": _split(project(self.q_proj, query), config.num_heads),
             "k_proj": _split(project(self.k_proj, key), config.num_kv_heads),
@@ -195,17 +274,16 @@ class GroupedQueryAttention(nnx.Module):
                 weight = module.weight[...]
                 stages[f"{name}_norm"] = qk_norm(stages[f"{name}_proj"], weight, config.qk_norm, config.qk_norm_eps)
         if config.rope is not None:
-            q, k, _ = _newest(stages)
-            length = S if length is None else length
-            if positions is None:
-                positions = jnp.asarray(S - T if offset is None else offset, dtype=int)[..., None] + jnp.arange(T)
-            key_positions = jnp.arange(S) if key_positions is None else key_positions
+            q, k, _ = _kernel_inputs(stages)
+            T, S = query.shape[1], key.shape[1]
+            positions, key_positions = _positions(T, S, rotation)
+            length = S if rotation.rope_length is None else rotation.rope_length
             stages["q_rope"] = rope.rotate(q, positions, config.rope, length)
             stages["k_rope"] = rope.rotate(k, key_positions, config.rope, length)
         return stages
 
     def _count(self, x: Array, cache: KVCache, lengths: Array | None) -> Integer[Array, "B"]:
-        """How many of x's tokens each row appends, once everything that is not traced has been checked."""
+        """How many of x's tokens are real in each row, after every check that needs no traced value."""
         checks.array("x", x, Array)
         checks.instance("cache", cache, KVCache)
         checks.extend(self.config, x.shape, cache.keys.shape, cache.values.shape, cache.rolling)
@@ -221,18 +299,18 @@ class GroupedQueryAttention(nnx.Module):
             checks.cache_room(cache.capacity, cache.length.tolist(), count.tolist())
         return count
 
-    def _kernel_settings(self, q: Array, k: Array, offset: Offset) -> dict[str, Any]:
+    def _kernel_settings(self, q: Array, k: Array, offset: Offset) -> KernelSettings:
         config = self.config
-        return {
-            "causal": config.causal,
-            "window": config.window,
-            "chunk": config.chunk,
-            "offset": offset,
-            "scale": config.scale,
-            "softcap": config.softcap,
-            "sinks": self.sinks[...] if config.sinks else None,
-            "dropout_multiplier": self._dropout_multiplier((*q.shape[:3], k.shape[2])),
-        }
+        return KernelSettings(
+            causal=config.causal,
+            window=config.window,
+            chunk=config.chunk,
+            offset=offset,
+            scale=config.scale,
+            softcap=config.softcap,
+            sinks=self.sinks[...] if config.sinks else None,
+            dropout_multiplier=self._dropout_multiplier((*q.shape[:3], k.shape[2])),
+        )
 
     def _dropout_multiplier(self, shape: tuple[int, ...]) -> Array | None:
         if self.dropout.deterministic or self.config.dropout == 0:
@@ -251,19 +329,33 @@ def _split(x: Float[Array, "B T W"], heads: int) -> Float[Array, "B heads T size
     return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).swapaxes(1, 2)
 
 
-def _newest(stages: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-    """query, key and value as they are after the last stage so far."""
-    q, k = (next(stages[f"{n}_{s}"] for s in ("rope", "norm", "proj") if f"{n}_{s}" in stages) for n in ("q", "k"))
-    return q, k, stages["v_proj"]
+def _rotation(key: Any, positions: Any, key_positions: Any, offset: Any, rope_length: Any) -> RotationSettings:
+    """The settings of one call. Without a key, the keys are the queries' tokens and have their positions."""
+    if key is None and key_positions is None:
+        key_positions = positions
+    return RotationSettings(positions=positions, key_positions=key_positions, offset=offset, rope_length=rope_length)
+
+
+def _kernel_inputs(stages: Mapping[str, Array]) -> tuple[Array, Array, Array]:
+    """query, key and value after the last of projection, norm and RoPE that is on."""
+    last = next(stage for stage in ("rope", "norm", "proj") if f"q_{stage}" in stages)
+    return stages[f"q_{last}"], stages[f"k_{last}"], stages["v_proj"]
+
+
+def _positions(T: int, S: int, rotation: RotationSettings) -> tuple[Array, Array]:
+    """By which positions RoPE rotates queries and keys: i + offset and j unless given."""
+    positions, key_positions = rotation.positions, rotation.key_positions
+    positions = query_positions(T, S, rotation.offset) if positions is None else positions
+    return positions, jnp.arange(S) if key_positions is None else key_positions
 
 
 class _NormWeight(nnx.Module):
-    """Where `q_norm.weight` or `k_norm.weight` lives; SPEC 17: at the identity."""
+    """A module with one `weight`, so that it has its canonical name; SPEC 17: at the identity."""
 
     def __init__(self, shape: tuple[int, ...], kind: str, dtype: Any) -> None:
         self.weight = nnx.Param(jnp.full(shape, 0 if kind == "rms_plus_one" else 1, dtype))
 
 
 def available(dtype: Any) -> jnp.dtype[Any]:
-    """The dtype that arrays really get: JAX answers float64 with a warning and float32 unless x64 is on."""
+    """The dtype that arrays really get: unless x64 is on, JAX makes float32 of float64, with a warning."""
     return jnp.empty((), dtype).dtype

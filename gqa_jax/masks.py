@@ -1,6 +1,6 @@
 """Masks: which keys a query may see (True), or what is added to its scores (floating, -inf = may not). SPEC 3 and 4.
 
-Query i stands at i + offset, key j at j; offset defaults to S - T, so that the last query sees the last key.
+The position of query i is i + offset, that of key j is j; offset defaults to S - T: the last query sees the last key.
 """
 
 from __future__ import annotations
@@ -14,14 +14,19 @@ from jax import Array
 from jaxtyping import Bool, Float, Integer
 
 from gqa_spec import checks
+from gqa_spec.settings import KernelSettings
 
 Offset = int | np.integer[Any] | Integer[Array, "..."] | None
 
 
+def query_positions(T: int, S: int, offset: Offset = None) -> Integer[Array, "..."]:
+    """The position of each query, i + offset: (T,), or (B, T) for per-row offsets (B,)."""
+    return jnp.asarray(S - T if offset is None else offset, dtype=int)[..., None] + jnp.arange(T)
+
+
 def relative_positions(T: int, S: int, offset: Offset = None) -> Integer[Array, "..."]:
-    """How far key j stands behind query i: i + offset - j, as (T, S), or (B, 1, T, S) for per-row offsets (B,)."""
-    start = jnp.asarray(S - T if offset is None else offset, dtype=int)[..., None, None]
-    distance = start + jnp.arange(T)[:, None] - jnp.arange(S)
+    """The distance from key j to query i, i + offset - j: (T, S), or (B, 1, T, S) for per-row offsets (B,)."""
+    distance = query_positions(T, S, offset)[..., None] - jnp.arange(S)
     return distance[:, None] if distance.ndim == 3 else distance
 
 
@@ -109,19 +114,20 @@ def split(mask: Array | None) -> tuple[Array | None, Array | None]:
 
 
 def visible_keys(
-    T: int,
-    S: int,
-    mask: Bool[Array, "..."] | None,
-    causal_: bool,
-    window_: int | None,
-    chunk_: int | None,
-    offset: Offset,
+    T: int, S: int, mask: Bool[Array, "..."] | None, settings: KernelSettings, offset: Offset
 ) -> Bool[Array, "b n t s"] | None:
-    """Every condition at once, as (b, n, T, S) with b, n = 1 where they do not matter; None where nothing is hidden."""
+    """The keys that pass the mask, causal, window and chunk; None where nothing is hidden.
+
+    (b, n, T, S), with b = 1 or n = 1 where all rows or all heads see the same. offset: of the first query from the
+    first of the S keys; a block has one of its own.
+    """
     conditions = [mask] if mask is not None else []
-    conditions += [causal(T, S, offset)] if causal_ else []
-    conditions += [window(T, S, window_, offset)] if window_ is not None else []
-    conditions += [chunk(T, S, chunk_, offset)] if chunk_ is not None else []
+    if settings.causal:
+        conditions.append(causal(T, S, offset))
+    if settings.window is not None:
+        conditions.append(window(T, S, settings.window, offset))
+    if settings.chunk is not None:
+        conditions.append(chunk(T, S, settings.chunk, offset))
     if not conditions:
         return None
     visible = combine(*conditions)
@@ -129,34 +135,35 @@ def visible_keys(
     return jnp.broadcast_to(visible, (*visible.shape[:2], T, S))
 
 
-def key_range(T: int, S: int, causal_: bool, window_: int | None, chunk_: int | None, offset: int) -> tuple[int, int]:
-    """The slice of keys outside which no query may see any.
+def key_range(T: int, S: int, settings: KernelSettings, offset: int) -> tuple[int, int]:
+    """The slice of keys outside which no query sees any.
 
-    It starts with a chunk, so that chunks are counted from its start as from 0.
+    It starts at the start of a chunk, so that chunks can be counted from there.
     """
     first, end, newest = 0, S, offset + T - 1
-    if causal_:
+    if settings.causal:
         end = min(end, newest + 1)
-    if window_ is not None:
-        first, end = max(first, offset - window_ + 1), min(end, newest + window_)
-    if chunk_ is not None:
-        first, end = max(first, offset) // chunk_ * chunk_, min(end, (newest // chunk_ + 1) * chunk_)
+    if settings.window is not None:
+        first, end = max(first, offset - settings.window + 1), min(end, newest + settings.window)
+    if settings.chunk is not None:
+        chunk = settings.chunk
+        first, end = max(first, offset) // chunk * chunk, min(end, (newest // chunk + 1) * chunk)
     first = min(first, S)
     return first, max(first, end)
 
 
 def reach(
-    position: Integer[Array, "t"], S: int, causal_: bool, window_: int | None, chunk_: int | None
+    position: Integer[Array, "t"], S: int, settings: KernelSettings
 ) -> tuple[Integer[Array, "t"], Integer[Array, "t"]]:
     """The first and the last key that a query at a position may see; none if last < first. Neither ever decreases."""
     first, last = jnp.zeros_like(position), jnp.full_like(position, S - 1)
-    if causal_:
+    if settings.causal:
         last = jnp.minimum(last, position)
-    if window_ is not None:
-        others = min(int(window_), np.iinfo(position.dtype).max // 2) - 1
+    if settings.window is not None:
+        others = min(int(settings.window), np.iinfo(position.dtype).max // 2) - 1
         first, last = jnp.maximum(first, position - others), jnp.minimum(last, position + others)
-    if chunk_ is not None:
-        size = min(int(chunk_), np.iinfo(position.dtype).max // 2)
+    if settings.chunk is not None:
+        size = min(int(settings.chunk), np.iinfo(position.dtype).max // 2)
         start = position // size * size
         first, last = jnp.maximum(first, start), jnp.minimum(last, start + size - 1)
     return first, last

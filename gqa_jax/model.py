@@ -32,8 +32,13 @@ Caches = tuple[KVCache, ...]
 class Transformer(nnx.Module):
     """A stack of blocks between an embedding and logits, or the last position's hidden state.
 
-    rngs draws the initial values ("params") and dropout ("dropout"); dtype is that of vectors and results (param_dtype
-    when None), param_dtype that of the weights. A new model is in training mode, one from a checkpoint in eval mode.
+    A new model is in training mode, one from a checkpoint in eval mode.
+
+    Args:
+        config: The settings.
+        rngs: Draws the initial values (stream `params`) and dropout (stream `dropout`).
+        dtype: Of vectors and results; param_dtype by default.
+        param_dtype: Of the weights.
     """
 
     def __init__(
@@ -56,10 +61,15 @@ class Transformer(nnx.Module):
 
     @classmethod
     def from_checkpoint(cls, path: str | Path | Checkpoint, dtype: Any = None) -> Self:
-        """A model in eval mode from a Hugging Face folder or a GGUF file (or what
-        `open_checkpoint` made of one); dtype is the widest of the checkpoint's when None, which rounds no weight.
+        """Make a model in eval mode from a checkpoint.
 
-        Raises CheckpointError for a file that cannot be read, ValueError for an unknown family or setting.
+        Args:
+            path: A Hugging Face folder or a GGUF file, or what `open_checkpoint` returned for one.
+            dtype: Of the weights; the widest of the checkpoint's by default, which rounds no weight.
+
+        Raises:
+            CheckpointError: For a file that cannot be read.
+            ValueError: For an unknown family or setting.
         """
         read = read_model(path if isinstance(path, Checkpoint) else open_checkpoint(path))
         dtype = available(read.dtype if dtype is None else dtype)
@@ -68,7 +78,9 @@ class Transformer(nnx.Module):
             return cls(read.config, rngs=nnx.Rngs(0), param_dtype=dtype)
 
         model = nnx.eval_shape(new)
-        nnx.update(model, jax.jit(lambda: nnx.state(new(), nnx.RngState))())  # of dropout: all that no file holds
+        nnx.update(
+            model, jax.jit(lambda: nnx.state(new(), nnx.RngState))()
+        )  # of dropout: nothing else is missing in the file
         for name in model_weight_shapes(read.config):
             _set(model, name, read.weights[name], dtype)
         return model.eval()
@@ -89,13 +101,23 @@ class Transformer(nnx.Module):
         rope_length: int | None = None,
         hidden_states: bool = False,
     ) -> Any:
-        """Logits (B, T, V), or with output="last_hidden" the last position's normed state (B, D).
+        """Run the model on whole sequences.
 
-        tokens: integers, or vectors of the model's dtype where the config has an input_dim. lengths: how many of each
-        row are real (right-padded), T by default; the others are not attended to, and what is returned for them means
-        nothing. rope_length as for `GroupedQueryAttention`. With hidden_states a pair: the result, and the states
-        (B, T, D) after the embedding and after each block. Raises ValueError for shapes and values, TypeError for
-        dtypes; under jit, where values are unknown, a token out of range becomes NaN.
+        Args:
+            tokens: Integers (B, T), or vectors (B, T, I) of the model's dtype where the config has an input_dim.
+            lengths: How many of each row are real (right-padded), (B,); T by default. The others are not attended to,
+                and what is returned for them means nothing.
+            rope_length: As for `GroupedQueryAttention`.
+            hidden_states: Whether to return the states too.
+
+        Returns:
+            Logits (B, T, V), or with output="last_hidden" the last position's normed state (B, D). With hidden_states a
+            pair: this, and the states (B, T, D) after the embedding and after each block.
+
+        Raises:
+            ValueError: For a wrong shape or value (SPEC 14). Under jit, where values are unknown, a token out of range
+                gives NaN.
+            TypeError: For a wrong type or dtype.
         """
         count = self._count(tokens, lengths)
         mask = None if lengths is None else masks.padding(count, tokens.shape[1])
@@ -106,9 +128,16 @@ class Transformer(nnx.Module):
         return (result, tuple(states)) if hidden_states else result
 
     def init_cache(self, batch_size: int, max_length: int, *, dtype: Any = None) -> Caches:
-        """An empty cache for `extend`, one for each layer; rolling where a layer's window is shorter than max_length.
+        """Make an empty cache for `extend`: one for each layer, rolling where its window is shorter than max_length.
 
-        dtype is the model's when None. Raises ValueError for a model that is not causal.
+        Args:
+            batch_size: B, the number of rows.
+            max_length: How many tokens each row can have.
+            dtype: Of keys and values; the model's by default.
+
+        Raises:
+            ValueError: For a model that is not causal.
+            TypeError: For a wrong type or dtype.
         """
         return tuple(
             block.attention.init_cache(batch_size, max_length, rolling=rolls, dtype=dtype)
@@ -123,19 +152,30 @@ class Transformer(nnx.Module):
         lengths: Integer[Array, "B"] | None = None,
         last: bool = False,
     ) -> tuple[Array, Caches]:
-        """Append tokens to the cache and return what one whole pass would for them, with the longer cache.
+        """Append tokens to a cache and return what one whole pass would for them.
 
-        lengths: how many of each row are real, as in `GroupedQueryAttention.extend`. last: logits (B, V) of each row's
-        last real token alone, 0 where a row has none. Raises ValueError where a row has no room; under jit, where it
-        cannot, that row is NaN from then on.
+        Args:
+            tokens: As in a call of the model.
+            cache: The cache so far. It stays as it is and may be extended again.
+            lengths: How many of each row are real, (B,), as for `GroupedQueryAttention.extend`.
+            last: Whether to return the logits of each row's last real token alone.
+
+        Returns:
+            As from a call of the model, or with last logits (B, V), 0 for a row without a real token; and the new
+            cache.
+
+        Raises:
+            ValueError: For a wrong shape or value, or a row without room. Under jit, where a row without room cannot
+                raise, its output is NaN from then on.
+            TypeError: For a wrong type or dtype.
         """
         count = self._count(tokens, lengths)
         checks.model_cache(cache, self.config.num_layers, KVCache)
-        x, longer = self._embed(tokens), []
+        x, new_caches = self._embed(tokens), []
         for block, held in zip(self.blocks, cache, strict=True):
-            x, extended = block.extend(x, held, lengths)
-            longer.append(extended)
-        return self._result(x, count, last), tuple(longer)
+            x, new_cache = block.extend(x, held, lengths)
+            new_caches.append(new_cache)
+        return self._result(x, count, last), tuple(new_caches)
 
     def generate(
         self,
@@ -149,13 +189,27 @@ class Transformer(nnx.Module):
         uniforms: Any = None,
         callback: Callback | None = None,
     ) -> list[list[int]]:
-        """New tokens for each prompt, up to max_new_tokens or the first stop token, which is included.
+        """Continue each prompt as if it were alone (SPEC 19).
 
-        prompts: lists of token ids, of any lengths. temperature 0 takes the likeliest token; else temperature, top_k
-        and top_p narrow the choice in this order, and uniforms (B, max_new_tokens) in [0, 1), drawn where None, make
-        it: the same in all backends (SPEC 19). callback: told of each step's tokens, None for a row that has ended.
-        Raises ValueError and TypeError for bad prompts and settings. Compiled once for each bucket of prompt lengths
-        and once for all later steps.
+        Compiled once for each bucket of prompt lengths and once for all later steps.
+
+        Args:
+            prompts: Lists of token ids, of any lengths.
+            max_new_tokens: How many tokens each row gets at most.
+            temperature: 0 takes the likeliest token; above 0 one is sampled from softmax(logits / temperature).
+            top_k: Sample from the k likeliest tokens only.
+            top_p: Then from the fewest likeliest tokens that have this probability together.
+            stop_tokens: A row ends with the first of these, which is returned too.
+            uniforms: Numbers in [0, 1) that choose the tokens, (B, max_new_tokens), the same in all backends; drawn by
+                default.
+            callback: Called with the tokens of each step, None for a row that has ended.
+
+        Returns:
+            The new tokens of each row.
+
+        Raises:
+            ValueError: For bad prompts or settings.
+            TypeError: For a wrong type.
         """
         request = Request.of(self.config, prompts, max_new_tokens, temperature, top_k, top_p, stop_tokens, uniforms)
         cache = self.init_cache(request.batch_size, request.cache_length)
@@ -170,9 +224,17 @@ class Transformer(nnx.Module):
         return request.run(step, callback, bucketed=True)
 
     def load_weights(self, mapping: Mapping[str, Any]) -> Self:
-        """Copy canonical weights into place, all or none.
+        """Copy weights into place, all or none.
 
-        Raises ValueError that names every missing, unexpected and misshapen one, TypeError for a narrowing cast.
+        Args:
+            mapping: Canonical names to arrays.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: Names every missing, unexpected and misshapen weight.
+            TypeError: For a cast that could lose bits.
         """
         arrays = {name: np.asarray(x) for name, x in mapping.items()}
         shapes, symbols = model_weight_shapes(self.config), model_symbolic_shapes(self.config)
@@ -182,7 +244,11 @@ class Transformer(nnx.Module):
         return self
 
     def export_weights(self) -> dict[str, np.ndarray]:
-        """Canonical names -> NumPy arrays, copied."""
+        """Copy the weights into NumPy arrays.
+
+        Returns:
+            Canonical names to arrays.
+        """
         exported = {}
         for name in model_weight_shapes(self.config):
             variable, transposed = parameter(self, name)
@@ -191,7 +257,7 @@ class Transformer(nnx.Module):
         return exported
 
     def _count(self, tokens: Array, lengths: Array | None) -> Integer[Array, "B"]:
-        """How many of each row's tokens are real, once everything that is not traced has been checked."""
+        """How many of each row's tokens are real, after every check that needs no traced value."""
         checks.model_input(self.config, str(self.dtype), tokens, Array)
         B, T = tokens.shape[:2]
         if self.config.vocab_size is not None and B and not isinstance(tokens, jax.core.Tracer):
@@ -254,7 +320,7 @@ def compiled_step(
 
 
 class _Embedding(nnx.Module):
-    """One row for each token; SPEC 17: uniform in +-D ** -0.5, as a tied head wants it."""
+    """One row for each token; SPEC 17: uniform in +-D ** -0.5, as a tied head needs it."""
 
     def __init__(self, shape: tuple[int, int], rngs: nnx.Rngs, dtype: Any) -> None:
         bound = shape[1] ** -0.5

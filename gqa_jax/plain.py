@@ -1,4 +1,4 @@
-"""The plain kernel: grouped-query attention as the specification reads, stage by stage. SPEC 1 to 9.
+"""The plain kernel: grouped-query attention stage by stage, in the order of the specification. SPEC 1 to 9.
 
 The query heads of a group are packed as rows of one matrix, (B, N, T, H) -> (B, K, G T, H), so that keys and values are
 never repeated.
@@ -14,6 +14,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float
 
 from gqa_jax.precision import compute_dtype, matmul_precision
+from gqa_spec.settings import KernelSettings
 
 
 def plain_attention(
@@ -22,20 +23,22 @@ def plain_attention(
     value: Float[Array, "B K S Hv"],
     visible: Bool[Array, "b n T S"] | None,
     bias: Float[Array, "..."] | None,
-    scale: Any,
-    softcap: Any,
-    sinks: Float[Array, "N"] | None,
+    settings: KernelSettings,
     dropout_multiplier: Float[Array, "..."] | None,
 ) -> dict[str, Array]:
-    """The kernel. `visible` has the axes of the weights, its first two of size 1 where they do not matter."""
+    """The kernel: every stage, from the scores to the context.
+
+    `visible` has the axes of the weights, its first two of size 1 where they do not matter. Of the settings, scale,
+    softcap and sinks are used.
+    """
     (B, N, T, H), (_, K, S, Hv), G = query.shape, value.shape, query.shape[1] // key.shape[1]
-    dtype, stages = compute_dtype(query.dtype), {}
+    dtype, stages, softcap = compute_dtype(query.dtype), {}, settings.softcap
     wide: Any = {"precision": matmul_precision(query.dtype), "preferred_element_type": dtype}
     if visible is not None:
         query, key, value = zero_hidden(query, key, value, visible)
 
     products = jnp.einsum("bkph,bksh->bkps", query.reshape(B, K, G * T, H), key, **wide).reshape(B, N, T, S)
-    stages["scores"] = masked = scores = products * jnp.asarray(scale, dtype)
+    stages["scores"] = masked = scores = products * jnp.asarray(settings.scale_for(H), dtype)
     if softcap is not None:
         softcap = jnp.asarray(softcap, dtype)
         stages["capped"] = masked = softcap * jnp.tanh(scores / softcap)
@@ -46,7 +49,7 @@ def plain_attention(
     if visible is not None:
         masked = jnp.where(visible, masked, -jnp.inf)
     stages["masked"] = masked
-    stages["weights"] = weights = softmax(masked, visible, sinks)
+    stages["weights"] = weights = softmax(masked, visible, settings.sinks)
 
     kept = weights if dropout_multiplier is None else weights * dropout_multiplier.astype(dtype)
     rounded = kept.astype(query.dtype).reshape(B, K, G * T, S)
@@ -60,7 +63,7 @@ def softmax(
 ) -> Float[Array, "B N T S"]:
     """Softmax over the visible keys, the sink in the denominator alone; a row that sees no key is 0 (SPEC 5, 8).
 
-    What a row without keys would make of its sink is replaced before exp and after: else its gradient is 0 * inf.
+    In a row that sees no key the sink's exponent and the sum are replaced: else the sink's gradient is 0 * inf.
     """
     peak = lax.stop_gradient(masked).max(axis=-1, keepdims=True, initial=-jnp.inf)
     sees: Any = masked.shape[-1] > 0 if visible is None else visible.any(axis=-1, keepdims=True)
@@ -81,9 +84,9 @@ def zero_hidden(
     value: Float[Array, "B K S Hv"],
     visible: Bool[Array, "b n T S"],
 ) -> tuple[Float[Array, "B N T H"], Float[Array, "B K S H"], Float[Array, "B K S Hv"]]:
-    """0 for keys and values that no query of their KV head may see, and for queries that see none (SPEC 5, 6).
+    """query, key and value with 0 for keys that no query of their KV head sees, and for queries that see no key.
 
-    Masking the scores alone would let their NaN through: 0 * NaN is NaN, in the products and in every gradient.
+    SPEC 5 and 6. Masking the scores alone would let a NaN through: 0 * NaN is NaN, in products and in gradients.
     """
     b, n, T, S = visible.shape
     K = key.shape[1] if n > 1 else 1

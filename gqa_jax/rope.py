@@ -20,17 +20,30 @@ def rotate(
     rope: RopeConfig,
     rope_length: int,
 ) -> Float[Array, "B N T H"]:
-    """x with its leading `rotary_dim` dimensions turned by position * frequency; positions (T,) or (B, T)."""
+    """x with its leading `rotary_dim` dimensions rotated by position * frequency; positions (T,) or (B, T)."""
     rotary_dim = rope.rotary_dim or x.shape[-1]
-    dtype = compute_dtype(x.dtype)
+    tables = cos_sin(positions, rope, rotary_dim, rope_length, compute_dtype(x.dtype))
+    return apply_rotary(x, tables, rope.pairing)
+
+
+def cos_sin(
+    positions: Integer[Array, "..."], rope: RopeConfig, rotary_dim: int, rope_length: int, dtype: jnp.dtype[Any]
+) -> tuple[Array, Array]:
+    """cos and sin of every angle, times the attention factor: (T, pairs), or (B, 1, T, pairs) for positions (B, T)."""
     frequencies = inv_freq(rope, rotary_dim, rope_length).astype(dtype)
     angles = positions.astype(dtype)[..., None] * frequencies
     angles = angles if angles.ndim == 2 else angles[:, None]
     factor = jnp.asarray(attention_factor(rope), dtype)
-    cos, sin = jnp.cos(angles) * factor, jnp.sin(angles) * factor
-    first, second = _pairs(x[..., :rotary_dim].astype(dtype), rope.pairing)
-    turned = _joined(first * cos - second * sin, second * cos + first * sin, rope.pairing)
-    return jnp.concatenate([turned.astype(x.dtype), x[..., rotary_dim:]], axis=-1)
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+
+
+def apply_rotary(x: Float[Array, "B N T H"], tables: tuple[Array, Array], pairing: str) -> Float[Array, "B N T H"]:
+    """x with its leading dimensions rotated, two for each angle of the tables of cos and sin."""
+    cos, sin = tables
+    rotary_dim = 2 * cos.shape[-1]
+    first, second = _pairs(x[..., :rotary_dim].astype(cos.dtype), pairing)
+    rotated = _joined(first * cos - second * sin, second * cos + first * sin, pairing)
+    return jnp.concatenate([rotated.astype(x.dtype), x[..., rotary_dim:]], axis=-1)
 
 
 def _pairs(x: Array, pairing: str) -> tuple[Array, Array]:
@@ -47,7 +60,7 @@ def _joined(first: Array, second: Array, pairing: str) -> Array:
 
 
 def inv_freq(rope: RopeConfig, rotary_dim: int, rope_length: int) -> Float[Array, "pairs"]:
-    """The angle that each pair turns per position, in float64 and rounded once to float32.
+    """The angle of each pair per position, in float64 and rounded once to float32.
 
     A config is static, so NumPy computes this while tracing: JAX has no float64 unless x64 is on.
     """
@@ -95,11 +108,11 @@ def _dynamic_theta(theta: float, scaling: DynamicScaling, rotary_dim: int, rope_
 
 
 def _yarn(theta: float, exponents: np.ndarray, scaling: YarnScaling, rotary_dim: int) -> np.ndarray:
-    def turns_to_dimension(turns: float) -> float:
+    def dimension_of(turns: float) -> float:
         wavelength = scaling.original_max_position_embeddings / (turns * 2 * math.pi)
         return rotary_dim * math.log(wavelength) / (2 * math.log(theta))
 
-    low, high = turns_to_dimension(scaling.beta_fast), turns_to_dimension(scaling.beta_slow)
+    low, high = dimension_of(scaling.beta_fast), dimension_of(scaling.beta_slow)
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rotary_dim - 1)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
 
-from gqa_numpy import masks
+from gqa_numpy import fast, masks
 from gqa_numpy.fast import blocked_attention
 from gqa_numpy.plain import plain_attention
 from gqa_spec import checks
@@ -32,44 +33,43 @@ def grouped_query_attention(
     dropout_multiplier: Array | None = None,
     need_weights: bool = True,
 ) -> tuple[Float[Array, "B N T Hv"], Float[Array, "B N T S"] | None]:
-    """Every query head n attends with KV head n // G.
+    """Attend from each query head n to KV head n // G, G = N / K.
 
-    query, key, value: one floating dtype. mask: bool (True = may attend) or floating (added to the scores, -inf = may
-    not), (T, S) or broadcastable to (B, N, T, S). causal, window (keys, the query's own counted), chunk (keys) and
-    offset (positions, S - T by default; an integer or (B,)): SPEC 4. scale: H ** -0.5 by default. softcap: SPEC 2.
-    sinks: one logit per query head, SPEC 8. dropout_multiplier: 0 or 1 / (1 - p), broadcastable to (B, N, T, S).
+    Args:
+        query: (B, N, T, H), of the same floating dtype as key and value.
+        key: (B, K, S, H); K divides N.
+        value: (B, K, S, Hv).
+        mask: bool (True = may attend) or floating (added to the scores, -inf = may not), (T, S) or broadcastable to
+            (B, N, T, S).
+        causal: Query i sees key j only if j <= i + offset.
+        window: Query i sees only keys with |i + offset - j| < window.
+        chunk: Query i sees only keys of the same chunk, (i + offset) // chunk == j // chunk.
+        offset: Position of the first query, an integer or one for each row, (B,); S - T by default.
+        scale: Factor on query . key; H ** -0.5 by default.
+        softcap: Scores become softcap * tanh(scores / softcap).
+        sinks: One logit for each query head, (N,), in the softmax's denominator only.
+        dropout_multiplier: 0 or 1 / (1 - p) for each weight, broadcastable to (B, N, T, S).
+        need_weights: Whether to return the weights. Without them, a faster kernel is used.
 
-    Returns context and, with need_weights, the weights before dropout, both in the query's dtype.
-    Raises ValueError for shapes and settings, TypeError for dtypes (SPEC 14).
+    Returns:
+        The context (B, N, T, Hv) and the weights before dropout (B, N, T, S), or None for these, both in the query's
+        dtype.
+
+    Raises:
+        ValueError: For a wrong shape or setting (SPEC 14).
+        TypeError: For a wrong type or dtype.
     """
-    settings: dict[str, Any] = {
-        "causal": causal, "window": window, "chunk": chunk, "offset": offset, "scale": scale, "softcap": softcap,
-        "sinks": sinks, "dropout_multiplier": dropout_multiplier,
-    }  # fmt: skip
-    if choose_path(need_weights) == "blocked":
-        checks.attention(query, key, value, mask, Array, KernelSettings(**settings))
-        return attend(query, key, value, mask, **settings), None
-    stages = attention_stages(query, key, value, mask, **settings)
-    return stages["context"], stages["weights"].astype(query.dtype)
-
-
-def choose_path(need_weights: bool) -> str:
-    """Which function computes a call: `plain` where weights are asked for, else `blocked` (gqa_numpy/fast.py)."""
-    return "plain" if need_weights else "blocked"
-
-
-def attend(
-    query: Float[Array, "B N T H"],
-    key: Float[Array, "B K S H"],
-    value: Float[Array, "B K S Hv"],
-    mask: Array | None,
-    *,
-    scale: Any,
-    **settings: Any,
-) -> Float[Array, "B N T Hv"]:
-    """The context alone, on arguments that have been validated."""
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return blocked_attention(query, key, value, mask, scale=scale, **settings)
+    settings = KernelSettings(
+        causal=causal,
+        window=window,
+        chunk=chunk,
+        offset=offset,
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        dropout_multiplier=dropout_multiplier,
+    )
+    return attention(query, key, value, mask, settings, need_weights=need_weights)
 
 
 def attention_stages(
@@ -87,17 +87,97 @@ def attention_stages(
     sinks: Float[Array, "N"] | None = None,
     dropout_multiplier: Array | None = None,
 ) -> dict[str, Array]:
-    """The plain computation, stage by stage: scores, capped (with a softcap), masked (-inf where invisible) and
-    weights, all (B, N, T, S) in the compute dtype, then context (B, N, T, Hv) in the query's dtype.
+    """Compute attention plainly and return every stage.
 
-    Arguments and errors as for `grouped_query_attention`.
+    Args:
+        query, key, value, mask, causal, window, chunk, offset, scale, softcap, sinks, dropout_multiplier: As for
+            `grouped_query_attention`.
+
+    Returns:
+        scores, capped (with a softcap), masked (-inf where invisible) and weights, all (B, N, T, S) in the compute
+        dtype, then context (B, N, T, Hv) in the query's dtype.
+
+    Raises:
+        ValueError: For a wrong shape or setting (SPEC 14).
+        TypeError: For a wrong type or dtype.
     """
-    settings: dict[str, Any] = {
-        "causal": causal, "window": window, "chunk": chunk, "offset": offset, "scale": scale, "softcap": softcap,
-        "sinks": sinks, "dropout_multiplier": dropout_multiplier,
-    }  # fmt: skip
-    checks.attention(query, key, value, mask, Array, KernelSettings(**settings))
+    settings = KernelSettings(
+        causal=causal,
+        window=window,
+        chunk=chunk,
+        offset=offset,
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        dropout_multiplier=dropout_multiplier,
+    )
+    return stages_of(query, key, value, mask, settings)
+
+
+def attention(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    mask: Array | None,
+    settings: KernelSettings,
+    *,
+    need_weights: bool,
+) -> tuple[Float[Array, "B N T Hv"], Float[Array, "B N T S"] | None]:
+    """`grouped_query_attention`, its settings in one object."""
+    if not need_weights:
+        checks.attention(query, key, value, mask, Array, settings)
+        return attend(query, key, value, mask, settings), None
+    stages = stages_of(query, key, value, mask, settings)
+    return stages["context"], stages["weights"].astype(query.dtype)
+
+
+def stages_of(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    mask: Array | None,
+    settings: KernelSettings,
+) -> dict[str, Array]:
+    """`attention_stages`, its settings in one object."""
+    checks.attention(query, key, value, mask, Array, settings)
     visible, bias = masks.split(mask)
-    visible = masks.visible_keys(query.shape[2], key.shape[2], visible, causal, window, chunk, offset)
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return plain_attention(query, key, value, visible, bias, scale, softcap, sinks, dropout_multiplier)
+    visible = masks.visible_keys(query.shape[2], key.shape[2], visible, settings, settings.offset)
+    return plain_attention(query, key, value, visible, bias, settings, settings.dropout_multiplier)
+
+
+# query, key, value, mask, settings, queries in a block -> context
+Kernel = Callable[[Array, Array, Array, Array | None, KernelSettings, int], Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """How one call is computed: by which kernel, and how many queries at a time."""
+
+    name: str
+    kernel: Kernel
+    block: int
+
+
+def choose_path(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    mask: Array | None,
+    settings: KernelSettings,
+) -> Path:
+    """The path of a call that needs no weights: always `blocked`, in blocks that bound the scores held at a time."""
+    (B, N, _, _), S = query.shape, key.shape[2]
+    block = min(fast.BLOCK_SCORES // max(B * N * S, 1), fast.BLOCK_QUERIES)
+    return Path("blocked", blocked_attention, max(block, 1))
+
+
+def attend(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    mask: Array | None,
+    settings: KernelSettings,
+) -> Float[Array, "B N T Hv"]:
+    """The context alone, by the path that `choose_path` returns; the arguments have been checked."""
+    path = choose_path(query, key, value, mask, settings)
+    return path.kernel(query, key, value, mask, settings, path.block)

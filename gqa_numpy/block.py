@@ -21,7 +21,7 @@ Array = np.ndarray
 
 
 class Block:
-    """Layer `number` of a model. Which norms there are, and what the feed-forward is, `ModelConfig` says.
+    """Layer `number` of a model. `ModelConfig` says which norms there are and what the feed-forward is.
 
     `attention` is the attention layer, `parameters` maps the other names under `blocks.{number}.` to arrays.
     """
@@ -46,14 +46,14 @@ class Block:
     def extend(
         self, x: Float[Array, "B T D"], cache: KVCache, lengths: Integer[Array, "B"] | None
     ) -> tuple[Float[Array, "B T D"], KVCache]:
-        longer = cache
+        new_cache = cache
 
         def attend(normed: Array) -> Array:
-            nonlocal longer
-            output, longer = self.attention.extend(normed, cache, lengths=lengths)
+            nonlocal new_cache
+            output, new_cache = self.attention.extend(normed, cache, lengths=lengths)
             return output
 
-        return self._residual(x, attend), longer
+        return self._residual(x, attend), new_cache
 
     def _residual(self, x: Array, attend: Callable[[Array], Array]) -> Array:
         attended = attend(self._norm("attention_norm", x))

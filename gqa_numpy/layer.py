@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -10,25 +11,43 @@ from jaxtyping import Float, Integer
 
 from gqa_numpy import cache as cache_
 from gqa_numpy import rope
-from gqa_numpy.attention import attend, attention_stages, grouped_query_attention
+from gqa_numpy.attention import attend, attention, stages_of
 from gqa_numpy.cache import KVCache
-from gqa_numpy.gradients import Gradients, grouped_query_attention_vjp
+from gqa_numpy.gradients import Gradients, attention_vjp
 from gqa_numpy.linear import linear
-from gqa_numpy.masks import Offset
+from gqa_numpy.masks import Offset, query_positions
 from gqa_numpy.norm import qk_norm, qk_norm_vjp
 from gqa_spec import AttentionConfig, checks
 from gqa_spec.config import CONFIG_FIELDS, DERIVED, symbolic_shapes, weight_shapes
-from gqa_spec.settings import RotationSettings
+from gqa_spec.settings import KernelSettings, RotationSettings
 
 Array = np.ndarray
 
 
 class GroupedQueryAttention:
-    """Grouped-query attention with N query heads and K key/value heads; K = N is multi-head, K = 1 multi-query.
+    """Attention with N query heads and K key/value heads (Ainslie et al. 2023, arXiv 2305.13245).
 
-    embed_dim, num_heads, num_kv_heads (N when None) and dropout may be given by position; every further field of
-    `AttentionConfig` by keyword. rng draws the initial values and dropout; dtype is that of weights, inputs and
-    outputs. `parameters` maps canonical names to arrays. A new layer is in training mode.
+    ```
+    query heads     0  1  2  3       0  1  2  3       0  1  2  3
+                    │  │  │  │       └┬─┘  └┬─┘       └──┴┬─┴──┘
+    KV heads        0  1  2  3        0     1             0
+                    MHA, K = N       GQA, 1 < K < N   MQA, K = 1
+    ```
+
+    `parameters` maps the canonical names of the weights (SPEC 16) to arrays. A new layer is in training mode.
+
+    Args:
+        embed_dim: D, the width of query and output.
+        num_heads: N, the number of query heads.
+        num_kv_heads: K, the number of key/value heads, N by default; K divides N.
+        dropout: Probability with which an attention weight is dropped in training mode.
+        rng: Draws the initial values and dropout; `numpy.random.default_rng()` by default.
+        dtype: Of weights, inputs and outputs.
+        **settings: Every further field of `AttentionConfig`.
+
+    Raises:
+        ValueError: For a number out of range or settings that contradict each other.
+        TypeError: For the wrong kind of value.
     """
 
     def __init__(
@@ -55,8 +74,16 @@ class GroupedQueryAttention:
 
     @classmethod
     def from_config(cls, config: AttentionConfig, **options: Any) -> Self:
-        """A layer from a config; options are rng and dtype."""
+        """Make a layer from a config.
+
+        Args:
+            config: The settings.
+            **options: rng and dtype.
+        """
         return cls(**{name: getattr(config, name) for name in CONFIG_FIELDS}, **options)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.config.summary()}, dtype={self.dtype})"
 
     def train(self) -> Self:
         self.training = True
@@ -79,18 +106,34 @@ class GroupedQueryAttention:
         rope_length: int | None = None,
         need_weights: bool = True,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B N T S"] | None]:
-        """Attend from query to key and value (key defaults to query, value to key).
+        """Attend from query to key and value.
 
-        mask and offset as for `grouped_query_attention`. positions (T,) or (B, T) and key_positions (S,) or (B, S) only
-        rotate; they default to i + offset and j. rope_length (positions, S by default) fixes frequencies that depend on
-        the length. Returns output and, with need_weights, weights per head before dropout, in the input's dtype.
-        Raises ValueError for shapes and settings, TypeError for dtypes.
+        Args:
+            query: (B, T, D).
+            key: (B, S, E); query by default.
+            value: (B, S, E); key by default.
+            mask: bool (True = may attend) or floating (added to the scores, -inf = may not), (T, S) or broadcastable
+                to (B, N, T, S).
+            positions: By which RoPE rotates queries, (T,) or (B, T); i + offset by default. Causal, window and chunk do
+                not use them.
+            key_positions: By which RoPE rotates keys, (S,) or (B, S); `positions` by default where key is not given,
+                else 0 to S - 1.
+            offset: Position of the first query, an integer or one for each row, (B,); S - T by default.
+            rope_length: The length on which RoPE's frequencies depend with dynamic NTK and LongRoPE; S by default.
+            need_weights: Whether to return the weights. Without them, a faster kernel is used.
+
+        Returns:
+            The output (B, T, D) and the weights of each head before dropout (B, N, T, S), or None for these, in the
+            input's dtype.
+
+        Raises:
+            ValueError: For a wrong shape or setting (SPEC 14).
+            TypeError: For a wrong type or dtype.
         """
-        stages = self._heads(query, key, value, mask, positions, key_positions, offset, rope_length)
-        q, k, v = _newest(stages)
-        context, weights = grouped_query_attention(
-            q, k, v, mask, **self._kernel_settings(q, k, offset), need_weights=need_weights
-        )
+        rotation = _rotation(key, positions, key_positions, offset, rope_length)
+        stages = self._stages(query, key, value, mask, rotation)
+        q, k, v = _kernel_inputs(stages)
+        context, weights = attention(q, k, v, mask, self._kernel_settings(q, k, offset), need_weights=need_weights)
         return self._output(context), weights
 
     def trace(
@@ -105,19 +148,37 @@ class GroupedQueryAttention:
         offset: Offset = None,
         rope_length: int | None = None,
     ) -> dict[str, Array]:
-        """Every stage that is on, by name and in order: q_proj, k_proj, v_proj, q_norm, k_norm, q_rope, k_rope
-        (B, heads, length, head size), scores, capped, masked, weights (B, N, T, S), context (B, N, T, Hv), output.
+        """Compute the layer plainly and return every stage that is on, by name and in order.
+
+        Args:
+            query, key, value, mask, positions, key_positions, offset, rope_length: As in a call of the layer.
+
+        Returns:
+            q_proj, k_proj, v_proj, q_norm, k_norm, q_rope, k_rope (B, heads, length, head size), scores, capped,
+            masked, weights (B, N, T, S), context (B, N, T, Hv), output (B, T, D).
+
+        Raises:
+            ValueError: For a wrong shape or setting (SPEC 14).
+            TypeError: For a wrong type or dtype.
         """
-        stages = self._heads(query, key, value, mask, positions, key_positions, offset, rope_length)
-        q, k, v = _newest(stages)
-        stages |= attention_stages(q, k, v, mask, **self._kernel_settings(q, k, offset))
+        rotation = _rotation(key, positions, key_positions, offset, rope_length)
+        stages = self._stages(query, key, value, mask, rotation)
+        q, k, v = _kernel_inputs(stages)
+        stages |= stages_of(q, k, v, mask, self._kernel_settings(q, k, offset))
         return stages | {"output": self._output(stages["context"])}
 
     def init_cache(self, batch_size: int, max_length: int, *, rolling: bool = False, dtype: Any = None) -> KVCache:
-        """An empty cache for `extend`: max_length tokens for each row, or with rolling the last `window` of them.
+        """Make an empty cache for `extend`.
 
-        dtype is the layer's when None. Raises ValueError for a layer that is not causal self-attention, and for rolling
-        without a window.
+        Args:
+            batch_size: B, the number of rows.
+            max_length: How many tokens each row can have.
+            rolling: Whether to keep only the last `window` tokens of each row; it then never overflows.
+            dtype: Of keys and values; the layer's by default.
+
+        Raises:
+            ValueError: For a layer that is not causal self-attention, and for rolling without a window.
+            TypeError: For a wrong type or dtype.
         """
         checks.init_cache(self.config, batch_size, max_length, rolling)
         cache = cache_.empty(self.config, batch_size, max_length, rolling, self.dtype if dtype is None else dtype)
@@ -127,23 +188,33 @@ class GroupedQueryAttention:
     def extend(
         self, x: Float[Array, "B T D"], cache: KVCache, *, lengths: Integer[Array, "B"] | None = None
     ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Append x's tokens to the cache and attend to all so far, as one whole pass would.
+        """Append tokens to a cache and attend to all so far, as one whole pass would.
 
-        Token i of row b stands at cache.length[b] + i. lengths: how many tokens of each row are real (right-padded), T
-        by default; the rest are not stored and give 0. Returns the output and the longer cache, in the storage of the
-        given one, which is spent: extending it again raises ValueError, as does a row without room.
+        Args:
+            x: The tokens (B, T, D). The position of token i in row b is cache.length[b] + i.
+            cache: The cache so far. Its storage is written, and it is consumed: it cannot be extended again.
+            lengths: How many tokens of each row are real (right-padded), (B,); T by default. The others are not stored,
+                and their output is 0.
+
+        Returns:
+            The output (B, T, D) and the new cache, on the storage of the old one.
+
+        Raises:
+            ValueError: For a wrong shape, a consumed cache, or a row without room.
+            TypeError: For a wrong type or dtype.
         """
         count = self._count(x, cache, lengths)
         T = x.shape[1]
         real = (np.arange(T) < count[:, None])[..., None]
         positions = None if self.config.rope is None else cache.length[:, None] + np.arange(T)
+        rotation = RotationSettings(positions=positions, key_positions=positions, rope_length=cache.rope_length)
         tokens = x if lengths is None else np.where(real, x, self.dtype.type(0))
-        q, k, v = _newest(self._heads(tokens, None, None, None, positions, positions, None, cache.rope_length))
-        settings = cache_.visibility(cache, T, self.config)
-        longer, keys, values = cache_.appended(cache, k, v, count)
-        settings = self._kernel_settings(q, keys, None) | settings
-        context = attend(q, keys.astype(q.dtype, copy=False), values.astype(q.dtype, copy=False), **settings)
-        return np.where(real, self._output(context), self.dtype.type(0)), longer
+        q, k, v = _kernel_inputs(self._stages(tokens, None, None, None, rotation))
+        mask, offset, chunk = cache_.kernel_arguments(cache, self.config, T)
+        new_cache, keys, values = cache_.append(cache, k, v, count)
+        settings = replace(self._kernel_settings(q, keys, offset), chunk=chunk)
+        context = attend(q, keys.astype(q.dtype, copy=False), values.astype(q.dtype, copy=False), mask, settings)
+        return np.where(real, self._output(context), self.dtype.type(0)), new_cache
 
     def vjp(
         self,
@@ -157,41 +228,53 @@ class GroupedQueryAttention:
         offset: Offset = None,
         rope_length: int | None = None,
     ) -> tuple[Float[Array, "B T D"], Callable[[Float[Array, "B T D"]], Gradients]]:
-        """The output, and a function from its gradient to those of query, key, value, a floating mask and every weight,
-        by name. key and value have gradients of their own also where they default to query and key; they add up.
-        float32 and float64 layers.
+        """Compute the output, and a function that gives the gradients, for float32 and float64 layers.
+
+        Args:
+            query, key, value, mask, positions, key_positions, offset, rope_length: As in a call of the layer.
+
+        Returns:
+            The output (B, T, D), and a function from its gradient to those of query, key, value, a floating mask and
+            every weight, by name. key and value have gradients of their own also where they default to query and key:
+            add them up.
+
+        Raises:
+            ValueError: For a wrong shape or setting (SPEC 14).
+            TypeError: For a wrong type or dtype.
         """
-        stages = self._heads(query, key, value, mask, positions, key_positions, offset, rope_length)
-        q, k, v = _newest(stages)
-        context, attention_vjp = grouped_query_attention_vjp(q, k, v, mask, **self._kernel_settings(q, k, offset))
-        key_input = query if key is None else key
-        inputs = {"q": query, "k": key_input, "v": key_input if value is None else value}
-        T, S = query.shape[1], key_input.shape[1]
-        places = dict(zip("qk", _positions(T, S, positions, key_positions, offset), strict=True))
-        length = S if rope_length is None else rope_length
+        rotation = _rotation(key, positions, key_positions, offset, rope_length)
+        stages = self._stages(query, key, value, mask, rotation)
+        q, k, v = _kernel_inputs(stages)
+        context, kernel_vjp = attention_vjp(q, k, v, mask, self._kernel_settings(q, k, offset))
+        key = query if key is None else key
+        inputs = {"query": query, "key": key, "value": key if value is None else value}
 
         def vjp(d_output: Float[Array, "B T D"]) -> Gradients:
             d_joined, gradients = self._projection_vjp("o_proj", _joined_heads(context), d_output)
-            heads = attention_vjp(_split(d_joined, self.config.num_heads))
-            gradients |= {name: heads[name] for name in ("mask", "sinks") if name in heads}
-            for name, argument in (("q", "query"), ("k", "key"), ("v", "value")):
-                d_heads = heads[argument]
-                if f"{name}_rope" in stages and self.config.rope is not None:
-                    d_heads = rope.rotate_vjp(d_heads, places[name], self.config.rope, length)
-                if f"{name}_norm" in stages and self.config.qk_norm is not None:
-                    weight, kind, eps = f"{name}_norm.weight", self.config.qk_norm, self.config.qk_norm_eps
-                    projected = stages[f"{name}_proj"]
-                    d_heads, gradients[weight] = qk_norm_vjp(projected, self.parameters[weight], kind, eps, d_heads)
-                d_input, weights = self._projection_vjp(f"{name}_proj", inputs[name], _joined_heads(d_heads))
-                gradients |= weights | {argument: d_input}
+            d_heads = kernel_vjp(_split(d_joined, self.config.num_heads))
+            gradients |= {name: d_heads[name] for name in ("mask", "sinks") if name in d_heads}
+            T, S = query.shape[1], key.shape[1]
+            length = S if rope_length is None else rope_length
+            positions_of = dict(zip(("query", "key"), _positions(T, S, rotation), strict=True))
+            for name, x in inputs.items():
+                d_x, weights = self._heads_vjp(name, x, stages, d_heads[name], positions_of.get(name), length)
+                gradients |= weights | {name: d_x}
             return gradients
 
         return self._output(context), vjp
 
     def load_weights(self, mapping: Mapping[str, Any]) -> Self:
-        """Copy canonical weights into place, all or none.
+        """Copy weights into place, all or none.
 
-        Raises ValueError that names every missing, unexpected and misshapen one, TypeError for a narrowing cast.
+        Args:
+            mapping: Canonical names to arrays.
+
+        Returns:
+            The layer itself.
+
+        Raises:
+            ValueError: Names every missing, unexpected and misshapen weight.
+            TypeError: For a cast that could lose bits.
         """
         arrays = {name: np.asarray(x) for name, x in mapping.items()}
         checks.weights(arrays, weight_shapes(self.config), symbolic_shapes(self.config), str(self.dtype))
@@ -199,19 +282,19 @@ class GroupedQueryAttention:
         return self
 
     def export_weights(self) -> dict[str, Array]:
-        """Canonical names -> NumPy arrays, copied."""
+        """Copy the weights into NumPy arrays.
+
+        Returns:
+            Canonical names to arrays.
+        """
         return {name: x.copy() for name, x in self.parameters.items()}
 
-    def _heads(
-        self, query: Any, key: Any, value: Any, mask: Any, positions: Any, key_positions: Any, offset: Any, length: Any
-    ) -> dict[str, Array]:
+    def _stages(self, query: Any, key: Any, value: Any, mask: Any, rotation: RotationSettings) -> dict[str, Array]:
         """The stages before the kernel, heads split."""
         key = query if key is None else key
         value = key if value is None else value
-        rotation = {"positions": positions, "key_positions": key_positions, "offset": offset, "rope_length": length}
         config = self.config
-        checks.layer_call(config, str(self.dtype), query, key, value, mask, Array, RotationSettings(**rotation))
-        T, S = query.shape[1], key.shape[1]
+        checks.layer_call(config, str(self.dtype), query, key, value, mask, Array, rotation)
         stages = {
             "q_proj": _split(self._project("q_proj", query), config.num_heads),
             "k_proj": _split(self._project("k_proj", key), config.num_kv_heads),
@@ -222,18 +305,19 @@ class GroupedQueryAttention:
                 weight = self.parameters[f"{name}_norm.weight"]
                 stages[f"{name}_norm"] = qk_norm(stages[f"{name}_proj"], weight, config.qk_norm, config.qk_norm_eps)
         if config.rope is not None:
-            q, k, _ = _newest(stages)
-            length = S if length is None else length
-            positions, key_positions = _positions(T, S, positions, key_positions, offset)
+            q, k, _ = _kernel_inputs(stages)
+            T, S = query.shape[1], key.shape[1]
+            positions, key_positions = _positions(T, S, rotation)
+            length = S if rotation.rope_length is None else rotation.rope_length
             stages["q_rope"] = rope.rotate(q, positions, config.rope, length)
             stages["k_rope"] = rope.rotate(k, key_positions, config.rope, length)
         return stages
 
     def _count(self, x: Array, cache: KVCache, lengths: Array | None) -> Integer[Array, "B"]:
-        """How many of x's tokens each row appends, once everything has been checked."""
+        """How many of x's tokens are real in each row, after every check."""
         checks.array("x", x, Array)
         checks.instance("cache", cache, KVCache)
-        checks.cache_not_consumed(cache.spent)
+        checks.cache_not_consumed(cache.consumed)
         checks.extend(self.config, x.shape, cache.keys.shape, cache.values.shape, cache.rolling)
         B, T = x.shape[:2]
         if lengths is not None:
@@ -244,18 +328,18 @@ class GroupedQueryAttention:
             checks.cache_room(cache.capacity, cache.length.tolist(), count.tolist())
         return count
 
-    def _kernel_settings(self, q: Array, k: Array, offset: Offset) -> dict[str, Any]:
+    def _kernel_settings(self, q: Array, k: Array, offset: Offset) -> KernelSettings:
         config = self.config
-        return {
-            "causal": config.causal,
-            "window": config.window,
-            "chunk": config.chunk,
-            "offset": offset,
-            "scale": config.scale,
-            "softcap": config.softcap,
-            "sinks": self.parameters.get("sinks"),
-            "dropout_multiplier": self._dropout_multiplier((*q.shape[:3], k.shape[2])),
-        }
+        return KernelSettings(
+            causal=config.causal,
+            window=config.window,
+            chunk=config.chunk,
+            offset=offset,
+            scale=config.scale,
+            softcap=config.softcap,
+            sinks=self.parameters.get("sinks"),
+            dropout_multiplier=self._dropout_multiplier((*q.shape[:3], k.shape[2])),
+        )
 
     def _dropout_multiplier(self, shape: tuple[int, ...]) -> Array | None:
         p = self.config.dropout
@@ -265,6 +349,21 @@ class GroupedQueryAttention:
 
     def _project(self, name: str, x: Array) -> Array:
         return linear(x, self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias"))
+
+    def _heads_vjp(
+        self, name: str, x: Array, stages: dict[str, Array], d_heads: Array, positions: Array | None, length: int
+    ) -> tuple[Array, Gradients]:
+        """From the gradient of query, key or value heads to that of its input x, and of the weights between."""
+        config, gradients, letter = self.config, {}, name[0]
+        if f"{letter}_rope" in stages and config.rope is not None and positions is not None:
+            d_heads = rope.rotate_vjp(d_heads, positions, config.rope, length)
+        if f"{letter}_norm" in stages and config.qk_norm is not None:
+            weight, projected = f"{letter}_norm.weight", stages[f"{letter}_proj"]
+            d_heads, gradients[weight] = qk_norm_vjp(
+                projected, self.parameters[weight], config.qk_norm, config.qk_norm_eps, d_heads
+            )
+        d_x, weights = self._projection_vjp(f"{letter}_proj", x, _joined_heads(d_heads))
+        return d_x, gradients | weights
 
     def _projection_vjp(self, name: str, x: Array, d_y: Array) -> tuple[Array, Gradients]:
         """The gradient of a projection's input, and those of its weight and bias."""
@@ -286,16 +385,23 @@ def _split(x: Float[Array, "B T W"], heads: int) -> Float[Array, "B heads T size
     return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).swapaxes(1, 2)
 
 
-def _newest(stages: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-    """query, key and value as they are after the last stage so far."""
-    q, k = (next(stages[f"{n}_{s}"] for s in ("rope", "norm", "proj") if f"{n}_{s}" in stages) for n in ("q", "k"))
-    return q, k, stages["v_proj"]
+def _rotation(key: Any, positions: Any, key_positions: Any, offset: Any, rope_length: Any) -> RotationSettings:
+    """The settings of one call. Without a key, the keys are the queries' tokens and have their positions."""
+    if key is None and key_positions is None:
+        key_positions = positions
+    return RotationSettings(positions=positions, key_positions=key_positions, offset=offset, rope_length=rope_length)
 
 
-def _positions(T: int, S: int, positions: Any, key_positions: Any, offset: Offset) -> tuple[Array, Array]:
-    """Where queries and keys are rotated to: i + offset and j unless given."""
-    if positions is None:
-        positions = np.asarray(S - T if offset is None else offset)[..., None] + np.arange(T)
+def _kernel_inputs(stages: Mapping[str, Array]) -> tuple[Array, Array, Array]:
+    """query, key and value after the last of projection, norm and RoPE that is on."""
+    last = next(stage for stage in ("rope", "norm", "proj") if f"q_{stage}" in stages)
+    return stages[f"q_{last}"], stages[f"k_{last}"], stages["v_proj"]
+
+
+def _positions(T: int, S: int, rotation: RotationSettings) -> tuple[Array, Array]:
+    """By which positions RoPE rotates queries and keys: i + offset and j unless given."""
+    positions, key_positions = rotation.positions, rotation.key_positions
+    positions = query_positions(T, S, rotation.offset) if positions is None else positions
     return positions, np.arange(S) if key_positions is None else key_positions
 
 

@@ -1,6 +1,6 @@
 """Masks: which keys a query may see (True), or what is added to its scores (floating, -inf = may not). SPEC 3 and 4.
 
-Query i stands at i + offset, key j at j; offset defaults to S - T, so that the last query sees the last key.
+The position of query i is i + offset, that of key j is j; offset defaults to S - T: the last query sees the last key.
 """
 
 from __future__ import annotations
@@ -12,15 +12,20 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 from gqa_spec import checks
+from gqa_spec.settings import KernelSettings
 
 Array = np.ndarray
 Offset = int | np.integer[Any] | Integer[Array, "..."] | None
 
 
+def query_positions(T: int, S: int, offset: Offset = None) -> Integer[Array, "..."]:
+    """The position of each query, i + offset: (T,), or (B, T) for per-row offsets (B,)."""
+    return np.asarray(S - T if offset is None else offset)[..., None] + np.arange(T)
+
+
 def relative_positions(T: int, S: int, offset: Offset = None) -> Integer[Array, "..."]:
-    """How far key j stands behind query i: i + offset - j, as (T, S), or (B, 1, T, S) for per-row offsets (B,)."""
-    start = np.asarray(S - T if offset is None else offset)[..., None, None]
-    distance = start + np.arange(T)[:, None] - np.arange(S)
+    """The distance from key j to query i, i + offset - j: (T, S), or (B, 1, T, S) for per-row offsets (B,)."""
+    distance = query_positions(T, S, offset)[..., None] - np.arange(S)
     return distance[:, None] if distance.ndim == 3 else distance
 
 
@@ -100,19 +105,20 @@ def split(mask: Array | None) -> tuple[Array | None, Array | None]:
 
 
 def visible_keys(
-    T: int,
-    S: int,
-    mask: Bool[Array, "..."] | None,
-    causal_: bool,
-    window_: int | None,
-    chunk_: int | None,
-    offset: Offset,
+    T: int, S: int, mask: Bool[Array, "..."] | None, settings: KernelSettings, offset: Offset
 ) -> Bool[Array, "b n t s"] | None:
-    """Every condition at once, as (b, n, T, S) with b, n = 1 where they do not matter; None where nothing is hidden."""
+    """The keys that pass the mask, causal, window and chunk; None where nothing is hidden.
+
+    (b, n, T, S), with b = 1 or n = 1 where all rows or all heads see the same. offset: of the first query from the
+    first of the S keys; a block has one of its own.
+    """
     conditions = [mask] if mask is not None else []
-    conditions += [causal(T, S, offset)] if causal_ else []
-    conditions += [window(T, S, window_, offset)] if window_ is not None else []
-    conditions += [chunk(T, S, chunk_, offset)] if chunk_ is not None else []
+    if settings.causal:
+        conditions.append(causal(T, S, offset))
+    if settings.window is not None:
+        conditions.append(window(T, S, settings.window, offset))
+    if settings.chunk is not None:
+        conditions.append(chunk(T, S, settings.chunk, offset))
     if not conditions:
         return None
     visible = combine(*conditions)

@@ -27,8 +27,12 @@ Caches = tuple[KVCache, ...]
 class Transformer:
     """A stack of blocks between an embedding and logits, or the last position's hidden state.
 
-    rng draws the initial values and dropout; dtype is that of weights, vectors and results. A new model is in training
-    mode, one from a checkpoint in eval mode.
+    A new model is in training mode, one from a checkpoint in eval mode.
+
+    Args:
+        config: The settings.
+        rng: Draws the initial values and dropout; `numpy.random.default_rng()` by default.
+        dtype: Of weights, vectors and results.
     """
 
     def __init__(self, config: ModelConfig, *, rng: np.random.Generator | None = None, dtype: Any = np.float64) -> None:
@@ -46,10 +50,15 @@ class Transformer:
 
     @classmethod
     def from_checkpoint(cls, path: str | Path | Checkpoint, dtype: Any = None) -> Self:
-        """A model in eval mode from a Hugging Face folder or a GGUF file (or what
-        `open_checkpoint` made of one); dtype is the widest of the checkpoint's when None, which rounds no weight.
+        """Make a model in eval mode from a checkpoint.
 
-        Raises CheckpointError for a file that cannot be read, ValueError for an unknown family or setting.
+        Args:
+            path: A Hugging Face folder or a GGUF file, or what `open_checkpoint` returned for one.
+            dtype: Of the parameters; the widest of the checkpoint's by default, which rounds no weight.
+
+        Raises:
+            CheckpointError: For a file that cannot be read.
+            ValueError: For an unknown family or setting.
         """
         read = read_model(path if isinstance(path, Checkpoint) else open_checkpoint(path))
         dtype = np.dtype(read.dtype if dtype is None else dtype)
@@ -59,6 +68,10 @@ class Transformer:
             owner[key] = read.weights[name].astype(dtype, copy=False)
         model._draw_from(np.random.default_rng())
         return model.eval()
+
+    def __repr__(self) -> str:
+        layers = f"{self.config.num_layers} layers of {self.config.attention[0].summary()}"
+        return f"{type(self).__name__}({layers}, dtype={self.dtype})"
 
     def train(self) -> Self:
         return self._set("training", True)
@@ -74,13 +87,22 @@ class Transformer:
         rope_length: int | None = None,
         hidden_states: bool = False,
     ) -> Any:
-        """Logits (B, T, V), or with output="last_hidden" the last position's normed state (B, D).
+        """Run the model on whole sequences.
 
-        tokens: integers, or vectors of the model's dtype where the config has an input_dim. lengths: how many of each
-        row are real (right-padded), T by default; the others are not attended to, and what is returned for them means
-        nothing. rope_length as for `GroupedQueryAttention`. With hidden_states a pair: the result, and the states
-        (B, T, D) after the embedding and after each block. Raises ValueError for shapes and values, TypeError for
-        dtypes.
+        Args:
+            tokens: Integers (B, T), or vectors (B, T, I) of the model's dtype where the config has an input_dim.
+            lengths: How many of each row are real (right-padded), (B,); T by default. The others are not attended to,
+                and what is returned for them means nothing.
+            rope_length: As for `GroupedQueryAttention`.
+            hidden_states: Whether to return the states too.
+
+        Returns:
+            Logits (B, T, V), or with output="last_hidden" the last position's normed state (B, D). With hidden_states a
+            pair: this, and the states (B, T, D) after the embedding and after each block.
+
+        Raises:
+            ValueError: For a wrong shape or value (SPEC 14).
+            TypeError: For a wrong type or dtype.
         """
         count = self._count(tokens, lengths)
         mask = None if lengths is None else masks.padding(lengths, tokens.shape[1])
@@ -91,9 +113,16 @@ class Transformer:
         return (result, tuple(states)) if hidden_states else result
 
     def init_cache(self, batch_size: int, max_length: int, *, dtype: Any = None) -> Caches:
-        """An empty cache for `extend`, one for each layer; rolling where a layer's window is shorter than max_length.
+        """Make an empty cache for `extend`: one for each layer, rolling where its window is shorter than max_length.
 
-        dtype is the model's when None. Raises ValueError for a model that is not causal.
+        Args:
+            batch_size: B, the number of rows.
+            max_length: How many tokens each row can have.
+            dtype: Of keys and values; the model's by default.
+
+        Raises:
+            ValueError: For a model that is not causal.
+            TypeError: For a wrong type or dtype.
         """
         return tuple(
             block.attention.init_cache(batch_size, max_length, rolling=rolls, dtype=dtype)
@@ -108,23 +137,33 @@ class Transformer:
         lengths: Integer[Array, "B"] | None = None,
         last: bool = False,
     ) -> tuple[Array, Caches]:
-        """Append tokens to the cache and return what one whole pass would for them, with the longer cache.
+        """Append tokens to a cache and return what one whole pass would for them.
 
-        lengths: how many of each row are real, as in `GroupedQueryAttention.extend`. last: logits (B, V) of each row's
-        last real token alone, 0 where a row has none. Raises ValueError where a row has no room, before anything is
-        written.
+        Args:
+            tokens: As in a call of the model.
+            cache: The cache so far. Its storage is written, and it is consumed: it cannot be extended again.
+            lengths: How many of each row are real, (B,), as for `GroupedQueryAttention.extend`.
+            last: Whether to return the logits of each row's last real token alone.
+
+        Returns:
+            As from a call of the model, or with last logits (B, V), 0 for a row without a real token; and the new
+            cache, on the storage of the old one.
+
+        Raises:
+            ValueError: For a wrong shape or value, a consumed cache, or a row without room; nothing is written then.
+            TypeError: For a wrong type or dtype.
         """
         count = self._count(tokens, lengths)
         checks.model_cache(cache, self.config.num_layers, KVCache)
         for held in cache:
-            checks.cache_not_consumed(held.spent)
+            checks.cache_not_consumed(held.consumed)
             if not held.rolling:
                 checks.cache_room(held.capacity, held.length.tolist(), count.tolist())
-        x, longer = self._embed(tokens), []
+        x, new_caches = self._embed(tokens), []
         for block, held in zip(self.blocks, cache, strict=True):
-            x, extended = block.extend(x, held, lengths)
-            longer.append(extended)
-        return self._result(x, count, last), tuple(longer)
+            x, new_cache = block.extend(x, held, lengths)
+            new_caches.append(new_cache)
+        return self._result(x, count, last), tuple(new_caches)
 
     def generate(
         self,
@@ -138,12 +177,25 @@ class Transformer:
         uniforms: Any = None,
         callback: Callback | None = None,
     ) -> list[list[int]]:
-        """New tokens for each prompt, up to max_new_tokens or the first stop token, which is included.
+        """Continue each prompt as if it were alone (SPEC 19).
 
-        prompts: lists of token ids, of any lengths. temperature 0 takes the likeliest token; else temperature, top_k
-        and top_p narrow the choice in this order, and uniforms (B, max_new_tokens) in [0, 1), drawn where None, make
-        it: the same in all backends (SPEC 19). callback: told of each step's tokens, None for a row that has ended.
-        Raises ValueError and TypeError for bad prompts and settings.
+        Args:
+            prompts: Lists of token ids, of any lengths.
+            max_new_tokens: How many tokens each row gets at most.
+            temperature: 0 takes the likeliest token; above 0 one is sampled from softmax(logits / temperature).
+            top_k: Sample from the k likeliest tokens only.
+            top_p: Then from the fewest likeliest tokens that have this probability together.
+            stop_tokens: A row ends with the first of these, which is returned too.
+            uniforms: Numbers in [0, 1) that choose the tokens, (B, max_new_tokens), the same in all backends; drawn by
+                default.
+            callback: Called with the tokens of each step, None for a row that has ended.
+
+        Returns:
+            The new tokens of each row.
+
+        Raises:
+            ValueError: For bad prompts or settings.
+            TypeError: For a wrong type.
         """
         request = Request.of(self.config, prompts, max_new_tokens, temperature, top_k, top_p, stop_tokens, uniforms)
         cache = self.init_cache(request.batch_size, request.cache_length)
@@ -156,9 +208,17 @@ class Transformer:
         return request.run(step, callback)
 
     def load_weights(self, mapping: Mapping[str, Any]) -> Self:
-        """Copy canonical weights into place, all or none.
+        """Copy weights into place, all or none.
 
-        Raises ValueError that names every missing, unexpected and misshapen one, TypeError for a narrowing cast.
+        Args:
+            mapping: Canonical names to arrays.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: Names every missing, unexpected and misshapen weight.
+            TypeError: For a cast that could lose bits.
         """
         arrays = {name: np.asarray(x) for name, x in mapping.items()}
         checks.weights(arrays, model_weight_shapes(self.config), model_symbolic_shapes(self.config), str(self.dtype))
@@ -168,7 +228,11 @@ class Transformer:
         return self
 
     def export_weights(self) -> dict[str, Array]:
-        """Canonical names -> NumPy arrays, copied."""
+        """Copy the weights into NumPy arrays.
+
+        Returns:
+            Canonical names to arrays.
+        """
         places = {name: self._place(name) for name in model_weight_shapes(self.config)}
         return {name: owner[key].copy() for name, (owner, key) in places.items()}
 
@@ -183,7 +247,7 @@ class Transformer:
         return block.parameters, rest
 
     def _count(self, tokens: Array, lengths: Array | None) -> Integer[Array, "B"]:
-        """How many of each row's tokens are real, once everything has been checked."""
+        """How many of each row's tokens are real, after every check."""
         checks.model_input(self.config, str(self.dtype), tokens, Array)
         B, T = tokens.shape[:2]
         if self.config.vocab_size is not None and tokens.size:
@@ -233,7 +297,7 @@ def _real(x: Float[Array, "B W"], count: Integer[Array, "B"]) -> Float[Array, "B
 
 
 class _Undrawn:
-    """In the place of a generator where a checkpoint follows: no time is spent on values that it replaces."""
+    """A generator that draws nothing, for a model that a checkpoint fills: drawing would only cost time."""
 
     def uniform(self, low: float, high: float, shape: tuple[int, ...]) -> Array:
         return np.broadcast_to(np.float16(0), shape)

@@ -1,4 +1,4 @@
-"""The plain kernel: grouped-query attention as the specification reads, stage by stage. SPEC 1 to 9.
+"""The plain kernel: grouped-query attention stage by stage, in the order of the specification. SPEC 1 to 9.
 
 Query heads are folded into groups, (B, N, T, H) -> (B, K, G, T, H), so that keys and values are never repeated.
 """
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from gqa_numpy.precision import compute_dtype
+from gqa_spec.settings import KernelSettings
 
 Array = np.ndarray
 
@@ -21,20 +22,24 @@ def plain_attention(
     value: Float[Array, "B K S Hv"],
     visible: Bool[Array, "b n T S"] | None,
     bias: Float[Array, "..."] | None,
-    scale: Any,
-    softcap: Any,
-    sinks: Float[Array, "N"] | None,
+    settings: KernelSettings,
     dropout_multiplier: Float[Array, "..."] | None,
 ) -> dict[str, Array]:
-    """The kernel. `visible` has the axes of the weights, its first two of size 1 where they do not matter."""
+    """The kernel: every stage, from the scores to the context.
+
+    `visible` has the axes of the weights, its first two of size 1 where they do not matter. Of the settings, scale,
+    softcap and sinks are used.
+    """
     (B, N, T, H), (_, K, S, Hv), G = query.shape, value.shape, query.shape[1] // key.shape[1]
-    dtype, stages = compute_dtype(query.dtype), {}
+    dtype, stages, softcap = compute_dtype(query.dtype), {}, settings.softcap
     if visible is not None:
         query, key, value = zero_hidden(query, key, value, visible)
     q, k, v = (x.astype(dtype, copy=False) for x in (query.reshape(B, K, G, T, H), key, value))
 
     with np.errstate(over="ignore", invalid="ignore"):  # inf and NaN in a visible place are honoured, not warned of
-        scores = np.einsum("bkgth,bksh->bkgts", q, k, optimize=True).reshape(B, N, T, S) * dtype.type(scale)
+        scores = np.einsum("bkgth,bksh->bkgts", q, k, optimize=True).reshape(B, N, T, S) * dtype.type(
+            settings.scale_for(H)
+        )
         stages["scores"] = masked = scores
         if softcap is not None:
             stages["capped"] = masked = dtype.type(softcap) * np.tanh(scores / dtype.type(softcap))
@@ -44,7 +49,7 @@ def plain_attention(
         if visible is not None:
             masked = np.where(visible, masked, dtype.type(-np.inf))
         stages["masked"] = masked
-        stages["weights"] = weights = softmax(masked, visible, sinks)
+        stages["weights"] = weights = softmax(masked, visible, settings.sinks)
 
         kept = weights if dropout_multiplier is None else weights * dropout_multiplier.astype(dtype)
         rounded = kept.astype(query.dtype).astype(dtype).reshape(B, K, G, T, S)
@@ -76,9 +81,9 @@ def zero_hidden(
     value: Float[Array, "B K S Hv"],
     visible: Bool[Array, "b n T S"],
 ) -> tuple[Float[Array, "B N T H"], Float[Array, "B K S H"], Float[Array, "B K S Hv"]]:
-    """0 for keys and values that no query of their KV head may see, and for queries that see none (SPEC 5, 6).
+    """query, key and value with 0 for keys that no query of their KV head sees, and for queries that see no key.
 
-    Masking the scores alone would let their NaN through: 0 * NaN is NaN, in the products and in every gradient.
+    SPEC 5 and 6. Masking the scores alone would let a NaN through: 0 * NaN is NaN, in products and in gradients.
     """
     b, n, T, S = visible.shape
     K = key.shape[1] if n > 1 else 1

@@ -20,20 +20,19 @@ def rotate(
     rope: RopeConfig,
     rope_length: int,
 ) -> Float[Array, "B N T H"]:
-    """x with its leading `rotary_dim` dimensions turned by position * frequency; positions (T,) or (B, T)."""
+    """x with its leading `rotary_dim` dimensions rotated by position * frequency; positions (T,) or (B, T)."""
     rotary_dim = rope.rotary_dim or x.shape[-1]
-    dtype = compute_dtype(x.dtype)
-    cos, sin = cos_sin(positions, rope, rotary_dim, rope_length, dtype)
-    return _turned(x, cos, sin, rotary_dim, rope.pairing)
+    tables = cos_sin(positions, rope, rotary_dim, rope_length, compute_dtype(x.dtype))
+    return apply_rotary(x, tables, rope.pairing)
 
 
 def rotate_vjp(
     d_out: Float[Array, "B N T H"], positions: Integer[Array, "..."], rope: RopeConfig, rope_length: int
 ) -> Float[Array, "B N T H"]:
-    """The gradient of `rotate`'s x: the same turn backwards."""
+    """The gradient of `rotate`'s x: the rotation by the negative angles."""
     rotary_dim = rope.rotary_dim or d_out.shape[-1]
     cos, sin = cos_sin(positions, rope, rotary_dim, rope_length, compute_dtype(d_out.dtype))
-    return _turned(d_out, cos, -sin, rotary_dim, rope.pairing)
+    return apply_rotary(d_out, (cos, -sin), rope.pairing)
 
 
 def cos_sin(
@@ -47,10 +46,13 @@ def cos_sin(
     return np.cos(angles) * factor, np.sin(angles) * factor
 
 
-def _turned(x: Array, cos: Array, sin: Array, rotary_dim: int, pairing: str) -> Array:
+def apply_rotary(x: Float[Array, "B N T H"], tables: tuple[Array, Array], pairing: str) -> Float[Array, "B N T H"]:
+    """x with its leading dimensions rotated, two for each angle of the tables of cos and sin."""
+    cos, sin = tables
+    rotary_dim = 2 * cos.shape[-1]
     first, second = _pairs(x[..., :rotary_dim].astype(cos.dtype), pairing)
-    turned = _joined(first * cos - second * sin, second * cos + first * sin, pairing)
-    return np.concatenate([turned.astype(x.dtype), x[..., rotary_dim:]], axis=-1)
+    rotated = _joined(first * cos - second * sin, second * cos + first * sin, pairing)
+    return np.concatenate([rotated.astype(x.dtype), x[..., rotary_dim:]], axis=-1)
 
 
 def _pairs(x: Array, pairing: str) -> tuple[Array, Array]:
@@ -67,7 +69,7 @@ def _joined(first: Array, second: Array, pairing: str) -> Array:
 
 
 def inv_freq(rope: RopeConfig, rotary_dim: int, rope_length: int) -> Float[Array, "pairs"]:
-    """The angle that each pair turns per position, in float64 and rounded once to float32."""
+    """The angle of each pair per position, in float64 and rounded once to float32."""
     exponents = np.arange(0, rotary_dim, 2, dtype=np.float64) / rotary_dim
     frequencies: Any
     match rope.scaling:
@@ -112,11 +114,11 @@ def _dynamic_theta(theta: float, scaling: DynamicScaling, rotary_dim: int, rope_
 
 
 def _yarn(theta: float, exponents: Array, scaling: YarnScaling, rotary_dim: int) -> Array:
-    def turns_to_dimension(turns: float) -> float:
+    def dimension_of(turns: float) -> float:
         wavelength = scaling.original_max_position_embeddings / (turns * 2 * math.pi)
         return rotary_dim * math.log(wavelength) / (2 * math.log(theta))
 
-    low, high = turns_to_dimension(scaling.beta_fast), turns_to_dimension(scaling.beta_slow)
+    low, high = dimension_of(scaling.beta_fast), dimension_of(scaling.beta_slow)
     if scaling.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, rotary_dim - 1)

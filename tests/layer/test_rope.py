@@ -155,10 +155,8 @@ def test_scores_depend_on_relative_positions_only(backend):
     assert error_of(back(apart), back(here)) > 1e-3
 
 
-@pytest.mark.parametrize("name", ["torch"])
-def test_keys_have_the_positions_of_queries_in_self_attention(name):
+def test_keys_have_the_positions_of_queries_in_self_attention(backend):
     """SPEC 10: key_positions defaults to positions where no key is given, else to j."""
-    backend = Backend(name)
     layer = backend.module.GroupedQueryAttention(24, 6, 2, rope=RopeConfig(), **backend.framework.options("float64"))
     to, back = backend.framework.to, backend.framework.back
     x, places = to(np.random.default_rng(0).normal(size=(2, 7, 24))), to(np.array([5, 6, 9, 30, 31, 40, 41]))
@@ -168,6 +166,16 @@ def test_keys_have_the_positions_of_queries_in_self_attention(name):
     counted = back(layer(x, positions=places, key_positions=to(np.arange(7)))[0])
     np.testing.assert_array_equal(back(layer(x, x, positions=places)[0]), counted)
     assert error_of(counted, both) > 1e-3
+
+
+def test_the_gradient_has_the_same_default_positions():
+    layer = Backend("numpy").module.GroupedQueryAttention(24, 6, 2, rope=RopeConfig())
+    rng, places = np.random.default_rng(0), np.array([5, 6, 9, 30, 31, 40, 41])
+    x, d_output = rng.normal(size=(2, 2, 7, 24))
+    gradients = layer.vjp(x, positions=places)[1](d_output)
+    expected = layer.vjp(x, positions=places, key_positions=places)[1](d_output)
+    for name, gradient in expected.items():
+        np.testing.assert_array_equal(gradients[name], gradient, err_msg=name)
 
 
 def test_rope_length_is_fixed_by_the_caller(backend):
