@@ -1,7 +1,7 @@
-"""How text follows from logits: which token is chosen, when a row ends, how long a cache must be. SPEC 19.
+"""Text from logits: which token is chosen, when a row ends, how long a cache must be. SPEC 19.
 
-Bookkeeping on the host, in NumPy's float64 whatever the model computes in, and therefore once for all backends: given
-the same uniforms they sample the same text. What the backends repeat is the model; each gives it as a `step`.
+It is computed on the host, in NumPy's float64 whatever the model computes in, and so once for all backends: with the
+same uniforms they sample the same text. Each backend passes its model as a `step`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHORTEST_BUCKET = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """temperature 0: the likeliest token. Else temperature, top_k and top_p narrow the choice, in this order."""
+    """temperature 0: the likeliest token. Else temperature, top_k and top_p are applied in this order."""
 
     temperature: float = 0.0
     top_k: int | None = None
@@ -54,9 +54,9 @@ def choose(logits: Float[Array, "V"], sampling: Sampling, uniform: float) -> int
 
 
 def bucket(length: int, limit: int | None) -> int:
-    """The next power of two, so that a compiled step serves many lengths; never more than the model's context."""
-    longer = max(1 << (length - 1).bit_length(), SHORTEST_BUCKET)
-    return longer if limit is None else min(longer, max(limit, length))
+    """The next power of two, so that one compiled step is for many lengths; never more than the model's context."""
+    power = max(1 << (length - 1).bit_length(), SHORTEST_BUCKET)
+    return power if limit is None else min(power, max(limit, length))
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,9 @@ class Request:
     def run(self, step: Step, callback: Callback | None, *, bucketed: bool = False) -> list[list[int]]:
         """Each row's new tokens, its stop token included.
 
-        step: tokens (B, T) and how many of each row are real, to the logits (B, V) after each row's last real token;
-        it keeps the cache. callback: told of every step's tokens, None for a row that has ended. bucketed: pad the
-        prompts to a bucket, for a step that is compiled for each T.
+        step: from tokens (B, T) and how many of each row are real to the logits (B, V) after each row's last real
+        token; it keeps the cache. callback: called with each step's tokens, None for a row that has ended. bucketed:
+        pad the prompts to a bucket, for a step that is compiled for each T.
         """
         lengths = np.array([len(prompt) for prompt in self.prompts])
         longest = max(map(len, self.prompts))
@@ -114,19 +114,19 @@ class Request:
         for row, prompt in enumerate(self.prompts):
             tokens[row, : len(prompt)] = prompt
         new: list[list[int]] = [[] for _ in self.prompts]
-        alive = np.ones(self.batch_size, bool)
+        running = np.ones(self.batch_size, bool)
         for i in range(self.max_new_tokens):
             logits = step(tokens, lengths)
             chosen = [
-                choose(logits[b], self.sampling, self.uniforms[b, i]) if alive[b] else None for b in range(len(new))
+                choose(logits[b], self.sampling, self.uniforms[b, i]) if running[b] else None for b in range(len(new))
             ]
             for tokens_of_row, token in zip(new, chosen, strict=True):
                 tokens_of_row += [] if token is None else [token]
             if callback is not None:
                 callback(chosen)
-            alive &= [token is not None and token not in self.stop_tokens for token in chosen]
-            if not alive.any():
+            running &= [token is not None and token not in self.stop_tokens for token in chosen]
+            if not running.any():
                 break
             tokens = np.array([[0 if token is None else token] for token in chosen])
-            lengths = np.ones_like(lengths)  # an ended row goes on unread: all rows being alike is faster
+            lengths = np.ones_like(lengths)  # ended rows too, since rows of equal lengths are faster
         return new

@@ -1,4 +1,4 @@
-"""The settings of a whole transformer: attention settings for each layer, and what stands around the layers."""
+"""The settings of a whole transformer: attention settings for each layer, and what is around the layers."""
 
 from __future__ import annotations
 
@@ -85,21 +85,43 @@ class ModelConfig:
         rope: bool | RopeConfig = False,
         window_size: int | None = 60,
     ) -> ModelConfig:
-        """A sequence encoder: vectors of `embed_dim` in, the last position's hidden state (B, hidden_size) out.
+        """A sequence encoder: vectors (B, T, I) in, the last position's hidden state (B, D) out.
 
-        Attention is causal over a window of `window_size` positions (None: over all). rope: True for the default
-        RopeConfig, or one of one's own, such as `RopeConfig(scaling=YarnScaling(...))`.
+        Args:
+            embed_dim: I, the width of the vectors.
+            hidden_size: D, the width of the residual stream.
+            num_heads: N, the number of query heads of each layer.
+            num_kv_heads: K, the number of key/value heads of each layer.
+            num_layers: The number of layers.
+            dropout: Of attention weights, of the embedding, and of what each sublayer adds.
+            rope: Whether queries and keys are rotated, or a RopeConfig such as `RopeConfig(scaling=YarnScaling(...))`.
+            window_size: How many positions a query attends to, its own included; None for all before it.
         """
         rope_config = RopeConfig() if rope is True else rope or None
         layer = AttentionConfig(
-            embed_dim=hidden_size, num_heads=num_heads, num_kv_heads=num_kv_heads, dropout=dropout, causal=True,
-            window=window_size, qkv_bias=True, out_bias=True, rope=rope_config,
-        )  # fmt: skip
+            embed_dim=hidden_size,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            dropout=dropout,
+            causal=True,
+            window=window_size,
+            qkv_bias=True,
+            out_bias=True,
+            rope=rope_config,
+        )
         return cls(
-            attention=(layer,) * num_layers, feed_forward_size=4 * hidden_size, input_dim=embed_dim,
-            output="last_hidden", norm="layer", norm_bias=True, norm_eps=1e-5, activation="gelu", gated=False,
-            feed_forward_bias=True, dropout=dropout,
-        )  # fmt: skip
+            attention=(layer,) * num_layers,
+            feed_forward_size=4 * hidden_size,
+            input_dim=embed_dim,
+            output="last_hidden",
+            norm="layer",
+            norm_bias=True,
+            norm_eps=1e-5,
+            activation="gelu",
+            gated=False,
+            feed_forward_bias=True,
+            dropout=dropout,
+        )
 
     @property
     def num_layers(self) -> int:
@@ -128,7 +150,7 @@ class ModelConfig:
 def model_symbolic_shapes(config: ModelConfig) -> dict[str, str]:
     """As `symbolic_shapes`, for a whole model: V vocabulary, F feed-forward size, I input_dim.
 
-    The weights of layer i stand under `blocks.{i}.`, its attention's under `blocks.{i}.attention.`.
+    The names of layer i start with `blocks.{i}.`, those of its attention with `blocks.{i}.attention.`.
     """
     tokens, before, after = (
         config.vocab_size is not None,

@@ -45,11 +45,6 @@ def attention_flops(config: AttentionConfig, num_queries: int, num_keys: int, *,
     return 2 * batch_size * (num_queries * per_query + num_keys * per_key + num_queries * num_keys * per_pair)
 
 
-def model_parameter_count(config: ModelConfig) -> int:
-    """The number of parameters of a whole model: equal to the sum over its canonical weights, a tied head once."""
-    return config.param_count
-
-
 def model_kv_cache_bytes(
     layers: ModelConfig | Sequence[AttentionConfig],
     length: int,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gqa_spec import AttentionConfig, checks
-from gqa_spec.sizes import kv_cache_bytes
+from gqa_spec.sizes import model_kv_cache_bytes
 from gqa_studies.published_models import PUBLISHED
 
 KIBIBYTE, MEBIBYTE, GIBIBYTE = 2**10, 2**20, 2**30
@@ -77,23 +77,14 @@ class Need:
     longest: int | None
 
 
-def cache_bytes(attention: Sequence[AttentionConfig], length: int, *, batch_size: int = 1, element: int = 2) -> int:
-    """All layers' caches at `length` positions; a layer with a window holds no more than that. element: its bytes."""
-    return sum(
-        kv_cache_bytes(
-            layer, length, batch_size=batch_size, bytes_per_element=element, rolling=layer.window is not None
-        )
-        for layer in attention
-    )
-
-
 def longest_context(
     attention: Sequence[AttentionConfig], memory: float, *, batch_size: int = 1, element: int = 2
 ) -> int | None:
     """The most positions whose cache takes at most `memory` bytes; None if any number does."""
 
     def fits(length: int) -> bool:
-        return cache_bytes(attention, length, batch_size=batch_size, element=element) <= memory
+        needed = model_kv_cache_bytes(attention, length, batch_size=batch_size, bytes_per_element=element, rolling=True)
+        return needed <= memory
 
     if all(layer.window for layer in attention) and fits(max(layer.window or 0 for layer in attention)):
         return None
@@ -111,7 +102,7 @@ def need(
     element: int = 2,
 ) -> Need:  # fmt: skip
     def size(layers: Sequence[AttentionConfig], length: int) -> int:
-        return cache_bytes(layers, length, batch_size=batch_size, element=element)
+        return model_kv_cache_bytes(layers, length, batch_size=batch_size, bytes_per_element=element, rolling=True)
 
     endless = [layer for layer in attention if layer.window is None]
     return Need(

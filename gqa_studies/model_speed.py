@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from gqa_spec import ModelConfig
+from gqa_spec.sizes import model_kv_cache_bytes
 from gqa_studies.machine import Limits, installed
-from gqa_studies.memory import cache_bytes
 from gqa_studies.timing import paired
 
 PROMPT, TOKENS = tuple(range(1000, 1016)), 8  # the time does not depend on which tokens these are
@@ -113,7 +113,8 @@ class Contenders:
         not read but for one row."""
         config, length = self.config, len(PROMPT) + TOKENS // 2
         embedding = 0 if config.tied else (config.vocab_size or 0) * config.hidden_size
-        return FLOAT32 * (config.param_count - embedding) + cache_bytes(config.attention, length, element=FLOAT32)
+        cache = model_kv_cache_bytes(config, length, bytes_per_element=FLOAT32, rolling=True)
+        return FLOAT32 * (config.param_count - embedding) + cache
 
 
 def measure(row: Row, contenders: Contenders, limits: Limits | None, budget: float) -> Figure:

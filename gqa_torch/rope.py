@@ -111,8 +111,8 @@ def _dynamic_theta(theta: float, scaling: DynamicScaling, rotary_dim: int, rope_
 
 
 def _yarn(theta: float, exponents: Array, scaling: YarnScaling, rotary_dim: int) -> Array:
-    def dimension_of(turns: float) -> float:
-        wavelength = scaling.original_max_position_embeddings / (turns * 2 * math.pi)
+    def dimension_of(rotations: float) -> float:
+        wavelength = scaling.original_max_position_embeddings / (rotations * 2 * math.pi)
         return rotary_dim * math.log(wavelength) / (2 * math.log(theta))
 
     low, high = dimension_of(scaling.beta_fast), dimension_of(scaling.beta_slow)
@@ -127,7 +127,7 @@ def _yarn(theta: float, exponents: Array, scaling: YarnScaling, rotary_dim: int)
 
 
 def _llama3(frequencies: Array, scaling: Llama3Scaling) -> Array:
-    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
-    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    rotations = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    kept = (rotations - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     kept = kept.clamp(0, 1)
     return frequencies / scaling.factor * (1 - kept) + frequencies * kept

@@ -12,7 +12,6 @@ from gqa_spec.sizes import (
     attention_flops,
     kv_cache_bytes,
     model_kv_cache_bytes,
-    model_parameter_count,
     parameter_count,
 )
 from gqa_weights.families import FAMILIES
@@ -85,7 +84,7 @@ def published(name: str) -> ModelConfig:
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_of_published_models(name: str) -> None:
     config = published(name)
-    assert model_parameter_count(config) == config.param_count == PUBLISHED[name][3]
+    assert config.param_count == PUBLISHED[name][3]
 
 
 def test_caches_of_published_models() -> None:
@@ -115,7 +114,7 @@ def test_sizes_of_real_objects() -> None:
         norm="layer", norm_bias=True, norm_placement="both", feed_forward_bias=True,
     )  # fmt: skip
     model = Transformer(config, dtype=np.float32)
-    assert model_parameter_count(config) == sum(array.size for array in model.export_weights().values())
+    assert config.param_count == sum(array.size for array in model.export_weights().values())
     caches = model.init_cache(3, 41)
     held = sum(cache.keys.nbytes + cache.values.nbytes for cache in caches)
     assert held == model_kv_cache_bytes(config, 41, batch_size=3, bytes_per_element=4, rolling=True)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import gqa_numpy
 from gqa_spec import AttentionConfig, ModelConfig
+from gqa_spec.sizes import model_kv_cache_bytes
 from gqa_studies import (
     memory,
     plots,
@@ -70,7 +71,7 @@ def test_layers_with_a_window_hold_no_more_than_a_real_models(length):
     attention = layers(5, None, 7)
     model = gqa_numpy.Transformer(ModelConfig(attention=attention, feed_forward_size=4, vocab_size=13))
     held = sum(cache.keys.nbytes + cache.values.nbytes for cache in model.init_cache(2, length))
-    assert memory.cache_bytes(attention, length, batch_size=2, element=8) == held
+    assert model_kv_cache_bytes(attention, length, batch_size=2, bytes_per_element=8, rolling=True) == held
 
 
 @settings(deadline=None, max_examples=60)
@@ -80,16 +81,17 @@ def test_the_longest_context_fits_and_the_next_does_not(windows, budget):
     longest = memory.longest_context(attention, budget)
     if longest is None:
         assert None not in windows
-        assert memory.cache_bytes(attention, 10**9) <= budget
+        assert model_kv_cache_bytes(attention, 10**9, rolling=True) <= budget
     else:
-        assert memory.cache_bytes(attention, longest) <= budget < memory.cache_bytes(attention, longest + 1)
+        fits, next_one = (model_kv_cache_bytes(attention, longest + more, rolling=True) for more in (0, 1))
+        assert fits <= budget < next_one
 
 
 def test_published_caches():
     """Llama 2: 512 and 320 KiB a token. Mistral 7B: a rolling buffer of 4096 tokens, 512 MiB."""
-    per_token = {name: memory.cache_bytes(known.attention, 1) / 1024 for name, known in PUBLISHED.items()}
+    per_token = {name: model_kv_cache_bytes(known.attention, 1) / 1024 for name, known in PUBLISHED.items()}
     assert (per_token["Llama-2-7B"], per_token["Llama-2-70B"]) == (512, 320)
-    assert memory.cache_bytes(PUBLISHED["Mistral-7B"].attention, 10**6) == 512 * 2**20
+    assert model_kv_cache_bytes(PUBLISHED["Mistral-7B"].attention, 10**6, rolling=True) == 512 * 2**20
 
 
 @pytest.mark.parametrize(
