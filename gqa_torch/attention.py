@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -179,12 +180,16 @@ def choose_path(
     """The path of a call that needs no weights: the one place that decides.
 
     `packed`, `packed by row` and `fused` are built on PyTorch's fused attention, which has no softcap, sinks and
-    multiplier, and clamps no bias. Blocks bound the memory: one block's weights or mask exist at a time.
+    multiplier, and clamps no bias. Blocks bound the memory: one block's weights or mask exist at a time. `onnx` becomes
+    one node of an exported graph.
     """
     (B, N, T, H), (S, Hv) = query.shape, value.shape[2:]
     hides = may_hide(T, S, mask, settings)
     compiling = torch.compiler.is_compiling()  # it would unroll the loop over blocks, anew for every length
-    if 0 in (B, T, S) or torch.compiler.is_exporting():  # one exported graph is for every length
+    exporting = torch.compiler.is_exporting()
+    if exporting and Hv == H and torch.onnx.is_in_onnx_export() and onnx_expressible(mask, settings):
+        return Path("onnx", fused_kernel(fast.onnx_operator, settings, softcap=settings.softcap), T, hides)
+    if 0 in (B, T, S) or exporting:  # one exported graph is for every length
         return Path("plain", plain_kernel(settings), T, hides)
     if not fusable(query, value, mask, settings):
         if B * N * T * S <= BLOCK_WEIGHTS or compiling:
@@ -211,6 +216,16 @@ def fusable(query: Array, value: Array, mask: Array | None, settings: KernelSett
     return same_size and not biased and not isinstance(settings.scale, Array) and all(x is None for x in extras)
 
 
+def onnx_expressible(mask: Array | None, settings: KernelSettings) -> bool:
+    """Whether ONNX's operator Attention has everything that the call needs; it does not clamp a bias as SPEC 3 does.
+
+    PyTorch's wrapper of it takes a value head size other than H for H (torch 2.13): `choose_path` keeps it from that.
+    """
+    numbers = not isinstance(settings.scale, Array) and not isinstance(settings.softcap, Array)
+    biased = mask is not None and mask.dtype != torch.bool
+    return numbers and not biased and settings.sinks is None and settings.dropout_multiplier is None
+
+
 def may_hide(T: int, S: int, mask: Array | None, settings: KernelSettings) -> bool:
     """Whether there may be a key that some query does not see."""
     if mask is not None or settings.window is not None or settings.chunk is not None:
@@ -233,7 +248,7 @@ def plain_kernel(settings: KernelSettings) -> Kernel:
     return kernel
 
 
-def fused_kernel(function: Callable[..., Array], settings: KernelSettings, **options: bool) -> Kernel:
+def fused_kernel(function: Callable[..., Array], settings: KernelSettings, **options: Any) -> Kernel:
     """`choose_path` gives it no call with a bias or a multiplier."""
 
     def kernel(

@@ -124,6 +124,20 @@ def fused(
     return context if sees is None else torch.where(sees, context, 0)
 
 
+def onnx_operator(
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B K S H"],
+    value: Float[Array, "B K S Hv"],
+    visible: Bool[Array, "b n T S"] | None,
+    scale: float,
+    *,
+    softcap: float | None,
+) -> Float[Array, "B N T Hv"]:
+    """ONNX's operator Attention, opset 23: groups are contiguous and a row without a visible key is 0, as here."""
+    context, *_ = torch.onnx.ops.attention(query, key, value, visible, scale=scale, softcap=softcap or 0.0)
+    return context
+
+
 def blocked(
     kernel: Callable[..., Array],
     query: Float[Array, "B N T H"],
