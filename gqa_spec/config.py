@@ -7,9 +7,9 @@ key and value (kv_dim), N query heads, K key/value heads, G = N / K, H head size
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from math import prod
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self, TypedDict
 
 from gqa_spec import checks
 
@@ -18,6 +18,7 @@ QKNorm = Literal["rms", "rms_plus_one", "rms_full"]
 
 # A size left out is derived from the others at construction, so every reader of a config sees plain numbers.
 DERIVED: Any = None
+SIZES = ("num_kv_heads", "head_dim", "v_head_dim", "kv_dim")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,15 +109,29 @@ class LongropeScaling:
 
 
 RopeScaling = LinearScaling | DynamicScaling | YarnScaling | Llama3Scaling | LongropeScaling
+SCALINGS: dict[str, type[RopeScaling]] = {
+    "linear": LinearScaling,
+    "dynamic": DynamicScaling,
+    "yarn": YarnScaling,
+    "llama3": Llama3Scaling,
+    "longrope": LongropeScaling,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeConfig:
     """Rotary position embedding (SPEC 10).
 
-    theta: the base of the frequencies. pairing: `half` rotates dimension d with d + rotary_dim / 2 (Hugging Face,
-    GPT-NeoX), `interleaved` rotates 2d with 2d + 1 (Meta's files, GPT-J, GGUF llama). rotary_dim: how many leading
-    dimensions of a head rotate, all of them when None. scaling: one of the classes above, or None.
+    Args:
+        theta: The base of the frequencies.
+        pairing: `half` rotates dimension d with d + rotary_dim / 2 (Hugging Face, GPT-NeoX), `interleaved` rotates 2d
+            with 2d + 1 (Meta's files, GPT-J, GGUF llama).
+        rotary_dim: How many leading dimensions of a head are rotated; all by default.
+        scaling: One of the scaling classes, or None.
+
+    Raises:
+        ValueError: For a number out of range.
+        TypeError: For the wrong kind of value.
     """
 
     theta: float = 10_000.0
@@ -132,16 +147,53 @@ class RopeConfig:
             checks.even("rotary_dim", self.rotary_dim)
         checks.instance("scaling", self.scaling, RopeScaling, optional=True)
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them; a scaling has its `type` too."""
+        return plain(self)
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: For a number out of range or an unknown type of scaling.
+            TypeError: For an unknown name or the wrong kind of value.
+        """
+        scaling = stored.get("scaling")
+        if scaling is None:
+            return cls(**stored)
+        checks.choice("scaling.type", scaling.get("type"), tuple(SCALINGS))
+        fields_of = {name: value for name, value in scaling.items() if name != "type"}
+        return cls(**{**stored, "scaling": SCALINGS[scaling["type"]](**fields_of)})
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
-    """One attention layer. Sizes left out are derived: num_kv_heads = num_heads, head_dim = embed_dim / num_heads,
-    v_head_dim = head_dim, kv_dim = embed_dim.
+    """The settings of one attention layer.
 
-    causal, window, chunk: SPEC 3 and 4. scale: head_dim ** -0.5 when None. softcap: SPEC 2. sinks: one learned logit
-    for each query head, SPEC 8. qk_norm, qk_norm_eps: SPEC 11. rope: SPEC 10, off when None.
+    Args:
+        embed_dim: D, the width of query and output.
+        num_heads: N, the number of query heads.
+        num_kv_heads: K, the number of key/value heads; N by default.
+        head_dim: H, the head size of query and key; D / N by default.
+        v_head_dim: Hv, the head size of value; H by default.
+        kv_dim: E, the width of key and value; D by default.
+        qkv_bias: Whether the projections of query, key and value have a bias.
+        out_bias: Whether the output projection has a bias.
+        dropout: Probability with which an attention weight is dropped in training mode.
+        causal: Whether a query sees only keys up to its own position (SPEC 4).
+        window: How many keys a query sees, its own position included (SPEC 4); None for all.
+        chunk: Queries see keys of their own chunk of so many positions only (SPEC 4); None for all.
+        scale: Factor on query . key; H ** -0.5 by default.
+        softcap: Scores become softcap * tanh(scores / softcap); None for no cap.
+        sinks: Whether there is one learned logit for each query head (SPEC 8).
+        qk_norm: How queries and keys are normed (SPEC 11), None for not.
+        qk_norm_eps: Added to the mean square in that norm.
+        rope: How queries and keys are rotated (SPEC 10), None for not.
 
-    Raises ValueError for a number out of range or a contradiction, TypeError for the wrong kind of value.
+    Raises:
+        ValueError: For a number out of range or settings that contradict each other.
+        TypeError: For the wrong kind of value.
     """
 
     embed_dim: int
@@ -162,10 +214,13 @@ class AttentionConfig:
     qk_norm: QKNorm | None = None
     qk_norm_eps: float = 1e-6
     rope: RopeConfig | None = None
+    _derived: ClassVar[frozenset[str]] = frozenset()  # which sizes were left out, set for each instance
 
     def __post_init__(self) -> None:
         checks.integer("embed_dim", self.embed_dim, symbol="D", at_least=1)
         checks.integer("num_heads", self.num_heads, symbol="N", at_least=1)
+        # not a field: equal sizes make equal configs, given or derived
+        object.__setattr__(self, "_derived", frozenset(name for name in SIZES if getattr(self, name) is None))
         self._derive("num_kv_heads", self.num_heads, symbol="K")
         checks.divides("num_kv_heads", self.num_kv_heads, self.num_heads)
         if self.head_dim is None:
@@ -191,6 +246,31 @@ class AttentionConfig:
         if getattr(self, name) is None:
             object.__setattr__(self, name, default)
         checks.integer(name, getattr(self, name), symbol=symbol, at_least=1)
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with other settings; a size that was derived, and is not among them, is derived again.
+
+        Raises:
+            ValueError: As the constructor.
+            TypeError: As the constructor.
+        """
+        kept = {name: getattr(self, name) for name in CONFIG_FIELDS if name not in self._derived}
+        return type(self)(**(kept | changes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them."""
+        return plain(self)
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: For a number out of range or settings that contradict each other.
+            TypeError: For an unknown name or the wrong kind of value.
+        """
+        rope = stored.get("rope")
+        return cls(**{**stored, "rope": None if rope is None else RopeConfig.from_dict(rope)})
 
     def summary(self) -> str:
         """embed_dim, num_heads and num_kv_heads, and each further field that differs from its default."""
@@ -227,6 +307,36 @@ class AttentionConfig:
 
 
 CONFIG_FIELDS = tuple(field.name for field in fields(AttentionConfig))
+
+
+class AttentionSettings(TypedDict, total=False):
+    """The fields of `AttentionConfig` that a layer takes by keyword alone, so that type checkers see their types."""
+
+    head_dim: int
+    v_head_dim: int
+    kv_dim: int
+    qkv_bias: bool
+    out_bias: bool
+    causal: bool
+    window: int | None
+    chunk: int | None
+    scale: float | None
+    softcap: float | None
+    sinks: bool
+    qk_norm: QKNorm | None
+    qk_norm_eps: float
+    rope: RopeConfig | None
+
+
+def plain(config: Any) -> Any:
+    """A config's fields as JSON has them."""
+    if isinstance(config, tuple):
+        return list(config)
+    if not is_dataclass(config) or isinstance(config, type):
+        return config
+    types = {kind: name for name, kind in SCALINGS.items()}
+    named = {"type": types[type(config)]} if isinstance(config, RopeScaling) else {}
+    return named | {field.name: plain(getattr(config, field.name)) for field in fields(config)}
 
 
 def symbolic_shapes(config: AttentionConfig) -> dict[str, str]:

@@ -81,13 +81,22 @@ class Request:
         top_p: float | None,
         stop_tokens: Collection[int],
         uniforms: Any,
+        *,
+        seed: int | None = None,
+        held: Sequence[int] | None = None,
     ) -> Request:
-        """Raises ValueError and TypeError for whatever is wrong (SPEC 14). uniforms are drawn where None."""
+        """Raises ValueError and TypeError for whatever is wrong (SPEC 14).
+
+        prompts: lists, arrays, or one array (B, T). uniforms are drawn where None, from the seed if there is one. held:
+        how many tokens each row of a given cache has.
+        """
         checks.integer("max_new_tokens", max_new_tokens, at_least=1)
-        checks.prompts(prompts, config, max_new_tokens)
+        prompts = _lists(prompts)
+        checks.prompts(prompts, config, max_new_tokens, held)
+        checks.seed(seed, uniforms)
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
         shape = (len(prompts), max_new_tokens)
-        drawn = np.random.default_rng().random(shape) if uniforms is None else np.asarray(uniforms, np.float64)
+        drawn = np.random.default_rng(seed).random(shape) if uniforms is None else np.asarray(uniforms, np.float64)
         checks.uniforms(drawn, *shape)
         return cls(config, prompts, max_new_tokens, sampling, frozenset(stop_tokens), drawn)
 
@@ -100,12 +109,15 @@ class Request:
         """Slots that a cache needs: a bucket, the same in all backends, since RoPE's frequencies may depend on it."""
         return bucket(max(map(len, self.prompts)) + self.max_new_tokens, self.config.max_length)
 
-    def run(self, step: Step, callback: Callback | None, *, bucketed: bool = False) -> list[list[int]]:
+    def run(
+        self, step: Step, callback: Callback | None, *, bucketed: bool = False, complete: bool = False
+    ) -> list[list[int]]:
         """Each row's new tokens, its stop token included.
 
         step: from tokens (B, T) and how many of each row are real to the logits (B, V) after each row's last real
         token; it keeps the cache. callback: called with each step's tokens, None for a row that has ended. bucketed:
-        pad the prompts to a bucket, for a step that is compiled for each T.
+        pad the prompts to a bucket, for a step that is compiled for each T. complete: the cache is used again, so that
+        it gets every new token, the last one too, and no token after a row's end.
         """
         lengths = np.array([len(prompt) for prompt in self.prompts])
         longest = max(map(len, self.prompts))
@@ -125,8 +137,20 @@ class Request:
             if callback is not None:
                 callback(chosen)
             running &= [token is not None and token not in self.stop_tokens for token in chosen]
-            if not running.any():
-                break
             tokens = np.array([[0 if token is None else token] for token in chosen])
             lengths = np.ones_like(lengths)  # ended rows too, since rows of equal lengths are faster
+            if complete:
+                lengths = np.array([token is not None for token in chosen], lengths.dtype)
+            if not running.any():
+                break
+        if complete:
+            step(tokens, lengths)
         return new
+
+
+def _lists(prompts: Any) -> Any:
+    """Arrays as lists; anything else as it is."""
+    prompts = prompts.tolist() if hasattr(prompts, "tolist") else prompts
+    if not isinstance(prompts, list | tuple):
+        return prompts
+    return [row.tolist() if hasattr(row, "tolist") else row for row in prompts]

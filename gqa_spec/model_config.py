@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from math import prod
-from typing import Literal
+from typing import Any, Literal, Self
 
 from gqa_spec import checks
-from gqa_spec.config import AttentionConfig, RopeConfig, sized, symbolic_shapes
+from gqa_spec.config import DERIVED, AttentionConfig, QKNorm, RopeConfig, sized, symbolic_shapes
 
 Activation = Literal["gelu", "gelu_tanh", "silu"]
 Norm = Literal["layer", "rms", "rms_plus_one"]
 NormPlacement = Literal["pre", "post", "both"]
 Output = Literal["logits", "last_hidden"]
+MOST_LAYERS = 10_000  # a false count in a file must not fill the memory
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A stack of blocks: norm, attention, residual, norm, feed-forward, residual (SPEC 18).
+    """The settings of a stack of blocks: norm, attention, residual, norm, feed-forward, residual (SPEC 18).
 
-    attention: the settings of each layer, in order; their embed_dim is the model's width, `hidden_size`.
-    vocab_size: tokens in, through an embedding times `embedding_scale`; or, where None, vectors of `input_dim` in,
-    through a linear map with bias. output: "logits" over the vocabulary, from a head of its own or, tied, from the
-    embedding, with `logit_softcap` c as c * tanh(logits / c); or "last_hidden", the last position's normed state.
-    norm: LayerNorm with or without bias (`norm_bias`), RMS norm times w, or times 1 + w. norm_placement: before each
-    sublayer, after it (OLMo 2), or both (Gemma 2 and 3); a final norm follows the last block in every case.
-    gated: down(activation(gate(x)) * up(x)) instead of down(activation(up(x))). activation: exact GELU, its tanh
-    approximation, or SiLU. dropout: on the embedding and on each sublayer's result; attention has its own.
-    max_length: the context that the model was made for, None where any length will do.
+    Args:
+        attention: The settings of each layer, in order; their embed_dim is the model's width, `hidden_size`.
+        feed_forward_size: F, the width inside the feed-forward.
+        vocab_size: V, of tokens that an embedding maps; None for a model of vectors.
+        input_dim: I, the width of vectors that a linear map with bias maps; None for a model of tokens.
+        output: "logits" over the vocabulary, or "last_hidden", the last position's normed state.
+        norm: LayerNorm, RMS norm times w, or RMS norm times 1 + w.
+        norm_eps: Added to the variance or mean square in each norm.
+        norm_bias: Whether LayerNorm has a bias.
+        norm_placement: Norms before each sublayer, after it (OLMo 2), or both (Gemma 2 and 3). A final norm follows the
+            last block in every case.
+        activation: Exact GELU, its tanh approximation, or SiLU.
+        gated: Whether the feed-forward is down(activation(gate(x)) * up(x)) instead of down(activation(up(x))).
+        feed_forward_bias: Whether its maps have a bias.
+        tied: Whether the logits come from the embedding's weight instead of a head of its own.
+        embedding_scale: Factor on the embedding.
+        logit_softcap: Logits become c * tanh(logits / c); None for no cap.
+        dropout: On the embedding and on each sublayer's result; attention has its own.
+        max_length: The context that the model was made for; None for any.
 
-    Raises ValueError for a number out of range or a contradiction, TypeError for the wrong kind of value.
+    Raises:
+        ValueError: For a number out of range or settings that contradict each other.
+        TypeError: For the wrong kind of value.
     """
 
     attention: tuple[AttentionConfig, ...]
@@ -122,6 +137,92 @@ class ModelConfig:
             feed_forward_bias=True,
             dropout=dropout,
         )
+
+    @classmethod
+    def decoder(
+        cls,
+        *,
+        vocab_size: int,
+        hidden_size: int = 256,
+        num_heads: int = 8,
+        num_kv_heads: int = 2,
+        num_layers: int = 4,
+        feed_forward_size: int | None = None,
+        head_dim: int = DERIVED,
+        window: int | None = None,
+        qk_norm: QKNorm | None = None,
+        rope: bool | RopeConfig = True,
+        tied: bool = True,
+        dropout: float = 0.0,
+        max_length: int | None = None,
+    ) -> ModelConfig:
+        """A causal language model as LLaMA is built: tokens (B, T) in, logits (B, T, V) out.
+
+        Args:
+            vocab_size: V, the number of tokens.
+            hidden_size: D, the width of the residual stream.
+            num_heads: N, the number of query heads of each layer.
+            num_kv_heads: K, the number of key/value heads of each layer.
+            num_layers: The number of layers.
+            feed_forward_size: F; 8 / 3 of D, rounded up to a multiple of 32, by default.
+            head_dim: H, the head size; D / N by default.
+            window: How many positions a query attends to, its own included; None for all before it.
+            qk_norm: How queries and keys are normed, None for not.
+            rope: Whether queries and keys are rotated, or a RopeConfig.
+            tied: Whether the logits come from the embedding's weight.
+            dropout: Of attention weights, of the embedding, and of what each sublayer adds.
+            max_length: The context that the model is made for; None for any.
+        """
+        layer = AttentionConfig(
+            embed_dim=hidden_size,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            head_dim=head_dim,
+            dropout=dropout,
+            causal=True,
+            window=window,
+            qk_norm=qk_norm,
+            rope=RopeConfig() if rope is True else rope or None,
+        )
+        return cls(
+            attention=(layer,) * num_layers,
+            feed_forward_size=-(-8 * hidden_size // 96) * 32 if feed_forward_size is None else feed_forward_size,
+            vocab_size=vocab_size,
+            tied=tied,
+            dropout=dropout,
+            max_length=max_length,
+        )
+
+    def replace(self, **changes: Any) -> Self:
+        """A copy with other settings.
+
+        Raises:
+            ValueError: As the constructor.
+            TypeError: As the constructor.
+        """
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON has them; equal neighbours of `attention` are written once, with their `count`."""
+        runs = [(layer, len(list(same))) for layer, same in groupby(self.attention)]
+        attention = [{"count": count, **layer.to_dict()} for layer, count in runs]
+        return {**{field.name: getattr(self, field.name) for field in fields(self)}, "attention": attention}
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: For anything that `to_dict` does not write.
+        """
+        try:
+            if sum(run["count"] for run in stored["attention"]) > MOST_LAYERS:
+                raise ValueError(f"config: expected at most {MOST_LAYERS} layers")
+            runs = [(run["count"], {n: x for n, x in run.items() if n != "count"}) for run in stored["attention"]]
+            layers = [layer for count, run in runs for layer in [AttentionConfig.from_dict(run)] * count]
+            return cls(**{**stored, "attention": tuple(layers)})
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"config: {type(error).__name__}: {error}") from error
 
     @property
     def num_layers(self) -> int:

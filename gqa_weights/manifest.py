@@ -6,32 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, is_dataclass
-from itertools import groupby
 from typing import Any
 
-from gqa_spec.config import (
-    AttentionConfig,
-    DynamicScaling,
-    LinearScaling,
-    Llama3Scaling,
-    LongropeScaling,
-    RopeConfig,
-    YarnScaling,
-)
+from gqa_spec.config import AttentionConfig
 from gqa_spec.model_config import ModelConfig
 from gqa_weights.layouts.rules import conventions
 from gqa_weights.layouts.tables import Layout
 
 Json = dict[str, Any]
-SCALINGS: dict[str, type] = {
-    "linear": LinearScaling,
-    "dynamic": DynamicScaling,
-    "yarn": YarnScaling,
-    "llama3": Llama3Scaling,
-    "longrope": LongropeScaling,
-}
-MOST_LAYERS = 10_000  # a false count must not fill the memory
 HEAD_ORDERS = {
     "contiguous": "query head n reads KV head n // G",
     "strided": "query head n reads KV head n % K",
@@ -69,7 +51,7 @@ def manifest(
         "source": dict(source),
         "norm": NORMS[config.norm],
         "attention": [{"layers": layers, **_stated(layer, layout)} for layer, layers in kinds.items()],
-        "config": to_json(config),
+        "config": config.to_dict(),
     }
 
 
@@ -84,7 +66,7 @@ def _stated(layer: AttentionConfig, layout: Layout) -> Json:
         "head_order": HEAD_ORDERS[stored["head_order"]],
         "fused": stored["fused"] or None,
         "pairing": stored["pairing"],
-        "rope": _plain(layer.rope),
+        "rope": None if layer.rope is None else layer.rope.to_dict(),
         "scale": layer.head_dim**-0.5 if layer.scale is None else layer.scale,
         "softcap": layer.softcap,
         "causal": layer.causal,
@@ -96,48 +78,3 @@ def _stated(layer: AttentionConfig, layout: Layout) -> Json:
         "qk_norm_eps": layer.qk_norm and layer.qk_norm_eps,
         "rounded_to_1_ulp": stored["rounded"] or None,
     }
-
-
-def to_json(config: ModelConfig) -> Json:
-    """A config as JSON; equal neighbours of `attention` are written once, with their `count`."""
-    runs = [(layer, len(list(same))) for layer, same in groupby(config.attention)]
-    attention = [{"count": count, **_plain(layer)} for layer, count in runs]
-    return {**{f.name: getattr(config, f.name) for f in fields(config)}, "attention": attention}
-
-
-def from_json(stored: Mapping[str, Any]) -> ModelConfig:
-    """The inverse of `to_json`.
-
-    Raises:
-        ValueError: For anything that `to_json` does not write.
-    """
-    try:
-        if sum(run["count"] for run in stored["attention"]) > MOST_LAYERS:
-            raise ValueError(f"config: expected at most {MOST_LAYERS} layers")
-        layers = [layer for run in stored["attention"] for layer in [_layer(run)] * run["count"]]
-        return ModelConfig(**{**stored, "attention": tuple(layers)})
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"config: {type(error).__name__}: {error}") from error
-
-
-def _layer(run: Mapping[str, Any]) -> AttentionConfig:
-    settings = {name: value for name, value in run.items() if name != "count"}
-    rope = settings.get("rope")
-    return AttentionConfig(**{**settings, "rope": None if rope is None else _rope(rope)})
-
-
-def _rope(stored: Mapping[str, Any]) -> RopeConfig:
-    scaling = stored.get("scaling")
-    if scaling is None:
-        return RopeConfig(**stored)
-    kind = SCALINGS[scaling["type"]]
-    return RopeConfig(**{**stored, "scaling": kind(**{n: x for n, x in scaling.items() if n != "type"})})
-
-
-def _plain(config: Any) -> Any:
-    """A config's fields as JSON has them; a scaling has its type too."""
-    if not is_dataclass(config) or isinstance(config, type):
-        return config
-    names = {kind: name for name, kind in SCALINGS.items()}
-    named = {"type": names[type(config)]} if type(config) in names else {}
-    return named | {f.name: _plain(getattr(config, f.name)) for f in fields(config)}

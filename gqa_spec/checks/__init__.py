@@ -16,15 +16,18 @@ from gqa_spec.checks.arrays import (
     shape,
 )
 from gqa_spec.checks.caches import (
+    cache_grow,
     cache_lengths,
     cache_lengths_in_chunk,
     cache_not_consumed,
     cache_room,
+    cache_rows,
+    cache_truncate,
     cacheable,
     extend,
     init_cache,
 )
-from gqa_spec.checks.calls import attention, layer_call, mask, offset, positions
+from gqa_spec.checks.calls import attention, layer_call, mask, offset, positions, projected_widths
 from gqa_spec.checks.layouts import (
     expanded_heads,
     expressible,
@@ -38,7 +41,7 @@ from gqa_spec.checks.layouts import (
     tensor_size,
     weights,
 )
-from gqa_spec.checks.models import model_cache, model_input, prompts, token_ids, top_p, uniforms
+from gqa_spec.checks.models import model_cache, model_input, prompts, seed, segments, token_ids, top_p, uniforms
 from gqa_spec.checks.settings import (
     attention_settings,
     divides,
@@ -61,10 +64,13 @@ __all__ = [
     "attention_settings",
     "boolean",
     "broadcastable",
+    "cache_grow",
     "cache_lengths",
     "cache_lengths_in_chunk",
     "cache_not_consumed",
     "cache_room",
+    "cache_rows",
+    "cache_truncate",
     "cacheable",
     "choice",
     "divides",
@@ -96,11 +102,14 @@ __all__ = [
     "placed",
     "pooled_heads",
     "positions",
+    "projected_widths",
     "prompts",
     "rolling",
     "rope_is_on",
     "rotary_dim",
     "same_dtype",
+    "seed",
+    "segments",
     "shape",
     "sliceable",
     "splits_width",

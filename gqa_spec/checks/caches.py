@@ -68,3 +68,26 @@ def cache_not_consumed(consumed: bool) -> None:
             "cache: expected one that was not extended yet, got one already extended: "
             "use the cache that extend returned, or clone() it first to extend it twice"
         )
+
+
+def cache_truncate(rolling_: bool, lengths: Iterable[int], held: Iterable[int]) -> None:
+    """Each row keeps the first of the tokens that it holds; a rolling cache has not kept the first ones."""
+    if rolling_:
+        raise ValueError("truncate: expected a cache with rolling=False, which holds every token, got rolling=True")
+    for row, (length, most) in enumerate(zip(lengths, held, strict=True)):
+        if not 0 <= length <= most:
+            raise ValueError(f"lengths: expected 0 <= length <= {most}, the cache's length, got {length} in row {row}")
+
+
+def cache_rows(rows: Iterable[int], batch_size: int) -> None:
+    """Rows of a cache, by number."""
+    for row in rows:
+        integer("rows", row, symbol="row", at_least=0)
+        if row >= batch_size:
+            raise ValueError(f"rows: expected 0 <= row < B = {batch_size}, got {row}")
+
+
+def cache_grow(max_length: Any, capacity: int) -> None:
+    integer("max_length", max_length, at_least=1)
+    if max_length < capacity:
+        raise ValueError(f"max_length: expected at least capacity = {capacity}, got {max_length}")

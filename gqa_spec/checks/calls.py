@@ -33,6 +33,7 @@ def mask(value: Any, kind: Any, full: Shape) -> None:
     four = len(got) == 4 and all(size in (1, limit) for size, limit in zip(got, full, strict=True))
     if not (two or four):
         hint = ": write mask[:, None]" if len(got) == 3 else ""
+        hint = ": write mask[:, None, None] for a mask of keys (B, S)" if got == (full[0], full[3]) else hint
         raise ValueError(
             f"mask: expected (T, S) = {full[2:]} or 4 axes that broadcast to (B, N, T, S) = {full}, got {got}{hint}"
         )
@@ -114,3 +115,26 @@ def layer_call(
             positions(name, x, kind, batch, length, symbol)
     if rotation.rope_length is not None:
         integer("rope_length", rotation.rope_length, at_least=1)
+
+
+def projected_widths(config: Any, query: int, key: int, value: int) -> None:
+    """The widths that the projections returned: whole heads, as many of value as of key, in equal groups.
+
+    A layer whose projections are sharded or pruned by heads has fewer heads than its config.
+    """
+    sizes = {"q_proj": (query, "H", config.head_dim), "k_proj": (key, "H", config.head_dim)}
+    sizes["v_proj"] = (value, "Hv", config.v_head_dim)
+    for name, (width, symbol, size) in sizes.items():
+        if width == 0 or width % size:
+            raise ValueError(f"{name}: expected a width that is a multiple of {symbol} = {size}, got {width}")
+    heads, kv_heads = query // config.head_dim, key // config.head_dim
+    if value // config.v_head_dim != kv_heads:
+        raise ValueError(
+            f"v_proj: expected a width of K * Hv = {kv_heads} * {config.v_head_dim}, as k_proj has K = {kv_heads} "
+            f"heads, got {value}"
+        )
+    if heads % kv_heads:
+        raise ValueError(
+            f"k_proj: expected a width of K * H with K a divisor of N = {heads}, the heads of q_proj, "
+            f"got {key}: K is {kv_heads}"
+        )

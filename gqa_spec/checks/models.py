@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from gqa_spec.checks.arrays import array, dtype_name, floating, is_integer_dtype, same_dtype, shape
@@ -39,22 +40,44 @@ def model_cache(caches: Any, num_layers: int, kind: Any) -> None:
         instance("cache", cache, kind)
 
 
-def prompts(value: Any, config: Any, max_new_tokens: int) -> None:
-    """A list of non-empty lists of token ids that leave room for the new ones in the model's context."""
+def segments(value: Any, kind: Any, batch_size: int, length: int) -> None:
+    """Which of the packed documents each token belongs to, by number."""
+    array("segments", value, kind)
+    if not is_integer_dtype(value):
+        raise TypeError(f"segments: expected an integer dtype, got {dtype_name(value)}")
+    shape("segments", value.shape, "B T", {"B": batch_size, "T": length})
+
+
+def seed(value: Any, uniforms_: Any) -> None:
+    """A seed draws the uniforms, so that only one of the two is given."""
+    if value is not None:
+        integer("seed", value, at_least=0)
+        if uniforms_ is not None:
+            raise ValueError(f"seed: expected None where uniforms are given, got {value}")
+
+
+def prompts(value: Any, config: Any, max_new_tokens: int, held: Sequence[int] | None = None) -> None:
+    """A list of non-empty lists of token ids that leave room for the new ones in the model's context.
+
+    held: how many tokens each row of a given cache has, None without a cache.
+    """
     if config.output != "logits" or config.vocab_size is None:
         raise ValueError(f"generate: expected a model with output='logits', got output={config.output!r}")
     if not isinstance(value, list | tuple) or not value or not all(isinstance(row, list | tuple) for row in value):
         raise TypeError("prompts: expected a list of lists of token ids, at least one")
+    if held is not None and len(held) != len(value):
+        raise ValueError(f"prompts: expected one for each of the cache's B = {len(held)} rows, got {len(value)}")
     for row, tokens in enumerate(value):
+        earlier = 0 if held is None else held[row]
         if not tokens:
             raise ValueError(f"prompts: expected at least one token, got an empty prompt in row {row}")
         for token in tokens:
             integer("token", token, at_least=0)
         token_ids(min(tokens), max(tokens), config.vocab_size)
-        if config.max_length is not None and len(tokens) + max_new_tokens > config.max_length:
+        if config.max_length is not None and earlier + len(tokens) + max_new_tokens > config.max_length:
             raise ValueError(
                 f"prompts: expected length + max_new_tokens <= max_length = {config.max_length}, the model's context, "
-                f"got {len(tokens)} + {max_new_tokens} in row {row}"
+                f"got {earlier + len(tokens)} + {max_new_tokens} in row {row}"
             )
 
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from gqa_spec.model_config import ModelConfig
-from gqa_weights import manifest
 from gqa_weights.families.converted import TensorMapping
 from gqa_weights.families.record import Family, Values
 from gqa_weights.families.tensors import TensorNames
@@ -31,10 +30,10 @@ class ManifestFamily(Family):
     file: ClassVar[str] = "gqa_manifest.json"
 
     def read_config(self, values: Values, tensors: TensorMapping) -> ModelConfig:
-        return manifest.from_json(values)
+        return ModelConfig.from_dict(values)
 
     def write_config(self, config: ModelConfig) -> dict[str, Any]:
-        return manifest.to_json(config)
+        return config.to_dict()
 
 
 def manifest_families(others: tuple[Family, ...]) -> tuple[ManifestFamily, ...]:
