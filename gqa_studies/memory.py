@@ -133,7 +133,7 @@ def models(names: Sequence[str]) -> Mapping[str, tuple[tuple[AttentionConfig, ..
 
 def _checkpoint(path: str) -> tuple[tuple[AttentionConfig, ...], int | None]:
     from gqa_weights.checkpoint import open_checkpoint
-    from gqa_weights.families import read_model
+    from gqa_weights.families import read_config
 
-    config = read_model(open_checkpoint(path)).config
+    config = read_config(open_checkpoint(path))
     return config.attention, config.max_length

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gqa_weights.checkpoint import json_files as settings
 from gqa_weights.checkpoint.files import is_file
@@ -14,7 +15,7 @@ from gqa_weights.checkpoint.formats import npz as format_npz
 from gqa_weights.checkpoint.formats import orbax as format_orbax
 from gqa_weights.checkpoint.formats import safetensors as format_safetensors
 from gqa_weights.checkpoint.formats import torch as format_torch
-from gqa_weights.checkpoint.tensors import Checkpoint, Contents, Entry, reading, refuse
+from gqa_weights.checkpoint.tensors import SETTINGS_ALONE, Checkpoint, Contents, Entry, reading, refuse
 
 Reader = Callable[[Path], Contents]
 
@@ -33,7 +34,8 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
 
     Args:
         path: A file .safetensors, .gguf, .npz, .pt, .pth or .bin; or a folder that holds model.safetensors,
-            pytorch_model.bin, either one's index and shards, Meta's consolidated.00.pth, or what orbax writes.
+            pytorch_model.bin, either one's index and shards, Mistral's consolidated.safetensors, Meta's
+            consolidated.00.pth, or what orbax writes. A folder of config.json alone has settings and no tensors.
 
     Returns:
         The checkpoint; each tensor is read from the disk on access.
@@ -70,9 +72,20 @@ def _folder(path: Path) -> Contents:
     for name, read in FOLDERS.items():
         if is_file(path / name, within=path):
             contents = read(path / name)
-            config, manifest = settings.pair(lambda name: settings.read(path / f"{name}.json"))
-            return Contents(contents.format, contents.entries, config or settings.read(path / "params.json"), manifest)
+            return Contents(contents.format, contents.entries, *_beside(path, prefer_params=name in CONSOLIDATED))
+    config, manifest = _beside(path, prefer_params=False)
+    if config:
+        return Contents(SETTINGS_ALONE, {}, config, manifest)
     raise refuse(path, None, f"expected a folder that holds one of {', '.join(FOLDERS)}")
+
+
+def _beside(path: Path, *, prefer_params: bool) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Settings and manifest of a folder: of consolidated files, which Mistral's repositories hold beside Hugging
+    Face's, the settings are params.json.
+    """
+    config, manifest = settings.pair(lambda name: settings.read(path / f"{name}.json"))
+    params = settings.read(path / "params.json") if prefer_params or not config else {}
+    return params or config, manifest
 
 
 def _sharded(read: Reader, index: Path) -> Contents:
@@ -99,12 +112,14 @@ def _shard(read: Reader, path: Path, index: Path, tensor: str) -> Contents:
     return _read(read, path)
 
 
+CONSOLIDATED = ("consolidated.safetensors", "consolidated.00.pth")
 # In the order of transformers, which takes the first that it finds (modeling_utils._get_resolved_checkpoint_files).
 FOLDERS: dict[str, Reader] = {
     "model.safetensors": _file,
     "model.safetensors.index.json": partial(_sharded, format_safetensors.read),
     "pytorch_model.bin": _file,
     "pytorch_model.bin.index.json": partial(_sharded, format_torch.read),
+    "consolidated.safetensors": _file,
     "consolidated.00.pth": partial(_read, format_meta.read),
     "_METADATA": format_orbax.read,
     **dict.fromkeys(("default/_METADATA", "state/_METADATA", "pytree/_METADATA"), format_orbax.read),

@@ -19,8 +19,9 @@ Array = np.ndarray
 DTYPES = {
     *(f"float{bits}" for bits in (16, 32, 64)),
     *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
-    *("bool", "complex64", "bfloat16"),
+    *("bool", "complex64", "bfloat16", "float8_e4m3fn", "float8_e5m2"),
 }
+SETTINGS_ALONE = "settings alone"  # the format of a folder that has config.json and no tensors
 # Compressed weights: more than MOST_UNPACKED bytes from less than 1 / MOST_RATIO of them is refused as a zip bomb.
 MOST_UNPACKED, MOST_RATIO = 2**28, 100
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from gqa_spec.config import AttentionConfig, LongropeScaling
 from gqa_spec.model_config import ModelConfig
 from gqa_weights.families.converted import TensorMapping
+from gqa_weights.families.float8 import refusal
 from gqa_weights.families.generic_keys import IGNORED, ONLY
 from gqa_weights.families.layer_rules import LAYER_TYPES, LayerRule, every_layer, no_layer
 from gqa_weights.families.record import Family, Values
@@ -31,7 +32,8 @@ class HuggingFaceFamily(Family):
     """One model_type of transformers.
 
     architecture: the start of its classes' names. defaults: each key that its code reads -> what the code takes where
-    the key is missing. keys: usual key -> its own. attention, model: fields of the configs that its code fixes.
+    the key is missing. sizes: the same for SIZES, which the text_config of larger models may leave out. keys: usual key
+    -> its own. attention, model: fields of the configs that its code fixes.
     windows, rotates: the rules for which layers have a window, and RoPE. rope: what its code takes for RoPE.
     scaled_embedding: the embedding is multiplied by the root of the width. dropouts: keys of dropout outside of
     attention, all of which must agree. activations: names of activations that mean something else here.
@@ -42,6 +44,7 @@ class HuggingFaceFamily(Family):
 
     architecture: str
     defaults: Mapping[str, Any]
+    sizes: Mapping[str, int] = field(default_factory=dict)
     keys: Mapping[str, str] = field(default_factory=dict)
     attention: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
@@ -78,7 +81,7 @@ class HuggingFaceFamily(Family):
         return attention
 
     def write_config(self, config: ModelConfig) -> dict[str, Any]:
-        if self.attention_only:
+        if not self.writable:
             return super().write_config(config)
         return _written(self, config)
 
@@ -171,6 +174,10 @@ def _dropout(family: HuggingFaceFamily, s: Settings) -> float:
 
 
 def _finish(family: HuggingFaceFamily, s: Settings) -> None:
+    refused = refusal(s.values.get("quantization_config"))
+    if refused is not None:
+        raise ValueError(f"{FILE}: {refused} of family {family.name} is not supported, only FP8 with scales")
+    s.skip("quantization_config")
     for key, values in {**ONLY, **family.only}.items():
         if not s.reads(key) or key in family.only:
             s.only(key, *values)

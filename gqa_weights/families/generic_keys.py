@@ -44,6 +44,5 @@ ONLY: Mapping[str, tuple[Any, ...]] = {
         (False, None),
     ),
     **dict.fromkeys(("causal", "is_causal", "scale_attn_weights", "use_rope", "use_rotary"), (True, None)),
-    "quantization_config": (None, {}),
     "partial_rotary_factor": (None, 1, 1.0),
 }  # fmt: skip

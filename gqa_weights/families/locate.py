@@ -20,10 +20,13 @@ BLOCK_BYTES = 2**24  # of two tensors that are compared
 
 
 class LocatedTensors(Mapping[str, Array]):
-    """The tensors of a checkpoint by a family's own names; those that are none of its names keep theirs."""
+    """The tensors of a checkpoint by a family's own names; those that are none of its names keep theirs.
 
-    def __init__(self, source: TensorMapping, places: Mapping[str, str]) -> None:
-        self._source = source
+    prefix: what the names of the model's own tensors start with in the file.
+    """
+
+    def __init__(self, source: TensorMapping, places: Mapping[str, str], prefix: str) -> None:
+        self._source, self._prefix = source, prefix
         names = {place: name for name, place in places.items()}
         self._places = {names.get(place, place): place for place in source}
 
@@ -42,6 +45,10 @@ class LocatedTensors(Mapping[str, Array]):
     def info(self, name: str) -> TensorInfo:
         return self._source.info(self._places[name])
 
+    def is_of_another_part(self, name: str) -> bool:
+        """Whether a tensor is outside of the prefix that the model's own have."""
+        return not self._places[name].startswith(self._prefix)
+
     def place(self, name: str) -> str:
         """The name of a tensor in the file."""
         return self._places[name]
@@ -53,14 +60,15 @@ def located(source: TensorMapping, wanted: Sequence[str], names: TensorNames) ->
     A tied pair may be stored under either name: where only the head is there, it is the embedding.
     """
     wanted = [*wanted, names.tied_head] if names.tied_head else wanted
-    places = {name: name for name in wanted if name in source}
-    for prefix in _prefixes(source, wanted, names.prefix):
-        found = {name: place for name in wanted if (place := _place(name, names.prefix, prefix, source)) is not None}
-        places = max(places, found, key=len)
+    prefix, places = names.prefix, {name: name for name in wanted if name in source}
+    for other in _prefixes(source, wanted, names.prefix):
+        found = {name: place for name in wanted if (place := _place(name, names.prefix, other, source)) is not None}
+        if len(found) > len(places):
+            prefix, places = other, found
     embed = f"{names.ends['embed']}.weight"
     if embed not in places and names.tied_head in places and embed in wanted:
         places[embed] = places.pop(names.tied_head)
-    return LocatedTensors(source, places)
+    return LocatedTensors(source, places, prefix)
 
 
 def _prefixes(source: TensorMapping, wanted: Sequence[str], usual: str) -> Iterator[str]:

@@ -10,9 +10,13 @@ from typing import Any
 from gqa_spec.config import AttentionConfig
 from gqa_spec.model_config import ModelConfig
 from gqa_weights.checkpoint import Checkpoint, CheckpointError
+from gqa_weights.checkpoint.tensors import SETTINGS_ALONE
 from gqa_weights.families import config_json, gguf_fields, params_json
-from gqa_weights.families.converted import CanonicalWeights, widest
+from gqa_weights.families.config_json import HuggingFaceFamily
+from gqa_weights.families.converted import CanonicalWeights, TensorMapping, widest
+from gqa_weights.families.float8 import Dequantized, dequantized
 from gqa_weights.families.locate import located, mismatches, same_bits
+from gqa_weights.families.nested import LARGER_MODELS, is_larger, text_settings
 from gqa_weights.families.params_json import ParamsFamily
 from gqa_weights.families.record import Family, Values
 from gqa_weights.families.records import FAMILIES
@@ -64,6 +68,8 @@ def detect(checkpoint: Checkpoint) -> str:
     if not isinstance(name, str) or name not in FAMILIES:
         file = gguf_fields.FILE if checkpoint.format == "gguf" else config_json.FILE
         known = ", ".join(known for known, family in FAMILIES.items() if family.file == file)
+        if file == config_json.FILE:
+            known += f"; and the text of {', '.join(LARGER_MODELS)}"
         raise CheckpointError(f"{checkpoint.path}: unknown family {name!r}, known are {known}")
     return name
 
@@ -84,6 +90,8 @@ def read_model(checkpoint: Checkpoint, *, ignore: Collection[str] = ()) -> Model
     family = FAMILIES[detect(checkpoint)]
     with _one_sentence(checkpoint, family):
         config = family.read_config(_settings(checkpoint, family, ignore), checkpoint)
+        if checkpoint.format == SETTINGS_ALONE:
+            raise ValueError(f"tensors: the folder has {family.file} and no tensors")
         if config.num_layers > len(checkpoint):
             raise ValueError(f"tensors: expected {config.num_layers} layers, got {len(checkpoint)} tensors in all")
         return replace(_model(checkpoint, family, config), ignored=tuple(ignore))
@@ -103,6 +111,8 @@ def read_config(checkpoint: Checkpoint, *, ignore: Collection[str] = ()) -> Mode
 def read_attention(checkpoint: Checkpoint, *, ignore: Collection[str] = ()) -> AttentionModel:
     """The attention layers of a model, also of families whose other parts are not supported (gpt_oss).
 
+    Of a folder that has only its settings, the layers have no weights.
+
     Raises:
         CheckpointError: As `read_model`.
     """
@@ -110,20 +120,21 @@ def read_attention(checkpoint: Checkpoint, *, ignore: Collection[str] = ()) -> A
     with _one_sentence(checkpoint, family):
         layers = family.read_attention(_settings(checkpoint, family, ignore), checkpoint)
         stored = tuple(stored_attention(family.tensors, layers))
-        tensors = located(checkpoint, [tensor.name for tensor in stored], family.tensors)
-        _require(mismatches(tensors, stored, ignored=list(tensors)))
+        tensors = located(_weights_of(checkpoint), [tensor.name for tensor in stored], family.tensors)
+        if checkpoint.format != SETTINGS_ALONE:
+            _require(mismatches(tensors, stored, ignored=list(tensors)))
         return AttentionModel(family.name, layers, CanonicalWeights(tensors, stored))
 
 
 def _named(checkpoint: Checkpoint) -> Any:
-    settings = checkpoint.settings
+    settings = _text(checkpoint)
     if checkpoint.format == "gguf":
         return f"{gguf_fields.PREFIX}{settings.get('general.architecture')}"
-    if "model_type" in settings:
-        return settings["model_type"]
     for family in FAMILIES.values():
         if isinstance(family, ParamsFamily) and set(family.required) <= set(settings):
             return family.name
+    if "model_type" in settings:
+        return settings["model_type"]
     if "config" in checkpoint.manifest:
         layout = checkpoint.manifest.get("layout", "canonical")
         mine = (family for family in FAMILIES.values() if family.file == MANIFEST)
@@ -131,27 +142,49 @@ def _named(checkpoint: Checkpoint) -> Any:
     return None
 
 
+def _text(checkpoint: Checkpoint) -> Values:
+    """The settings, of a larger model those of its text."""
+    settings = checkpoint.settings
+    if checkpoint.format == "gguf" or not is_larger(settings):
+        return settings
+    try:
+        return text_settings(settings)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.path}: {error}") from error
+
+
 def _settings(checkpoint: Checkpoint, family: Family, ignore: Collection[str]) -> Values:
-    values = checkpoint.manifest["config"] if family.file == MANIFEST else checkpoint.settings
+    values = checkpoint.manifest["config"] if family.file == MANIFEST else _text(checkpoint)
     for key in ignore:
         if key not in values:
             raise ValueError(f"{family.file}: no setting {key!r} to ignore")
-    return {key: value for key, value in values.items() if key not in ignore}
+    sizes = family.sizes if isinstance(family, HuggingFaceFamily) and is_larger(checkpoint.settings) else {}
+    return {**sizes, **{key: value for key, value in values.items() if key not in ignore}}
 
 
 def _model(checkpoint: Checkpoint, family: Family, config: ModelConfig) -> Model:
     names = family.tensors
     stored = tuple(stored_tensors(names, config))
-    tensors = located(checkpoint, [tensor.name for tensor in stored], names)
+    source = _weights_of(checkpoint)
+    tensors = located(source, [tensor.name for tensor in stored], names)
     unread = {name: "holds no weights" for name in tensors if names.holds_no_weights(name)}
+    if is_larger(checkpoint.settings):
+        unread |= {name: "is not of the text" for name in tensors if tensors.is_of_another_part(name)}
+        unread = {name: why for name, why in unread.items() if name not in {tensor.name for tensor in stored}}
     if config.tied and names.tied_head in tensors:
         embed = f"{names.ends['embed']}.weight"
         if not same_bits(names.tied_head, embed, tensors):
             return _model(checkpoint, family, replace(config, tied=False))
         unread[names.tied_head] = f"repeats {tensors.place(embed)} bit for bit"
     _require(mismatches(tensors, stored, list(unread)))
-    weights = CanonicalWeights(tensors, stored)
-    return Model(family.name, config, weights, {tensors.place(name): why for name, why in unread.items()})
+    left_out = {tensors.place(name): why for name, why in unread.items()}
+    if isinstance(source, Dequantized):
+        left_out |= source.left_out
+    return Model(family.name, config, CanonicalWeights(tensors, stored), left_out)
+
+
+def _weights_of(checkpoint: Checkpoint) -> TensorMapping:
+    return dequantized(checkpoint, _text(checkpoint))
 
 
 def _require(mismatched: list[str]) -> None:

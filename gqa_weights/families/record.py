@@ -38,7 +38,7 @@ class Family(ABC):
 
     @property
     def writable(self) -> bool:
-        return not self.attention_only
+        return not self.attention_only and not self.origin
 
     @abstractmethod
     def read_config(self, values: Values, tensors: TensorMapping) -> ModelConfig:

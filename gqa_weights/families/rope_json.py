@@ -43,12 +43,13 @@ TYPES = {
 @dataclass(frozen=True, kw_only=True)
 class RopeDefaults:
     """What a family's code takes for RoPE. theta: the base. local_theta: that of layers with a window, where it is
-    another. earlier_types: types by the names that the family's first files have.
+    another. earlier_types: types by the names that the family's first files have. unread: keys that do not matter.
     """
 
     theta: float = 10_000.0
     local_theta: float | None = None
     earlier_types: Mapping[str, str] = field(default_factory=dict)
+    unread: tuple[str, ...] = ()
 
 
 class RopeSettings:
@@ -58,6 +59,7 @@ class RopeSettings:
         if not isinstance(values, Mapping):
             raise settings.wrong(key, "a dictionary")
         self.settings, self.key, self.values, self.max_length = settings, key, dict(values), max_length
+        self.unread = set(defaults.unread)
         self.theta = self.number("rope_theta", defaults.theta)
         kind = self.values.get("rope_type", self.values.get("type", "default"))
         self.kind = defaults.earlier_types.get(kind, kind) if isinstance(kind, str) else kind
@@ -66,7 +68,7 @@ class RopeSettings:
         if not isinstance(self.kind, str) or self.kind not in OPTIONS:
             raise self.error(f"type {self.kind!r}")
         given = {key for key, value in self.values.items() if not switched_off(value)}
-        unknown = given - SHARED_KEYS - OPTIONS[self.kind]
+        unknown = given - self.unread - SHARED_KEYS - OPTIONS[self.kind]
         if unknown:
             raise self.error(f"{', '.join(sorted(map(str, unknown)))} with type {self.kind!r}")
         rotary = int(head_dim * self.share())

@@ -14,7 +14,9 @@ from gqa_weights.checkpoint import TensorInfo
 from gqa_weights.families import FAMILIES
 from gqa_weights.families.config_json import HuggingFaceFamily
 
-HUGGINGFACE = {name: family for name, family in FAMILIES.items() if isinstance(family, HuggingFaceFamily)}
+HUGGINGFACE = {
+    name: family for name, family in FAMILIES.items() if isinstance(family, HuggingFaceFamily) and not family.origin
+}
 # 13 tokens: more than every window below, and than longrope's original context.
 PROMPTS = np.random.default_rng(0).integers(3, 61, size=(2, 13))
 # What two float64 models may differ by: the softmax and the RoPE tables of transformers are float32 in both.

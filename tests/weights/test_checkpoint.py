@@ -250,11 +250,11 @@ def test_data_stay_on_the_disk_until_they_are_read(tmp_path: Path) -> None:
     """A tensor of a dtype that is refused can be listed, and the others read."""
     from safetensors.numpy import save_file
 
-    save_file({"plain": np.ones(3), "odd": np.ones(3, ml_dtypes.float8_e4m3fn)}, tmp_path / "one.safetensors")
+    save_file({"plain": np.ones(3), "odd": np.ones(3, ml_dtypes.float8_e8m0fnu)}, tmp_path / "one.safetensors")
     checkpoint = open_checkpoint(tmp_path / "one.safetensors")
-    assert checkpoint.info("odd") == TensorInfo((3,), "F8_E4M3")
+    assert checkpoint.info("odd") == TensorInfo((3,), "F8_E8M0")
     np.testing.assert_array_equal(checkpoint["plain"], np.ones(3))
-    with pytest.raises(CheckpointError, match=r"one\.safetensors: tensor 'odd': expected a dtype .* got F8_E4M3"):
+    with pytest.raises(CheckpointError, match=r"one\.safetensors: tensor 'odd': expected a dtype .* got F8_E8M0"):
         checkpoint["odd"]
 
 

@@ -7,14 +7,16 @@ where config.json is silent, and so which keys it reads.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from gqa_weights.families.config_json import HuggingFaceFamily
+from gqa_weights.families.config_json import SIZES, HuggingFaceFamily
 from gqa_weights.families.layer_rules import (
     GEMMA2_WINDOWS,
     GEMMA3_WINDOWS,
     QWEN_WINDOWS,
     SMOLLM3_WINDOWS,
+    no_layer,
     no_rope_layers,
     where_sliding_window,
 )
@@ -64,6 +66,16 @@ GEMMA2_DEFAULTS = {
     "sliding_window": 4096, "layer_types": None, "final_logit_softcapping": 30.0,
 }  # fmt: skip
 
+
+def _sizes(*sizes: int) -> dict[str, int]:
+    return dict(zip(SIZES, sizes, strict=True))
+
+
+# Of text alone, all three positions of a token are the same, and so is the rotation, however the pairs are shared out.
+MROPE = RopeDefaults(
+    theta=1_000_000.0, unread=("mrope_section", "mrope_interleaved"), earlier_types={"mrope": "default"}
+)
+
 # --- records ---------------------------------------------------------------------------------------------------------
 
 LLAMA = HuggingFaceFamily(
@@ -71,6 +83,7 @@ LLAMA = HuggingFaceFamily(
     architecture="Llama",
     tensors=PRE_NORM_NAMES,
     defaults={**LLAMA_DEFAULTS, "mlp_bias": False},
+    sizes=_sizes(32000, 4096, 11008, 32, 32),
 )
 MISTRAL = HuggingFaceFamily(
     name="mistral",
@@ -80,6 +93,7 @@ MISTRAL = HuggingFaceFamily(
         **COMMON, "num_key_value_heads": 8, "head_dim": None, "hidden_act": "silu", "max_position_embeddings": 131072,
         "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "sliding_window": 4096,
     },
+    sizes=_sizes(32000, 4096, 14336, 32, 32),
     windows=where_sliding_window,
     only={"attention_bias": (False, None)},
 )  # fmt: skip
@@ -88,9 +102,19 @@ QWEN2 = HuggingFaceFamily(
     architecture="Qwen2",
     tensors=PRE_NORM_NAMES,
     defaults=QWEN2_DEFAULTS,
+    sizes=_sizes(151936, 4096, 22016, 32, 32),
     attention={"qkv_bias": True},
     windows=QWEN_WINDOWS,
 )
+QWEN2_VL = replace(
+    QWEN2,
+    name="qwen2_vl_text",
+    origin="qwen2",
+    defaults={**QWEN2_DEFAULTS, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_window_layers": 80},
+    sizes=_sizes(152064, 8192, 29568, 80, 64),
+    rope=MROPE,
+)
+QWEN2_5_VL = replace(QWEN2_VL, name="qwen2_5_vl_text")
 QWEN3 = HuggingFaceFamily(
     name="qwen3",
     architecture="Qwen3",
@@ -98,6 +122,15 @@ QWEN3 = HuggingFaceFamily(
     defaults={**QWEN2_DEFAULTS, "head_dim": 128, "attention_bias": False},
     attention={"qk_norm": "rms"},
     windows=QWEN_WINDOWS,
+)
+QWEN3_VL = replace(
+    QWEN3,
+    name="qwen3_vl_text",
+    origin="qwen3",
+    defaults={**LLAMA_DEFAULTS, "num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 128000},
+    sizes=_sizes(151936, 4096, 22016, 32, 32),
+    windows=no_layer,
+    rope=replace(MROPE, theta=500_000.0),
 )
 GEMMA = HuggingFaceFamily(
     name="gemma",
@@ -129,6 +162,7 @@ GEMMA3 = HuggingFaceFamily(
         **GEMMA2_DEFAULTS, "max_position_embeddings": 131072, "final_logit_softcapping": None,
         "rope_local_base_freq": None, "sliding_window_pattern": 6,
     },
+    sizes=_sizes(262208, 2304, 9216, 26, 8),
     keys={"hidden_act": "hidden_activation"},
     attention={"qk_norm": "rms_plus_one"},
     model={"norm": "rms_plus_one", "norm_placement": "both"},
@@ -215,5 +249,6 @@ GPT_OSS = HuggingFaceFamily(
 )  # fmt: skip
 
 HUGGINGFACE = (
-    LLAMA, MISTRAL, QWEN2, QWEN3, GEMMA, GEMMA2, GEMMA3, PHI3, OLMO2, STARCODER2, SMOLLM3, GPT_OSS,
+    LLAMA, MISTRAL, QWEN2, QWEN2_VL, QWEN2_5_VL, QWEN3, QWEN3_VL, GEMMA, GEMMA2, GEMMA3, PHI3, OLMO2, STARCODER2,
+    SMOLLM3, GPT_OSS,
 )  # fmt: skip

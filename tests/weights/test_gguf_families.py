@@ -1,4 +1,4 @@
-"""The families of GGUF files and of Meta's own: the models of small Hugging Face folders in another form."""
+"""The families of GGUF files: the models of small Hugging Face folders in another form."""
 
 from __future__ import annotations
 
@@ -9,43 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gqa_spec import LinearScaling, Llama3Scaling, ModelConfig, RopeConfig, YarnScaling
+from gqa_spec import LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
 from gqa_weights.checkpoint import CheckpointError, open_checkpoint
-from gqa_weights.families import FAMILIES, model_settings, read_config, read_model
+from gqa_weights.families import FAMILIES, read_config, read_model
 from tests.weights.small_models import CASES, saved, stand_in
 from tests.weights.test_config_json import PUBLISHED
 
 pytestmark = pytest.mark.no_shape_checks
-
-
-def test_meta_files(folder: Path) -> None:
-    """The same model in Meta's form: rows of q and k interleaved by the formula that transformers' converter undoes."""
-    import torch
-
-    model, path = saved("llama plain", folder)
-    config = read_model(open_checkpoint(path)).config
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
-    names = {"q_proj": "wq", "k_proj": "wk", "v_proj": "wv", "o_proj": "wo", "gate_proj": "w1", "down_proj": "w2"}
-    names |= {"up_proj": "w3", "input_layernorm": "attention_norm", "post_attention_layernorm": "ffn_norm"}
-    names |= {"self_attn": "attention", "mlp": "feed_forward", "embed_tokens": "tok_embeddings"}
-    tensors = {"rope.freqs": np.zeros(2)}
-    for name, p in parameters.items():
-        if "q_proj" in name or "k_proj" in name:
-            p = p.view(-1, 2, 2, 24).transpose(1, 2).reshape(-1, 24)  # (heads, halves, H / 2): pairs side by side
-        parts = [names.get(part, part) for part in name.removeprefix("model.").split(".")]
-        tensors[".".join(parts)] = torch.as_tensor(p).numpy()
-    params = {"dim": 24, "n_layers": 5, "n_heads": 6, "vocab_size": -1, "norm_eps": 1e-6, "multiple_of": 8}
-    read = read_model(stand_in(params, tensors))
-    assert read.family == "meta.llama"
-    assert read.config == ModelConfig(**{**vars(config), "max_length": None})
-    expected = read_model(open_checkpoint(path)).weights
-    for name in expected:
-        np.testing.assert_array_equal(read.weights[name], expected[name], err_msg=name)
-    with pytest.raises(CheckpointError, match=r"use_scaled_rope True of family meta.llama .*8 for Llama 3.1, 32 for"):
-        read_model(stand_in(params | {"use_scaled_rope": True}, tensors))
-    scaled = read_config(stand_in(params | {"use_scaled_rope": True, "rope_scaling_factor": 8}, tensors))
-    assert scaled.attention[0].rope is not None
-    assert model_settings("meta.llama", scaled)["rope_scaling_factor"] == 8
 
 
 GGUF_CASES = {
