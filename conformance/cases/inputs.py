@@ -12,6 +12,7 @@ from zlib import crc32
 import ml_dtypes
 import numpy as np
 
+from conformance.cases import masks, values
 from conformance.cases.table import Case
 from gqa_spec.config import weight_shapes
 
@@ -56,12 +57,17 @@ def layer_call(case: Case, dtype: str) -> Call:
     key = value = None
     if not case.self_attention:
         key, value = (rng.normal(size=(case.B, case.S, config.kv_dim)) for _ in range(2))
-    mask, keywords = _mask(case, dtype, rng), _offset(case)
-    if case.feature.positions:
+    mask, keywords = masks.drawn(case, DTYPES[dtype], rng), _offset(case)
+    if case.feature.positions is not None:
         keywords["positions"] = rng.integers(8000, 9000, size=(case.B, case.T))
+    if case.feature.positions == "both":
         keywords["key_positions"] = rng.integers(8000, 9000, size=case.S)
-    if case.feature.mask == "poisoned padding":
-        key, value = (_poisoned(x, mask[:, 0, 0, :, None]) for x in (key, value))
+    if case.feature.rope_length is not None:
+        keywords["rope_length"] = case.feature.rope_length
+    if case.feature.poison:
+        key, value = (_poisoned(x, masks.visible(mask)[:, 0, 0, :, None]) for x in (key, value))
+    key = None if case.feature.given == "query, value" else key
+    value = None if case.feature.given == "query, key" else value
     return Call(_as(query, dtype), _as(key, dtype), _as(value, dtype), mask, keywords)
 
 
@@ -71,7 +77,9 @@ def kernel_call(case: Case, dtype: str) -> Call:
     query = rng.normal(size=(case.B, c.num_heads, case.T, c.head_dim))
     key = rng.normal(size=(case.B, c.num_kv_heads, case.S, c.head_dim))
     value = rng.normal(size=(case.B, c.num_kv_heads, case.S, c.v_head_dim))
-    mask, keywords = _mask(case, dtype, rng), _offset(case)
+    if case.feature.values is not None:
+        query, key, value = values.changed(case.feature.values, query, key, value, rng)
+    mask, keywords = masks.drawn(case, DTYPES[dtype], rng), _offset(case)
     for name in ("causal", "window", "chunk", "scale", "softcap"):
         if getattr(c, name) not in (None, False):
             keywords[name] = getattr(c, name)
@@ -80,8 +88,8 @@ def kernel_call(case: Case, dtype: str) -> Call:
     if case.feature.dropout:
         kept = rng.random((case.B, c.num_heads, case.T, case.S)) < 0.75
         keywords["dropout_multiplier"] = _as(kept / 0.75, dtype)
-    if case.feature.mask == "poisoned padding":
-        key, value = (_poisoned(x, mask[:, :, 0, :, None]) for x in (key, value))
+    if case.feature.poison:
+        key, value = (_poisoned(x, masks.visible(mask)[:, :, 0, :, None]) for x in (key, value))
     return Call(_as(query, dtype), _as(key, dtype), _as(value, dtype), mask, keywords)
 
 
@@ -104,43 +112,11 @@ def _offset(case: Case) -> dict[str, Any]:
             return {"offset": 0}
         case "per row":  # one before the start, one in the middle, the last past the end
             return {"offset": np.array([-3, 4, case.S, 6, -1, 9, 2][: case.B])}
+        case "past the end":
+            return {"offset": case.S - case.T + 4}
+        case "before the start":
+            return {"offset": -2}
     return {}
-
-
-def _mask(case: Case, dtype: str, rng: np.random.Generator) -> Any:
-    B, N, T, S = case.B, case.config.num_heads, case.T, case.S
-    kind = DTYPES[dtype] if dtype in ("float32", "float64") else np.dtype(np.float32)
-    match case.feature.mask:
-        case "bool (T, S)":
-            return _hidden(rng, (T, S))
-        case "bool per row":
-            return _hidden(rng, (B, 1, T, S))
-        case "bool per head":
-            return _hidden(rng, (1, N, T, S))
-        case "padding" | "poisoned padding":
-            lengths = rng.integers(2, S, size=B)
-            return (np.arange(S) < lengths[:, None])[:, None, None, :]
-        case "float per head":
-            return rng.normal(size=(1, N, T, S)).astype(kind)
-        case "float with -inf":
-            return np.where(_hidden(rng, (B, 1, T, S)), rng.normal(size=(B, 1, T, S)), -np.inf).astype(kind)
-        case "finfo.min":
-            bias = np.where(_hidden(rng, (T, S)), 0, np.finfo(kind).min).astype(kind)
-            bias[0] = np.finfo(kind).min
-            return bias
-        case "empty rows":
-            mask = _hidden(rng, (B, 1, T, S))
-            mask[0, 0, 1] = mask[-1, 0, -1] = False
-            return mask
-    return None
-
-
-def _hidden(rng: np.random.Generator, shape: tuple[int, ...]) -> Array:
-    """About 40 % of the keys hidden, one at a random place of each row always visible."""
-    mask = rng.random(shape) < 0.6
-    always = rng.integers(shape[-1], size=(*shape[:-1], 1))
-    np.put_along_axis(mask, always, True, axis=-1)
-    return mask
 
 
 def _poisoned(x: Any, visible: Array) -> Array:

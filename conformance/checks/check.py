@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from conformance.cases.compare import Difference
-from conformance.cases.table import ALL_FEATURES, Case
+from conformance.cases.table import Case
 from conformance.targets.frameworks import Framework
 
 QUANTITIES = ("output", "weights")
@@ -14,7 +14,7 @@ GRADIENTS = "gradients"
 
 def quantities(case: Case, framework: Framework) -> tuple[str, ...]:
     """What is compared of a target's answer. Gradients need a framework that has them; one grouping has them all."""
-    with_gradients = framework.vjp is not None and case.grouping == ALL_FEATURES
+    with_gradients = framework.vjp is not None and case.differentiated
     return (*QUANTITIES, GRADIENTS) if with_gradients else QUANTITIES
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing import get_context
 
-from conformance.cases.table import ALL_FEATURES, kernel_cases, layer_cases
+from conformance.cases.table import ALL_FEATURES, OTHER_ROWS, kernel_cases, layer_cases
 from conformance.checks.backends import backend_checks, kernel_checks
 from conformance.checks.check import Check
 from conformance.checks.multi_head import mha_checks
@@ -19,6 +19,7 @@ from conformance.targets.frameworks import available, one_thread, quick_to_compi
 DTYPES = ("float64", "float32")
 WORKERS = 2
 BATCH = 4
+LARGEST = 3_000_000  # pairs of a query and a key: a layer of 2051 tokens, in six directions, takes a minute
 MUTANT_FAMILIES = (
     "kernel",
     "layer",
@@ -47,8 +48,9 @@ def backend_tasks() -> list[Task]:
     """Layers in all directions, kernels, and nn.MultiheadAttention where torch is installed."""
     backends = installed_backends()
     tasks = [Task("mha", dtype, (), backends) for dtype in DTYPES] if "torch" in backends else []
-    kernels = [case for case in kernel_cases() if case.grouping == ALL_FEATURES]  # the layers cover the others
-    for kind, cases in (("backends", layer_cases()), ("kernels", kernels)):
+    kernels = [case for case in kernel_cases() if case.grouping in (ALL_FEATURES, *OTHER_ROWS) or case.feature.sizes]
+    layers = [case for case in layer_cases() if case.pairs < LARGEST]
+    for kind, cases in (("backends", layers), ("kernels", kernels)):
         for names in batched((case.name for case in cases), BATCH):
             tasks += [Task(kind, dtype, names, backends) for dtype in DTYPES]
     return tasks

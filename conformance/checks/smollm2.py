@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 
 from conformance.cases.compare import Difference, bound, compare
+from conformance.cases.features import Feature
 from conformance.cases.inputs import DTYPES, Call
 from conformance.cases.real_data import king_james, smollm2_file
-from conformance.cases.table import Case, Feature
+from conformance.cases.table import Case
 from conformance.checks.check import QUANTITIES, Check, verdict
 from conformance.checks.expected import Expected, layer_expected
 from conformance.mutants import TiledHeads

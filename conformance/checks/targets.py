@@ -83,7 +83,7 @@ def _gradient_check(case: Case, column: str, dtype: str, prepared: _Prepared, ri
     for name in got:
         # twice what an output may be off: a gradient goes through the roundings of two passes
         own = 2 * bound(dtype, error_of(plain[name], oracle[name]))
-        found = compare(got[name], oracle[name], dtype, 1e-11 if dtype == "float64" else own)
+        found = compare(got[name], oracle[name], dtype, 1e-11 if dtype == "float64" else own, exact_zeros=False)
         if found.reason:
             worst = Difference(found.error, f"of {name}: {found.reason}")
             break

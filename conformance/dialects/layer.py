@@ -54,7 +54,8 @@ class DialectLayer:
 
     def __call__(
         self, query: Array, key: Array | None = None, value: Array | None = None, mask: Array | None = None, *,
-        positions: Any = None, key_positions: Any = None, offset: Any = None, need_weights: bool = True,
+        positions: Any = None, key_positions: Any = None, offset: Any = None, rope_length: int | None = None,
+        need_weights: bool = True,
     ) -> tuple[Array, Array | None]:  # fmt: skip
         c = self.config
         if self.does("argument order") == "query, value, key":
@@ -63,13 +64,14 @@ class DialectLayer:
         value = key if value is None else value
         (B, T), S = query.shape[:2], key.shape[1]
         start = np.asarray(self._start(T, S, offset))[..., None]
+        length = S if rope_length is None else rope_length
         q_places = self._places(positions, start + np.arange(T)) + self._first()
         k_places = self._places(key_positions, np.arange(S))
-        q = self._prepared(self._projected("q_proj", query, c.num_heads), "q", q_places, S)
-        k = self._prepared(self._projected("k_proj", key, c.num_kv_heads), "k", k_places, S)
+        q = self._prepared(self._projected("q_proj", query, c.num_heads), "q", q_places, length)
+        k = self._prepared(self._projected("k_proj", key, c.num_kv_heads), "k", k_places, length)
         v = self._projected("v_proj", value, c.num_kv_heads)
         if self.does("RoPE rotates") == "values too" and c.v_head_dim == c.head_dim:
-            v = self._turned(v, "v", k_places, S)
+            v = self._turned(v, "v", k_places, length)
         context, weights = DialectKernel(self.dialect)(
             q, k, v, mask, causal=c.causal, window=c.window, chunk=c.chunk, offset=offset, scale=c.scale,
             softcap=c.softcap, sinks=self.weights.get("sinks"), need_weights=need_weights,

@@ -22,6 +22,7 @@ from conformance.reference.layer import ReferenceLayer
 from conformance.reference.rope import ReferenceRope
 
 Array = np.ndarray
+FEW = 20_000  # pairs of a query and a key that five loops of Python go over in 0.05 s
 BASELINES: dict[str, type] = {
     "kernel": ReferenceKernel,
     "layer": ReferenceLayer,
@@ -78,6 +79,8 @@ def kernel_references() -> dict[str, Reference]:
     attention = gqa_numpy.grouped_query_attention
     found: dict[str, Reference] = {}
     for case in kernel_cases():
+        if case.pairs > FEW:
+            continue
         call = inputs.kernel_call(case, "float64")
         found[case.name] = (case, call, attention(*call.arguments, **call.keywords))
     return found
@@ -98,10 +101,10 @@ def layer_references() -> dict[str, Reference]:
 
 @cache
 def gradient_references() -> dict[str, tuple[inputs.Call, Array, dict[str, Array]]]:
-    """As the kernel's, without poison, which the reference would differentiate."""
+    """As the kernel's, without poison, which the reference would differentiate, and masks whose gradient is rounded."""
     found: dict[str, Any] = {}
     for case in kernel_cases():
-        if case.feature.mask != "poisoned padding":
+        if not case.feature.poison and case.feature.mask != "float16 per row" and case.pairs <= FEW:
             call = inputs.kernel_call(case, "float64")
             context, vjp = gqa_numpy.grouped_query_attention_vjp(*call.arguments, **call.keywords)
             d_context = np.random.default_rng(len(found)).normal(size=context.shape)
@@ -134,13 +137,13 @@ def _cache_differs(mutant: Any, case: cache_cases.CacheCase) -> bool:
 def _gradients_differ(mutant: type, reference: tuple[inputs.Call, Array, dict[str, Array]]) -> bool:
     call, d_context, expected = reference
     found = mutant()(d_context, *call.arguments, **call.keywords)
-    return found.keys() != expected.keys() or _differ(
-        [found[name] for name in expected], list(expected.values()), allowed=1e-11
+    return found.keys() != expected.keys() or any(
+        compare(found[name], expected[name], "float64", 1e-11, exact_zeros=False).reason for name in expected
     )
 
 
-def _differ(got: Any, expected: Any, allowed: float = 1e-12) -> bool:
-    return any(compare(g, e, "float64", allowed).reason for g, e in zip(got, expected, strict=True))
+def _differ(got: Any, expected: Any) -> bool:
+    return any(compare(g, e, "float64", 1e-12).reason for g, e in zip(got, expected, strict=True))
 
 
 _FAMILIES: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[Any, Any], bool]]] = {

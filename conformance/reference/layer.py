@@ -86,6 +86,7 @@ class ReferenceLayer:
         positions: Any = None,
         key_positions: Any = None,
         offset: Any = None,
+        rope_length: int | None = None,
     ) -> tuple[Array, Array]:
         c = self.config
         key = query if key is None else key
@@ -94,7 +95,7 @@ class ReferenceLayer:
         starts = np.broadcast_to(S - T if offset is None else offset, (B,))
         q_places = np.broadcast_to(starts[:, None] + np.arange(T) if positions is None else positions, (B, T))
         k_places = np.broadcast_to(np.arange(S) if key_positions is None else key_positions, (B, S))
-        q, k, v = self.heads(query, key, value, q_places, k_places, S)
+        q, k, v = self.heads(query, key, value, q_places, k_places, S if rope_length is None else rope_length)
         context, weights = self.attended(q, k, v, mask, offset=offset, chunk=c.chunk)
         return self.joined(context), weights
 

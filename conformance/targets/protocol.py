@@ -72,7 +72,7 @@ def fit(case: Case, limits: Limits, *, layer: bool) -> Case:
     fitted = replace(case, config=replace(config, **always, **sizes))
     if not layer or limits.cross or feature.square:
         return fitted
-    if feature.long_queries or feature.mask == "poisoned padding":
+    if feature.long_queries or feature.poison:
         raise Unsupported("self-attention only")
     alone = replace(fitted.config, kv_dim=fitted.config.embed_dim)
     return replace(fitted, config=alone, feature=replace(feature, square=True), S=case.T)

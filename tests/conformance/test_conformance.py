@@ -5,7 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from conformance.cases.table import GROUPINGS, cases, kernel_cases
+from conformance.cases.table import FEATURE, GROUPINGS, KERNEL_ROWS, SIZED, cases, kernel_cases, layer_cases
 from conformance.checks import run
 from conformance.report.tables import counts, pair
 from gqa import app
@@ -34,12 +34,31 @@ def test_the_table_has_the_groupings_that_it_promises():
     pairs = {(g.num_heads, g.num_kv_heads) for g in GROUPINGS}
     assert len(pairs) == len(GROUPINGS) >= 40
     assert all(K != N // K for N, K in pairs)
-    names = [case.name for case in cases()]
-    assert len(set(names)) == len(names)
+    for every in (list(cases()), kernel_cases(), layer_cases()):
+        names = [case.name for case in every]
+        assert len(set(names)) == len(names)
+    assert len({feature.name for feature in SIZED}) == len(SIZED)
+    assert {case.feature.name for case in (*kernel_cases(), *layer_cases())} == FEATURE.keys()
+
+
+def test_the_sizes_are_those_of_real_models_and_around_the_blocks_of_real_kernels():
+    every = [*kernel_cases(), *layer_cases()]
+    assert {case.config.head_dim for case in every} >= {8, 64, 72, 80, 96, 128, 256, 33}
+    assert {case.config.group_size for case in every} >= {1, 3, 4, 5, 7, 8, 16}
+    assert any(case.config.v_head_dim > case.config.head_dim for case in every)
+    assert any(case.B == case.config.num_kv_heads > 1 for case in every)
+    assert {case.T for case in every} >= {1, 2, 3, 63, 64, 65, 128, 260, 1024, 1027, 2051}
+    assert {case.S for case in every} >= {1, 64, 192, 260, 515, 600, 1024, 2051, 32771}
+    one_query = {case.feature.name for case in kernel_cases() if case.T == 1}
+    assert one_query >= {case.feature.name for case in kernel_cases() if case.grouping == "MQA 5"} - {
+        "causal, more queries than keys"
+    }
 
 
 def test_every_axis_has_its_own_size():
-    for case in [*cases(), *kernel_cases()]:
+    for case in [*cases(), *(case for case in kernel_cases() if case.grouping in KERNEL_ROWS)]:
+        if case.feature.given == "query, value":  # its key is the query
+            continue
         c = case.config
         heads = {c.num_heads, c.num_kv_heads, c.group_size}  # of which MHA and MQA have two, by their nature
         sizes = [case.B, case.T, c.head_dim]

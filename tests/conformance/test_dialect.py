@@ -84,6 +84,8 @@ def test_two_alternatives_at_once_are_both_named(names):
 def test_without_a_dialect_the_kernel_is_the_oracle(dtype):
     allowed = 1e-12 if dtype == "float64" else 4 * EPSILON[dtype]
     for case in kernel_cases():
+        if case.grouping not in KERNEL_ROWS:
+            continue
         call = inputs.kernel_call(case, dtype)
         expected = gqa_numpy.grouped_query_attention(*call.arguments, **call.keywords)
         for got, oracle in zip(DialectKernel()(*call.arguments, **call.keywords), expected, strict=True):

@@ -15,7 +15,7 @@ ORDER = ("scores", "capped", "masked", "weights", "context")
 ONE_GROUPING = [name for name in CASES if name.startswith(ALL_FEATURES)]
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.pairs < 300_000])
 def test_the_oracle_agrees_with_five_loops(name):
     call = inputs.kernel_call(CASES[name], "float64")
     expected = ReferenceKernel()(*call.arguments, **call.keywords)

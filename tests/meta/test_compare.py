@@ -31,6 +31,12 @@ def test_it_says_what_differs(got, reason):
     assert compare(got, REFERENCE, "float64", 1e-12).reason == reason
 
 
+def test_the_zero_of_a_gradient_and_a_weight_that_underflows_are_values_like_others():
+    assert compare(changed((0, 0), 1e-16), REFERENCE, "float64", 1e-12, exact_zeros=False).reason == ""
+    assert compare(changed((0, 0), 1e-11), REFERENCE, "float64", 1e-12, exact_zeros=False).reason != ""
+    assert compare(changed((0, 0), 1e-310), REFERENCE, "float64", 1e-12).reason == ""
+
+
 def test_errors_are_relative_to_the_largest_value():
     assert error_of(np.array([1.0, 102.0]), np.array([1.0, 100.0])) == pytest.approx(0.02)
 
