@@ -24,9 +24,9 @@ def changed(
         case "equal scores":  # of all keys for the first query, of neighbours for the others
             query[:, :, 0] = 0
             return query, key[:, :, np.arange(S) // 2 * 2], value
-        case "scores that grow" | "scores that fall":  # by 0.3 for each key
+        case "scores that grow" | "scores that fall":  # by 30 from the first key to the last
             direction = rng.choice([-1.0, 1.0], size=H)
-            steps = 0.3 * np.arange(S) if kind == "scores that grow" else -0.3 * np.arange(S)
+            steps = np.linspace(0, 30, S) if kind == "scores that grow" else np.linspace(30, 0, S)
             queries = direction + 0.1 * query
             return queries, 0.3 * key + (steps * H**-0.5)[:, None] * direction, value
         case "one key for each query":

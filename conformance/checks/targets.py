@@ -138,8 +138,10 @@ def _prepare_class(case: Case, dtype: str, target: TargetClass) -> _Prepared:
         ours, oracle = in_dtype(call, kind), Backend("numpy").layer(case.config, kind)
         oracle.load({name: x.astype(inputs.DTYPES[kind]) for name, x in weights.items()})
         found = oracle.module.vjp(*ours.arguments, **ours.keywords)[1](d_output.astype(inputs.DTYPES[kind]))
-        if call.value is None:  # a query that is key and value too gets the sum of all three
-            found["query"] = found["query"] + found["key"] + found["value"]
+        if call.value is None:  # a value that defaults to the key sends it its gradient, and so does a key
+            found["key"] = found["key"] + found["value"]
+        if call.key is None:
+            found["query"] = found["query"] + found["key"]
         return found
 
     return _Prepared(

@@ -16,7 +16,12 @@ from conformance.targets.protocol import Unsupported, refusing
 
 # Its own switch against compiling what is not compiled: each new shape would cost a second.
 flex_module._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = True
-REFUSALS = ("No available kernel", "should not be set when is_causal", "must match the size of tensor")
+REFUSALS = (
+    "No available kernel",
+    "should not be set when is_causal",
+    "must match the size of tensor",
+    "Expected attn_mask dtype",
+)
 
 
 def sdpa(
