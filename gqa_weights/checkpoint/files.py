@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import mmap
 import os
 import stat
@@ -51,6 +52,21 @@ def is_file(path: Path, *, within: Path | None = None) -> bool:
 def _inside(target: Path, folder: Path) -> bool:
     blobs = folder.parent.parent / "blobs"
     return target.is_relative_to(folder) or (folder.parent.name == "snapshots" and target.is_relative_to(blobs))
+
+
+class _Raw(io.FileIO):
+    def __del__(self) -> None:
+        self.close()
+
+
+class _KeptOpen(io.BufferedReader):
+    def __del__(self) -> None:
+        self.close()
+
+
+def kept_open(path: Path) -> BinaryIO:
+    """A file that later reads come from, whatever has its name by then. It is closed when nothing refers to it."""
+    return _KeptOpen(_Raw(path))
 
 
 def mapped(file: BinaryIO, start: int, nbytes: int) -> Array:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from gqa_weights.checkpoint.files import mapped, viewed
+from gqa_weights.checkpoint.files import kept_open, mapped, viewed
 from gqa_weights.checkpoint.tensors import Array, Contents, Entry, TensorInfo, refuse
 
 MOST_TENSORS = 2**17  # in a file; the package keeps about a kilobyte of each
@@ -24,7 +24,7 @@ def read(path: Path) -> Contents:
     with np.errstate(all="ignore"):
         reader = reader_class(path)
     _no_overlap(path, reader.tensors)
-    file = path.open("rb")  # kept open: what is read later comes from this file, whatever has its name by then
+    file = kept_open(path)
     entries = {tensor.name: _entry(path, file, tensor, reader.byte_order) for tensor in reader.tensors}
     return Contents("gguf", entries, reader.values)
 

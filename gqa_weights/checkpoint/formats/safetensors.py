@@ -12,7 +12,7 @@ import numpy as np
 
 from gqa_weights.checkpoint import json_files as settings
 from gqa_weights.checkpoint.atomic import sync
-from gqa_weights.checkpoint.files import mapped, viewed
+from gqa_weights.checkpoint.files import kept_open, mapped, viewed
 from gqa_weights.checkpoint.job import Job, Tensor, write_json, write_settings
 from gqa_weights.checkpoint.tensors import Array, Contents, Entry, TensorInfo
 
@@ -29,7 +29,7 @@ CODES = {name: code for code, name in NAMES.items()}
 def read(path: Path) -> Contents:
     from safetensors import safe_open
 
-    file = path.open("rb")  # kept open: what is read later comes from this file, whatever has its name by then
+    file = kept_open(path)
     length = int.from_bytes(file.read(8), "little")
     settings.check_size(length, settings.INDEX_LIMIT)
     safe_open(path, framework="np")  # raises unless header, sizes and offsets are consistent with each other

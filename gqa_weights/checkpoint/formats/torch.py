@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from gqa_weights.checkpoint.files import mapped, viewed
+from gqa_weights.checkpoint.files import kept_open, mapped, viewed
 from gqa_weights.checkpoint.tensors import Array, Contents, Entry, TensorInfo, dtype_known, refuse
 
 NESTED = ("state_dict", "model_state_dict", "model")
@@ -60,7 +60,7 @@ class _Record(NamedTuple):
 def read(path: Path) -> Contents:
     if not zipfile.is_zipfile(path):
         raise refuse(path, None, "not the archive that torch.save writes since PyTorch 1.6: load and save it again")
-    file = path.open("rb")  # kept open: what is read later comes from this file, whatever has its name by then
+    file = kept_open(path)
     with zipfile.ZipFile(path) as archive:
         members = {member.filename: member for member in archive.infolist()}
         packed = [name for name, member in members.items() if member.compress_type != zipfile.ZIP_STORED]
