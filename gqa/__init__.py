@@ -6,10 +6,10 @@ found.
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any
 
-__version__ = version("gqa")
+from gqa.version import __version__
+
 __all__ = ["__version__", "app"]
 
 

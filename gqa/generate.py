@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import typer
 
-from gqa.common import one_sentence
-from gqa_spec import checks
-from gqa_spec.generation import Sampling
-from gqa_weights.checkpoint import open_checkpoint
-from gqa_weights.families import read_config
-from gqa_weights.tokenizer import Tokenizer, read_tokenizer
+from gqa.errors import one_sentence
+from gqa.options import Backend
 
-Backend = Literal["numpy", "torch", "jax"]
+if TYPE_CHECKING:
+    from gqa_spec.generation import Sampling
+    from gqa_weights.tokenizer import Tokenizer
+
 Dtype = Literal["float32", "float16", "bfloat16", "float64"]
-PACKAGES = {"numpy": ("numpy",), "torch": ("torch",), "jax": ("jax", "flax")}
 
 
 def generate(
     path: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="A Hugging Face folder or a GGUF file.")],
     prompt: Annotated[str, typer.Argument(help="The text to continue.")],
-    backend: Annotated[Backend, typer.Option(help="Which backend computes.")] = "torch",
+    backend: Backend = None,
     dtype: Annotated[Dtype, typer.Option(help="What it computes in.")] = "float32",
     max_new_tokens: Annotated[int, typer.Option(help="Stop after so many, at the latest.")] = 128,
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token.")] = 0.0,
@@ -35,23 +32,45 @@ def generate(
     top_p: Annotated[float | None, typer.Option(help="Sample from the fewest that reach this probability.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same text again, with any backend.")] = None,
 ) -> None:
-    """Continue a prompt with the checkpoint's own tokenizer, and tell how fast. Exit code 2 for bad input."""
+    """Continue a prompt with the checkpoint's own tokenizer, and say how fast. Exit code 2 for bad input."""
     with one_sentence():
+        from gqa.backends import backend_name
+        from gqa_spec import checks
+        from gqa_spec.generation import Sampling
+
         checks.integer("max_new_tokens", max_new_tokens, at_least=1)
-        Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-        transformer = _transformer(backend)
-        checkpoint = open_checkpoint(path)
-        tokenizer = read_tokenizer(checkpoint)
-        tokens = tokenizer.encode(prompt) if prompt else []
-        checks.prompts([tokens], read_config(checkpoint), max_new_tokens)
-        model = transformer.from_checkpoint(checkpoint, _dtype(backend, dtype))
-        uniforms = np.random.default_rng(seed).random((1, max_new_tokens))
-        typer.echo(prompt, nl=False)
-        printer = _Printer(tokenizer)
-        model.generate(
-            [tokens], max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            stop_tokens=tokenizer.stop_tokens, uniforms=uniforms, callback=printer,
-        )  # fmt: skip
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+        _continue(path, prompt, backend_name(backend), dtype, max_new_tokens, sampling, seed)
+
+
+def _continue(
+    path: Path, prompt: str, backend: str, dtype: Dtype, max_new_tokens: int, sampling: Sampling, seed: int | None
+) -> None:
+    import numpy as np
+
+    from gqa_spec import checks
+    from gqa_weights.checkpoint import open_checkpoint
+    from gqa_weights.families import read_config
+    from gqa_weights.tokenizer import read_tokenizer
+
+    transformer = import_module(f"gqa_{backend}").Transformer
+    checkpoint = open_checkpoint(path)
+    tokenizer = read_tokenizer(checkpoint)
+    tokens = tokenizer.encode(prompt) if prompt else []
+    checks.prompts([tokens], read_config(checkpoint), max_new_tokens)
+    model = transformer.from_checkpoint(checkpoint, _dtype(backend, dtype))
+    typer.echo(prompt, nl=False)
+    printer = _Printer(tokenizer)
+    model.generate(
+        [tokens],
+        max_new_tokens,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        stop_tokens=tokenizer.stop_tokens,
+        uniforms=np.random.default_rng(seed).random((1, max_new_tokens)),
+        callback=printer,
+    )
     typer.echo(f"\n{printer.summary(len(tokens), backend)}", err=True)
 
 
@@ -69,21 +88,12 @@ class _Printer:
 
     def summary(self, prompt_tokens: int, backend: str) -> str:
         """The median step, since the first ones may compile."""
-        steps = np.diff(self._times).tolist()
+        steps = [later - earlier for earlier, later in pairwise(self._times)]
         first = f"{prompt_tokens} tokens read in {steps[0]:.2f} s"
         if len(steps) == 1:
             return f"gqa_{backend}: {first}, 1 written"
         return f"gqa_{backend}: {first}, {len(steps)} written at {1 / median(steps[1:]):.1f} tokens per second"
 
 
-def _transformer(backend: Backend) -> Any:
-    missing = [package for package in PACKAGES[backend] if find_spec(package) is None]
-    if missing:
-        raise ValueError(
-            f"--backend {backend}: {' and '.join(missing)} not installed, see pip install 'gqa[{backend}]'"
-        )
-    return import_module(f"gqa_{backend}").Transformer
-
-
-def _dtype(backend: Backend, dtype: Dtype) -> Any:
+def _dtype(backend: str, dtype: Dtype) -> Any:
     return getattr(import_module("torch"), dtype) if backend == "torch" else dtype

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
@@ -10,5 +11,15 @@ Arrays = Annotated[
     Literal["numpy", "torch", "jax"] | None,
     typer.Option(help="The arrays that the target takes, where it is not a torch or flax module."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Write the result as JSON; - for stdout, without a table.")
+]
+Backend = Annotated[
+    str | None, typer.Option(help="Which backend computes: torch, jax or numpy; the first of them that is installed.")
+]
+Backends = Annotated[
+    list[str] | None,
+    typer.Option("--backend", help="Which backend computes: numpy, torch or jax. Twice: the first for A, then for B."),
+]
+TimeLimit = Annotated[float | None, typer.Option(help="Seconds that a target may take for one case. [default: 30]")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite what is at DEST.")]

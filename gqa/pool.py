@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from gqa.common import one_sentence
+from gqa.errors import one_sentence
 from gqa.options import Force, Json
-from gqa.port import report, write_with_bar
-from gqa_weights.port import plan_expanded, plan_pooled
-
-Source = Annotated[Path, typer.Argument(help="A checkpoint: a file or a folder.")]
-Dest = Annotated[Path, typer.Argument(help="A folder, or a file .safetensors or .npz; one that exists needs --force.")]
+from gqa.port import Dest, Source, write_planned
 
 
 def pool(
@@ -23,15 +18,17 @@ def pool(
     method: Annotated[
         Literal["mean", "first", "random"], typer.Option(help="What replaces a group of KV heads.")
     ] = "mean",
-    seed: Annotated[int, typer.Option(help="For --method random.")] = 0,
+    seed: Annotated[int | None, typer.Option(help="For --method random; 0 unless given.")] = None,
     force: Force = False,
-    json: Json = False,
+    json: Json = None,
 ) -> None:
     """Turn multi-head into grouped-query attention by pooling KV heads. Lossy: the result needs further training."""
     with one_sentence():
-        planned = plan_pooled(source, num_kv_heads, method, seed)
-        write_with_bar(planned, dest, force, "pool")
-    report(planned, dest, json)
+        if seed is not None and method != "random":
+            raise ValueError(f"--seed: applies to --method random alone, got --method {method}")
+        from gqa_weights.port import plan_pooled
+
+        write_planned(lambda: plan_pooled(source, num_kv_heads, method, seed or 0), dest, force, json, "pool")
 
 
 def expand(
@@ -39,10 +36,10 @@ def expand(
     dest: Dest,
     num_kv_heads: Annotated[int | None, typer.Option(help="KV heads afterwards; num_heads unless given.")] = None,
     force: Force = False,
-    json: Json = False,
+    json: Json = None,
 ) -> None:
     """Turn grouped-query into multi-head attention by repeating KV heads. Lossless."""
     with one_sentence():
-        planned = plan_expanded(source, num_kv_heads)
-        write_with_bar(planned, dest, force, "expand")
-    report(planned, dest, json)
+        from gqa_weights.port import plan_expanded
+
+        write_planned(lambda: plan_expanded(source, num_kv_heads), dest, force, json, "expand")

@@ -5,96 +5,94 @@ from __future__ import annotations
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from conformance.targets import BACKENDS
-from conformance.targets.frameworks import available
-from conformance.trace import models
-from gqa.common import one_sentence, print_json, progress
-from gqa.options import Json
-from gqa_weights.port import open_model
+from gqa.errors import one_sentence
+from gqa.options import Backends, Json
+from gqa.outputs import STDOUT, check_files, list_written, write_json
 
-ROWS = 12  # of the table: where everything differs, the first differences say why
+if TYPE_CHECKING:
+    from conformance.trace.models import Verdict
+
+ROWS = 5  # on the screen: where everything differs, the first differences say why
 
 
 def verify(
     a: Annotated[Path, typer.Argument(help="A checkpoint: a file or a folder.")],
     b: Annotated[Path, typer.Argument(help="Another one of the same model.")],
-    backends: Annotated[str, typer.Option(help="Which backend runs A and which runs B: numpy, torch, jax.")] = "",
+    backend: Backends = None,
     dtype: Annotated[Literal["float64", "float32"], typer.Option(help="What both compute in.")] = "float64",
-    json: Json = False,
+    json: Json = None,
 ) -> None:
     """Run the attention of two checkpoints layer by layer in two backends, and name the first stage that differs.
 
     Exit code 1 on any difference, 2 where a checkpoint cannot be read.
     """
     with one_sentence():
-        pair = _backends(backends)
-        pair_of_models = open_model(a), open_model(b)
-        columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-        with progress(*columns) as bars:
-            bar = bars.add_task("layers", total=models.steps(*pair_of_models))
-            compared = models.verify(
-                *pair_of_models, backends=pair, dtype=dtype, done=lambda size: bars.update(bar, advance=size)
-            )
-            verdicts = list(compared)
-    if json:
-        print_json(_as_json(verdicts, pair, dtype))
-    else:
-        _print(verdicts, f"A {a} in gqa_{pair[0]}, B {b} in gqa_{pair[1]}, {dtype}")
+        check_files({"--json": json})
+        from gqa.backends import two_backends
+
+        pair = two_backends(backend or [])
+        verdicts = _verdicts(a, b, pair, dtype)
+        if json != STDOUT:
+            _print(verdicts, (str(a), str(b)), pair, dtype)
+        if json is not None:
+            write_json(json, _as_json(verdicts, pair, dtype))
+        list_written(json)
     raise typer.Exit(0 if all(verdict.same for verdict in verdicts) else 1)
 
 
-def _backends(given: str) -> tuple[str, str]:
-    """Two installed backends; NumPy and PyTorch unless given, or NumPy and JAX where PyTorch is not installed."""
-    installed = [backend for backend in BACKENDS if available(backend)]
-    pair = tuple(given.split(",")) if given else tuple([*installed, "numpy"][:2])
-    for backend in pair:
-        if backend not in installed:
-            known = backend in BACKENDS
-            raise ValueError(
-                f"--backends: {backend} is not installed" if known else f"--backends: {backend!r} is not a backend"
-            )
-    if len(pair) != 2:
-        raise ValueError(f"--backends: expected two of {', '.join(BACKENDS)} with a comma between, got {given!r}")
-    return pair[0], pair[1]
+def _verdicts(a: Path, b: Path, pair: tuple[str, str], dtype: str) -> list[Verdict]:
+    from conformance.trace import models
+    from gqa.progress import counted
+    from gqa_weights.port import open_model
+
+    opened = open_model(a), open_model(b)
+    with counted("layers", models.steps(*opened)) as advance:
+        return list(models.verify(*opened, backends=pair, dtype=dtype, done=advance))
 
 
-def _print(verdicts: list[models.Verdict], title: str) -> None:
-    console = Console()
+def _print(verdicts: list[Verdict], names: tuple[str, str], backends: tuple[str, str], dtype: str) -> None:
+    """The verdict first, then the first places that differ."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from gqa.lines import Indented
+
+    console = Console(highlight=False)
     differing = [verdict for verdict in verdicts if not verdict.same]
-    whole = any(verdict.place == "settings" for verdict in verdicts)
-    layers = sum(verdict.place.startswith("layer ") for verdict in verdicts)
-    if differing:
-        table = Table(title=title, show_lines=True)
-        for column in ("where", "first stage that differs", "what is known"):
-            table.add_column(column, overflow="fold")
-        for verdict in differing[:ROWS]:
-            table.add_row(verdict.place, f"[red]{verdict.stage}[/]", verdict.reason)
-        console.print(table)
-        if len(differing) > ROWS:
-            console.print(f"and {len(differing) - ROWS} more, all in --json", highlight=False)
-        first = differing[0]
-        console.print(f"first difference: {first.place}, {first.stage}", highlight=False)
-        return
-    worst = max(verdict.error for verdict in verdicts)
-    console.print(title, highlight=False)
-    console.print(
-        f"[green]equal[/]: all stages of {layers} attention layers, at most {worst:.2g} of the largest value apart; "
-        + ("all other weights and settings too" if whole else "the rest of this family's models is not compared"),
-        highlight=False,
-    )
+    console.print(_equal(verdicts) if not differing else _different(differing, len(verdicts)))
+    for side, name, backend in zip("AB", names, backends, strict=True):
+        console.print(Text(f"{side} {name} in gqa_{backend}, {dtype}"))
+    for verdict in differing[:ROWS]:
+        console.print(Text(f"\n{verdict.place}, {verdict.stage}", style="red"))
+        console.print(Indented(verdict.reason))
     for verdict in verdicts:
         if verdict.place == "tensors not compared":
-            console.print(f"{verdict.place}: {verdict.reason}", highlight=False)
+            console.print(Indented(f"{verdict.place}: {verdict.reason}"))
+    if len(differing) > ROWS:
+        console.print(f"\nand {len(differing) - ROWS} more, all with --json FILE")
 
 
-def _as_json(verdicts: list[models.Verdict], backends: tuple[str, str], dtype: str) -> dict[str, Any]:
+def _equal(verdicts: list[Verdict]) -> str:
+    whole = any(verdict.place == "settings" for verdict in verdicts)
+    layers = sum(verdict.place.startswith("layer ") for verdict in verdicts)
+    worst = max(verdict.error for verdict in verdicts)
+    rest = "all other weights and settings too" if whole else "the rest of this family's models is not compared"
+    return (
+        f"[bold green]EQUAL[/]  all stages of {layers} attention layers, "
+        f"at most {worst:.2g} of the largest value apart; {rest}"
+    )
+
+
+def _different(differing: list[Verdict], total: int) -> str:
+    first = differing[0]
+    return f"[bold red]DIFFERS[/]  first difference: {first.place}, {first.stage}; {len(differing)} of {total} differ"
+
+
+def _as_json(verdicts: list[Verdict], backends: tuple[str, str], dtype: str) -> dict[str, Any]:
     rows = [{**asdict(v), "error": v.error if isfinite(v.error) else None, "same": v.same} for v in verdicts]
     differing = [row for row in rows if not row["same"]]
     return {

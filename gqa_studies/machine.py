@@ -36,7 +36,7 @@ class Limits:
         self.gigabytes_per_second = 1e-9 / statistics.median(self.seconds_to_read(1) for _ in range(PROBES))
         self.gigaflops = 1e-9 / statistics.median(self.seconds_to_multiply(1) for _ in range(PROBES))
 
-    def seconds_to_read(self, count: int) -> float:
+    def seconds_to_read(self, count: float) -> float:
         """How long `count` bytes take at the speed of the sum, which is measured anew."""
         return count * seconds(self._array.sum) / self._array.nbytes
 

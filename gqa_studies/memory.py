@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from gqa_spec import AttentionConfig, checks
@@ -77,14 +78,18 @@ class Need:
     longest: int | None
 
 
+def cache_bytes(attention: Sequence[AttentionConfig], length: int, *, batch_size: int = 1, element: float = 2) -> float:
+    """All layers' caches at `length` positions; a layer with a window holds no more than that. element: its bytes."""
+    return element * model_kv_cache_bytes(attention, length, batch_size=batch_size, bytes_per_element=1, rolling=True)
+
+
 def longest_context(
-    attention: Sequence[AttentionConfig], memory: float, *, batch_size: int = 1, element: int = 2
+    attention: Sequence[AttentionConfig], memory: float, *, batch_size: int = 1, element: float = 2
 ) -> int | None:
     """The most positions whose cache takes at most `memory` bytes; None if any number does."""
 
     def fits(length: int) -> bool:
-        needed = model_kv_cache_bytes(attention, length, batch_size=batch_size, bytes_per_element=element, rolling=True)
-        return needed <= memory
+        return cache_bytes(attention, length, batch_size=batch_size, element=element) <= memory
 
     if all(layer.window for layer in attention) and fits(max(layer.window or 0 for layer in attention)):
         return None
@@ -99,10 +104,10 @@ def longest_context(
 
 def need(
     name: str, attention: Sequence[AttentionConfig], max_length: int | None, memory: float, *, batch_size: int = 1,
-    element: int = 2,
+    element: float = 2,
 ) -> Need:  # fmt: skip
-    def size(layers: Sequence[AttentionConfig], length: int) -> int:
-        return model_kv_cache_bytes(layers, length, batch_size=batch_size, bytes_per_element=element, rolling=True)
+    def size(layers: Sequence[AttentionConfig], length: int) -> float:
+        return cache_bytes(layers, length, batch_size=batch_size, element=element)
 
     endless = [layer for layer in attention if layer.window is None]
     return Need(
@@ -127,7 +132,10 @@ def models(names: Sequence[str]) -> Mapping[str, tuple[tuple[AttentionConfig, ..
         elif Path(name).exists():
             found[Path(name).name] = _checkpoint(name)
         else:
-            raise ValueError(f"model: expected a checkpoint's path or one of {', '.join(PUBLISHED)}, got {name!r}")
+            nearest = get_close_matches(name.lower(), lower, n=1)
+            hint = f"; did you mean {lower[nearest[0]]}?" if nearest else ""
+            listed = ", ".join(PUBLISHED)
+            raise ValueError(f"--model: expected a checkpoint's path or one of {listed}, got {name!r}{hint}")
     return found
 
 

@@ -108,7 +108,7 @@ class Contenders:
             self._decoders[name] = _decoder(name, load(name, self.path))
         return self._decoders[name]
 
-    def bytes_per_token(self) -> int:
+    def bytes_per_token(self) -> float:
         """What decoding must read: every weight once, and the keys and values so far. An embedding that is not tied is
         not read but for one row."""
         config, length = self.config, len(PROMPT) + TOKENS // 2

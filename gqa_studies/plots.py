@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from matplotlib.figure import Figure
 
 from gqa_studies.memory import LENGTHS, Need, Saving, savings
+from gqa_studies.memory_choices import Choice
 
 if TYPE_CHECKING:  # these modules load torch, which a figure of memory does without
     from gqa_studies.model_speed import Figure as ModelFigure
@@ -73,7 +74,29 @@ def memory_models(needs: Sequence[Need]) -> Figure:
         axes.text(each.kibibytes_per_token, place, f" {each.kibibytes_per_token:g}", va="center", fontsize=8)
     axes.set(xlabel="KiB of cache per token", title="What one token costs")
     axes.margins(x=0.08, y=0.01)
-    axes.legend(frameon=False, loc="lower right")
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)  # inside, it would cover bars
+    return figure
+
+
+def memory_choices(choices: Sequence[Choice], model: str) -> Figure:
+    """The cache for each number of KV heads, and the batch that fits."""
+    figure, (sizes, batches) = _panels(2)
+    names = [f"{each.variant}\nK = {each.num_kv_heads}" for each in choices]
+    tokens, rows = choices[0].context, choices[0].batch_size
+    bars = sizes.bar(names, [each.gibibytes for each in choices], color=COLOURS[1])
+    sizes.bar_label(bars, [f"{each.gibibytes:.3g}" for each in choices])
+    sizes.set(ylabel="GiB of cache", title=f"{model}: {rows} x {tokens:,} tokens")
+    bars = batches.bar(names, [each.largest_batch for each in choices], color=COLOURS[2])
+    batches.bar_label(bars, [f"{each.largest_batch:,}" for each in choices])
+    batches.set(ylabel="rows that fit", title=f"Largest batch of {tokens:,} tokens")
+    for axes in (sizes, batches):
+        axes.margins(y=0.12)
+    return figure
+
+
+def marked(figure: Figure, note: str) -> Figure:
+    """The figure with a note across it, for figures that nobody may read as results."""
+    figure.text(0.5, 0.5, note, ha="center", va="center", rotation=15, fontsize=26, color="#b5413a", alpha=0.6)
     return figure
 
 

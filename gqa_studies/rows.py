@@ -1,9 +1,8 @@
-"""The rows of a study, as a CSV file and as JSON."""
+"""The rows of a study, and as a CSV file."""
 
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +21,3 @@ def write_csv(path: Path, rows: Rows) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else [])
         writer.writeheader()
         writer.writerows(rows)
-
-
-def write_json(path: Path, **found: Any) -> None:
-    path.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")

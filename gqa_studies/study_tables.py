@@ -107,6 +107,22 @@ MEMORY_MODELS: Columns = {
     "MiB\nthere": field("mebibytes_at_max_length", ",.0f"),
     "tokens\nthat fit": field("longest", ",d", none="any"),
 }
+
+
+def memory_choices(context: int, batch_size: int) -> Columns:
+    """Columns for one model with each number of KV heads."""
+    rows = "row" if batch_size == 1 else f"{batch_size} rows"
+    return {
+        "variant": field("variant"),
+        "K": field("num_kv_heads"),
+        "KiB per\ntoken": field("kibibytes_per_token", "g"),
+        f"GiB: {rows} of\n{context:,} tokens": field("gibibytes", ",.3g"),
+        "saved": field("saved", ".1%"),
+        f"rows that fit,\n{context:,} tokens": field("largest_batch", ",d"),
+        f"tokens that fit,\n{rows}": field("longest_context", ",d", none="any"),
+    }
+
+
 PERPLEXITY: Columns = {
     "K": field("num_kv_heads"),
     "seeds": field("seeds"),

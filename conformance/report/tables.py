@@ -5,11 +5,12 @@ from __future__ import annotations
 import platform
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from rich import box
 from rich.table import Table
 from rich.text import Text
 
@@ -18,6 +19,8 @@ from conformance.checks.check import GRADIENTS, Check
 from conformance.dialects.conventions import CONVENTION
 from conformance.mutants.run import MutantResult
 
+WIDTH, CELL = 80, 14
+CAPTION = "worst error in roundings (eps) of the dtype; (-n): n checks not supported, -: none is"
 PACKAGES = ("numpy", "torch", "jax", "flax", "transformers")
 
 
@@ -35,50 +38,54 @@ def pair(column: str) -> str:
     return " ~ ".join(sorted(names.split(" to "))) + f"\n{dtype}"
 
 
-def matrix(checks: list[Check], title: str) -> Table:
-    """Rows: groupings. Columns: pairs. Each cell: the worst error in units of the dtype's epsilon, and the verdict."""
+def matrices(checks: list[Check], title: str) -> Iterator[Table]:
+    """Rows: groupings. Columns: pairs, as many to a table as fit 80 columns. Each cell: the worst error, or how many
+    checks failed.
+    """
     cells: dict[tuple[str, str], list[Check]] = defaultdict(list)
     for check in checks:
         cells[check.row, pair(check.column)].append(check)
-    rows = list(dict.fromkeys(check.row for check in checks))
     columns = list(dict.fromkeys(pair(check.column) for check in checks))
-    table = Table(title=title, caption="worst error in units of the dtype's epsilon, relative to the largest value")
-    table.add_column("")
-    for column in columns:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(row, *(_cell(cells.get((row, column), [])) for column in columns))
-    return table
+    widest = max((len(check.row) for check in checks), default=0)
+    fit = max((WIDTH - widest - 3) // (max((len(c.partition("\n")[0]) for c in columns), default=CELL) + 2), 1)
+    for start in range(0, len(columns), fit):
+        shown = columns[start : start + fit]
+        table = Table(title=title, caption=CAPTION, box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("", no_wrap=True)
+        for column in shown:
+            table.add_column(column, justify="right", no_wrap=True)
+        for row in dict.fromkeys(check.row for check in checks):
+            if any((row, column) in cells for column in shown):
+                table.add_row(row, *(_cell(cells.get((row, column), [])) for column in shown))
+        yield table
 
 
 def _cell(checks: list[Check]) -> str:
     counted = counts(checks)
     worst = max((check.error for check in checks if check.verdict != "unsupported"), default=0.0)
     if counted["fail"]:
-        return f"[bold red]{worst:.3g} FAIL {counted['fail']}/{len(checks)}[/]"
+        return f"[bold red]{counted['fail']}/{len(checks)} failed[/]"
     if counted["unsupported"] == len(checks):
-        return "[yellow]unsupported[/]" if checks else ""
+        return "[yellow]-[/]" if checks else ""
     note = f" [yellow](-{counted['unsupported']})[/]" if counted["unsupported"] else ""
-    return f"[green]{worst:.2f} pass[/]{note}"
+    return f"[green]{worst:.1f}[/]{note}"
 
 
 def targets(checks: dict[str, list[Check]]) -> Table:
-    """One row per target: what it passed, and what reproduces the rest, each name with the checks it has a part in."""
-    table = Table(title="Targets")
-    for name in ("target", "pass", "fail", "unsupported", "its failures are reproduced by"):
-        table.add_column(name, overflow="fold")
+    """What reproduces the failures of each target, each name with the number of checks that it has a part in."""
+    table = Table(title="Causes", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("target", no_wrap=True)
+    table.add_column("its failures are reproduced by", overflow="fold")
     for name, found in checks.items():
-        counted = counts(found)
-        named = Counter(name for check in found if check.verdict == "fail" for name in _causes(check))
-        lines = [f"{cause} ({count})" for cause, count in named.most_common()]
-        table.add_row(name, *(str(counted[v]) for v in ("pass", "fail", "unsupported")), Text("\n".join(lines)))
+        named = Counter(name for check in found if check.verdict == "fail" for name in causes(check))
+        table.add_row(name, Text("\n".join(f"{cause} ({count})" for cause, count in named.most_common())))
     return table
 
 
 _BETWEEN = rf" \+ (?={'|'.join(map(re.escape, CONVENTION))}: )"  # a choice has a plus of its own: W + 1 keys
 
 
-def _causes(check: Check) -> list[str]:
+def causes(check: Check) -> list[str]:
     """The names in an explanation, or where there is none what kind of failure it is."""
     if check.explanation:
         return re.split(_BETWEEN, check.explanation)
@@ -87,78 +94,15 @@ def _causes(check: Check) -> list[str]:
     return [check.reason.partition(":")[0] if check.reason.startswith("raised") else "nothing named"]
 
 
-def failures(checks: list[Check]) -> Table:
-    table = Table(title="What failed", show_lines=False)
-    for name in ("case", "between", "quantity", "found", "reproduced by"):
-        table.add_column(name, overflow="fold")
+def failures(checks: list[Check]) -> Iterator[Text]:
+    """Each failed case once, with the dtypes and quantities that failed in the same way."""
+    alike: dict[tuple[str, str], list[Check]] = defaultdict(list)
     for check in checks:
         if check.verdict == "fail":
-            table.add_row(check.case, check.column, check.quantity, check.reason, check.explanation)
-    return table
-
-
-def mutant_table(results: list[MutantResult]) -> Table:
-    """Planted bugs, and the first case that catches each."""
-    table = Table(title="Planted bugs")
-    for name in ("family", "bug", "what is wrong", "caught by"):
-        table.add_column(name, overflow="fold")
-    for result in results:
-        first = result.caught_by[0] if result.caught_by else "[bold red]SURVIVED[/]"
-        table.add_row(result.family, result.bug, result.what, first)
-    return table
-
-
-def power(
-    results: list[MutantResult], elsewhere: Mapping[str, Mapping[str, tuple[str, ...]]], named: Mapping[str, str]
-) -> Table:
-    """How many cases catch each bug, here and in other projects' tests; elsewhere: suite -> bug -> tests that do;
-    named: bug -> what `gqa dialect` calls it.
-    """
-    table = Table(title="Planted bugs: how many cases catch each", caption="empty: not shown to that suite")
-    for name in ("family", "bug", "our cases", *elsewhere):
-        table.add_column(name, overflow="fold", justify="left" if name in ("family", "bug") else "right")
-    table.add_column("gqa dialect", overflow="fold")
-    for result in results:
-        others = [_caught(found.get(result.bug)) for found in elsewhere.values()]
-        table.add_row(
-            result.family,
-            result.bug,
-            f"{_caught(result.caught_by)} of {result.shown}",
-            *others,
-            named.get(result.bug, ""),
-        )
-    for family in dict.fromkeys(result.family for result in results):
-        rows = [result for result in results if result.family == family]
-        table.add_section()
-        table.add_row(
-            family, "bugs caught", _share([result.caught_by for result in rows]),
-            *(_share([found[result.bug] for result in rows if result.bug in found]) for found in elsewhere.values()),
-        )  # fmt: skip
-    return table
-
-
-def case_power(results: list[MutantResult]) -> Table:
-    """Which families of cases (the part of a name after the grouping) catch a bug, those first that few others do."""
-    table = Table(title="Cases: what they catch, first what few others catch")
-    for name in ("cases", "bugs", "caught by them and by few other families of cases"):
-        table.add_column(name, overflow="fold")
-    caught = {result.bug: {_family_of(case) for case in result.caught_by} for result in results}
-    for family in dict.fromkeys(case for cases in caught.values() for case in sorted(cases)):
-        bugs = sorted((bug for bug in caught if family in caught[bug]), key=lambda bug: len(caught[bug]))
-        table.add_row(family, str(len(bugs)), ", ".join(f"{bug} ({len(caught[bug])})" for bug in bugs[:3]))
-    return table
-
-
-def _family_of(case: str) -> str:
-    return case.split(" / ")[-1]
-
-
-def _caught(tests: tuple[str, ...] | None) -> str:
-    return "" if tests is None else str(len(tests)) if tests else "[bold red]0[/]"
-
-
-def _share(rows: list[tuple[str, ...]]) -> str:
-    return f"{sum(map(bool, rows))} of {len(rows)}" if rows else ""
+            alike[check.case, check.explanation].append(check)
+    for (case, explanation), found in alike.items():
+        yield Text.assemble((case, "bold"), f"  {explanation}" if explanation else "")
+        yield from (Text(f"  {check.column}, {check.quantity}: {check.reason}", style="dim") for check in found)
 
 
 def as_json(checks: list[Check], results: list[MutantResult], not_run: list[str]) -> dict[str, Any]:
@@ -168,7 +112,7 @@ def as_json(checks: list[Check], results: list[MutantResult], not_run: list[str]
         row["error"] = row["error"] if row["error"] < float("inf") else None
     return {
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: package_version(name) for name in PACKAGES},
         "counts": counts(checks),
         "left_out": not_run,
         "mutants": [asdict(result) for result in results],
@@ -176,7 +120,7 @@ def as_json(checks: list[Check], results: list[MutantResult], not_run: list[str]
     }
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -2,51 +2,69 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-from gqa.common import one_sentence
+from gqa.errors import one_sentence
+from gqa.outputs import check_folder
 from gqa.study.options import RESULTS, Folder
-from gqa.study.output import publish, refuse
-from gqa_studies import memory, study_tables
-from gqa_studies.published_models import PUBLISHED
-from gqa_studies.rows import as_rows
 
 
 def memory_study(
     model: Annotated[
         list[str] | None,
-        typer.Option(help="A known model or a checkpoint's path; may be given again. All known, if none."),
+        typer.Option(help="A published model or a checkpoint's path; may be given again. All published, if none."),
     ] = None,
-    gibibytes: Annotated[
-        float, typer.Option(help="How long a context fits this much memory, for the cache alone?")
-    ] = 16.0,
-    batch_size: Annotated[int, typer.Option(min=1)] = 1,
-    element: Annotated[int, typer.Option("--bytes", min=1, help="Bytes of a number in the models' caches.")] = 2,
+    layers: Annotated[int | None, typer.Option(help="Of a model of your own.  [default: 32]")] = None,
+    num_heads: Annotated[int | None, typer.Option(help="Query heads of a model of your own.  [default: 32]")] = None,
+    num_kv_heads: Annotated[
+        str | None, typer.Option(metavar="K,K,...", help="What-if: the KV heads to compare, as 32,8,4,1.")
+    ] = None,
+    head_dim: Annotated[int | None, typer.Option(help="Head size of your own model.  [default: 128]")] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens in the cache.  [default: the model's own, or 8192]")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Rows in the cache.")] = 1,
+    bytes_: Annotated[
+        float, typer.Option("--bytes", help="Bytes of a number in the cache; fractions too, 0.5 is 4 bits.")
+    ] = 2.0,
+    gibibytes: Annotated[float, typer.Option(help="Memory that is left for the cache, beside the weights.")] = 16.0,
     folder: Folder = RESULTS,
 ) -> None:
-    """What a KV cache takes: LLaMA-7B with fewer KV heads, and the models that people run. Arithmetic alone."""
-    console = Console()
-    if gibibytes <= 0:
-        refuse(f"gibibytes: expected more than 0, got {gibibytes:g}")
+    """What a KV cache takes, and the batch and context that fit, for each number of KV heads. Arithmetic alone.
+
+    With --num-heads, --layers, --num-kv-heads, ...: a model of your own, or what-if K for one --model.
+    Without: LLaMA-7B with fewer KV heads, and published models as they are.
+    """
     with one_sentence():
-        chosen = memory.models(model or list(PUBLISHED))
-    needs = [
-        memory.need(name, *facts, gibibytes * memory.GIBIBYTE, batch_size=batch_size, element=element)
-        for name, facts in chosen.items()
-    ]
-    savings = memory.savings()
-    at_2048 = as_rows(each for each in savings if each.seq_len == 2048)
-    console.print(
-        study_tables.table("KV cache at LLaMA-7B's size", at_2048, study_tables.MEMORY, study_tables.MEMORY_CAPTION)
-    )
-    found = as_rows(needs)
-    caption = (
-        f"(layers with a window), and what a token costs before and after these are full; batch of {batch_size}, "
-        f"{element} bytes for a number; fit: into {gibibytes:g} GiB for the cache alone"
-    )
-    console.print(study_tables.table("Models", found, study_tables.MEMORY_MODELS, caption))
-    publish(console, folder, "memory", as_rows(savings), lambda plots: plots.memory_savings(savings))
-    publish(console, folder, "memory-models", found, lambda plots: plots.memory_models(needs))
+        check_folder("--folder", folder)
+        _check_amounts(bytes_, gibibytes)
+        from gqa.study import memory_run
+
+        own = {"--layers": layers, "--num-heads": num_heads, "--head-dim": head_dim}
+        given = [option for option, value in own.items() if value is not None]
+        if model and given:
+            raise ValueError(f"{given[0]}: describes a model of your own, and --model {model[0]} is given")
+        what: dict[str, Any] = {"batch": batch, "element": bytes_, "gibibytes": gibibytes, "folder": folder}
+        if given or num_kv_heads or (context is not None and not model):
+            memory_run.compare_choices(model, (layers, num_heads, head_dim), _integers(num_kv_heads), context, **what)
+        elif context is not None:
+            raise ValueError("--context: applies to a model of your own or to --num-kv-heads, and neither is given")
+        else:
+            memory_run.published(model, **what)
+
+
+def _check_amounts(element: float, gibibytes: float) -> None:
+    for option, amount in (("--bytes", element), ("--gibibytes", gibibytes)):
+        if not amount > 0:
+            raise ValueError(f"{option}: expected more than 0, got {amount:g}")
+
+
+def _integers(given: str | None) -> list[int] | None:
+    if given is None:
+        return None
+    try:
+        return [int(part) for part in given.split(",")]
+    except ValueError:
+        raise ValueError(f"--num-kv-heads: expected integers with commas between, as 32,8,4,1, got {given!r}") from None

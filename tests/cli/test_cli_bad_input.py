@@ -160,7 +160,7 @@ def test_a_file_without_its_folder_is_refused_with_the_folder(llama, tmp_path):
 def test_a_package_that_is_missing_is_named(llama, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     dest = tmp_path / "dest.orbax"
-    refused(run("port", llama, dest, "--to", "meta"), dest, "install the package orbax")
+    refused(run("port", llama, dest, "--to", "meta"), dest, "orbax is not installed: pip install 'gqa[orbax]'")
 
 
 def test_a_full_disk_is_reported(llama, tmp_path, monkeypatch):

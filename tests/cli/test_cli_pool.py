@@ -17,7 +17,7 @@ def test_expand_then_pool_is_the_identity(llama, tmp_path):
     ok("expand", llama, tmp_path / "mha")
     assert tensors(tmp_path / "mha")[K_PROJ].shape == (72, 72)
     assert json.loads((tmp_path / "mha" / "config.json").read_text())["num_key_value_heads"] == 6
-    found = json.loads(ok("inspect", tmp_path / "mha", "--json").stdout)
+    found = json.loads(ok("inspect", tmp_path / "mha", "--json", "-").stdout)
     assert (found["query_heads"], found["kv_heads"], found["query_heads_per_kv_head"]) == (6, 6, 1)
     ok("pool", tmp_path / "mha", tmp_path / "back", "--num-kv-heads", 2)
     assert_same_bits(tensors(llama), tensors(tmp_path / "back"), in_order=False)
@@ -43,7 +43,7 @@ def test_pool_takes_the_mean_of_neighbours_the_first_or_fresh_heads(llama, tmp_p
 
 def test_pooling_is_a_difference_that_verify_names(llama, tmp_path):
     ok("pool", llama, tmp_path / "pooled", "--num-kv-heads", 1)
-    result = run("verify", llama, tmp_path / "pooled", "--json")
+    result = run("verify", llama, tmp_path / "pooled", "--json", "-")
     assert result.exit_code == 1
     found = json.loads(result.stdout)
     assert not found["equal"]

@@ -27,8 +27,8 @@ def test_llama_to_meta_and_back(llama, tmp_path):
         half = theirs[f"model.layers.1.self_attn.{other}.weight"]
         assert np.array_equal(rows[half_rows(len(rows), heads)], half)
         assert not np.array_equal(rows, half)
-    assert "equal" in ok("verify", llama, meta).output
-    assert json.loads(ok("inspect", meta, "--json").stdout)["rope"] == "theta 10,000, rows paired interleaved"
+    assert "EQUAL" in ok("verify", llama, meta).output
+    assert json.loads(ok("inspect", meta, "--json", "-").stdout)["rope"] == "theta 10,000, rows paired interleaved"
     ok("port", meta, back, "--to", "huggingface")
     assert_same_bits(tensors(llama), tensors(back), in_order=False)
     model = transformers.LlamaForCausalLM.from_pretrained(back)
@@ -39,7 +39,7 @@ def test_gemma3_with_norms_and_windows_there_and_back(gemma3, tmp_path):
     ok("port", gemma3, tmp_path / "canonical", "--to", "canonical")
     ok("port", tmp_path / "canonical", tmp_path / "back", "--to", "huggingface")
     assert_same_bits(tensors(gemma3), tensors(tmp_path / "back"), in_order=False)
-    assert json.loads(ok("verify", gemma3, tmp_path / "back", "--json").stdout)["equal"]
+    assert json.loads(ok("verify", gemma3, tmp_path / "back", "--json", "-").stdout)["equal"]
     stated = json.loads((tmp_path / "canonical" / "gqa_manifest.json").read_text())
     windows = {layer["window"]: layer["layers"] for layer in stated["attention"]}
     assert windows == {5: [0, 2], None: [1]}
@@ -130,7 +130,7 @@ def test_a_meta_folder_becomes_a_hugging_face_folder(llama, tmp_path):
     torch.save(stored, theirs / "consolidated.00.pth")
     params = {"dim": 72, "multiple_of": 256, "n_heads": 6, "n_kv_heads": 2, "n_layers": 2, "norm_eps": 1e-5}
     (theirs / "params.json").write_text(json.dumps({**params, "vocab_size": -1}))
-    assert "equal" in ok("verify", llama, theirs).output
+    assert "EQUAL" in ok("verify", llama, theirs).output
     ok("port", theirs, tmp_path / "back", "--to", "huggingface")
     assert_same_bits(tensors(llama), tensors(tmp_path / "back"), in_order=False)
     assert "max_position_embeddings" not in json.loads((tmp_path / "back" / "config.json").read_text())

@@ -50,23 +50,24 @@ def test_a_planted_bug_is_named(request, tmp_path, case):
     assert f"first difference: {place}, {stage}" in result.stdout
     # the same difference is found from any layout
     ok("port", source, tmp_path / "ported", "--to", "canonical")
-    found = json.loads(run("verify", tmp_path / "ported", wrong, "--json").stdout)["first_difference"]
+    found = json.loads(run("verify", tmp_path / "ported", wrong, "--json", "-").stdout)["first_difference"]
     assert (found["place"], found["stage"]) == (place, stage)
 
 
 def test_backends_are_chosen(llama):
-    assert json.loads(ok("verify", llama, llama, "--backends", "torch,numpy", "--json").stdout)["backends"] == [
-        "torch",
-        "numpy",
-    ]
-    for backends in ("numpy", "numpy,torch,jax", "numpy,mlx"):
-        result = run("verify", llama, llama, "--backends", backends)
+    swapped = ok("verify", llama, llama, "--backend", "torch", "--backend", "numpy", "--json", "-")
+    assert json.loads(swapped.stdout)["backends"] == ["torch", "numpy"]
+    assert (
+        json.loads(ok("verify", llama, llama, "--backend", "numpy", "--json", "-").stdout)["backends"] == ["numpy"] * 2
+    )
+    for wrong in (("mlx",), ("numpy", "torch", "jax")):
+        result = run("verify", llama, llama, *(word for name in wrong for word in ("--backend", name)))
         assert result.exit_code == 2
-        assert "--backends" in result.stderr
+        assert "--backend" in result.stderr
 
 
 def test_inspect_counts_what_transformers_counts(llama, gemma3):
-    found = json.loads(ok("inspect", llama, "--json").stdout)
+    found = json.loads(ok("inspect", llama, "--json", "-").stdout)
     model = transformers.LlamaForCausalLM.from_pretrained(llama)
     assert found["parameters"] == sum(p.numel() for p in model.parameters())
     assert found["bytes"] == 4 * found["parameters"]
@@ -75,7 +76,7 @@ def test_inspect_counts_what_transformers_counts(llama, gemma3):
     assert (found["query_heads"], found["kv_heads"], found["query_heads_per_kv_head"]) == (6, 2, 3)
     assert found["dtype"] == f"float32 ({found['tensors']})"
     assert found["rope"] == "theta 10,000, rows paired half"
-    both = json.loads(ok("inspect", gemma3, "--json").stdout)
+    both = json.loads(ok("inspect", gemma3, "--json", "-").stdout)
     assert both["rope"] == "theta 10,000, rows paired half on 2 layers; theta 1,000,000, rows paired half on 1 layers"
     assert both["window"] == "5 on 2 layers; none on 1 layers"
     assert both["qk_norm"] == "rms_plus_one"

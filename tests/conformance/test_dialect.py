@@ -161,7 +161,7 @@ def test_the_command_names_what_differs_and_the_remedy(sample_targets):
         "poison": "values leak",
         "16-bit scores": "rounded to 16 bit",
     }
-    assert "Remedy" in result.output
+    assert "remedy" in result.output
     assert "takes no softcap" in found["softcap order"]["unsupported"]
 
 

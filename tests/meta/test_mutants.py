@@ -4,7 +4,7 @@ import pytest
 
 from conformance.mutants import MUTANTS
 from conformance.mutants.run import BASELINES, baselines, catches, mutant_results, run_mutant
-from conformance.report.tables import mutant_table
+from conformance.report.mutants import mutant_table
 
 
 def test_every_mutant_is_caught(capsys):

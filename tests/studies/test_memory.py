@@ -128,9 +128,36 @@ def test_the_memory_command_writes_tables_and_figures(tmp_path):
     assert result.exit_code == 0, result.output
     rows = rows_of(tmp_path / "memory-models.csv")
     assert [(row["model"], row["longest"]) for row in rows] == [("Mistral-7B", ""), ("Gemma-2-9B", "3120")]
+    assert is_png(tmp_path / "memory-models.png")
+    assert not (tmp_path / "memory.csv").exists()  # LLaMA-7B's table is not about these models
+    assert run("memory", "--folder", tmp_path).exit_code == 0
     assert len(rows_of(tmp_path / "memory.csv")) == 4 * len(memory.LENGTHS)
     assert is_png(tmp_path / "memory.png")
-    assert is_png(tmp_path / "memory-models.png")
+
+
+def test_a_model_of_ones_own_with_each_number_of_kv_heads(tmp_path):
+    """By hand: 80 layers, head size 128, half a byte a number: 2 * 80 * K * 128 / 2 bytes a token."""
+    result = run(
+        "memory", "--layers", 80, "--num-heads", 64, "--num-kv-heads", "64,8,1", "--head-dim", 128, "--context", 1000,
+        "--batch", 3, "--bytes", 0.5, "--gibibytes", 1, "--folder", tmp_path,
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    rows = rows_of(tmp_path / "memory-choices.csv")
+    assert [row["variant"] for row in rows] == ["MHA", "GQA-8", "MQA"]
+    per_token = [2 * 80 * K * 128 // 2 for K in (64, 8, 1)]
+    assert [float(row["kibibytes_per_token"]) for row in rows] == [x / 1024 for x in per_token]
+    assert [int(row["largest_batch"]) for row in rows] == [2**30 // (1000 * x) for x in per_token]
+    assert [int(row["longest_context"]) for row in rows] == [2**30 // (3 * x) for x in per_token]
+    assert [float(row["saved"]) for row in rows] == [0, 1 - 8 / 64, 1 - 1 / 64]
+    assert is_png(tmp_path / "memory-choices.png")
+
+
+def test_what_if_a_published_model_had_fewer_kv_heads(tmp_path):
+    result = run("memory", "--model", "Gemma-3-27B", "--num-kv-heads", "16,1", "--folder", tmp_path)
+    assert result.exit_code == 0, result.output
+    sixteen, one = rows_of(tmp_path / "memory-choices.csv")
+    expected = memory.cache_bytes(PUBLISHED["Gemma-3-27B"].attention, 131072) / 2**30  # windows and all
+    assert float(sixteen["gibibytes"]) == expected == 16 * float(one["gibibytes"])
 
 
 def test_a_checkpoint_is_a_model_too(tiny_checkpoint, tmp_path):
@@ -143,8 +170,13 @@ def test_a_checkpoint_is_a_model_too(tiny_checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--model", "GPT-9"], "model: expected a checkpoint's path or one of Llama-2-7B, "),
-        (["--gibibytes", "0"], "gibibytes: expected more than 0, got 0"),
+        (["--model", "GPT-9"], "--model: expected a checkpoint's path or one of Llama-2-7B, "),
+        (["--gibibytes", "0"], "--gibibytes: expected more than 0, got 0"),
+        (["--bytes", "-1"], "--bytes: expected more than 0, got -1"),
+        (["--num-heads", "6", "--num-kv-heads", "4"], "num_kv_heads: "),
+        (["--num-kv-heads", "8;4"], "--num-kv-heads: expected integers with commas between, as 32,8,4,1, got '8;4'"),
+        (["--model", "Gemma-7B", "--layers", "3"], "--layers: describes a model of your own, and --model Gemma-7B is"),
+        (["--model", "Gemma-7B", "--context", "3"], "--context: applies to a model of your own or to --num-kv-heads"),
     ],
 )
 def test_bad_input_is_one_sentence_and_writes_nothing(arguments, sentence, tmp_path):

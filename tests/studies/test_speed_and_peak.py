@@ -106,9 +106,24 @@ def test_a_missing_package_is_said_and_left_out(monkeypatch):
     result = run("speed", "--quick", "--only", "decode")
     assert result.exit_code == 0, result.output
     output = one_line(result)
-    assert "torch not installed" in output
-    assert "jax and flax not installed" in output
-    assert "onnx not installed" not in output
+    assert "torch is not installed" in output
+    assert "jax and flax are not installed" in output
+    assert "onnx is not installed" not in output
+
+
+@pytest.mark.parametrize("study", ["speed", "memory-peak", "model-speed"])
+def test_a_pattern_that_matches_no_row_is_refused(study):
+    result = run(study, "--only", "nosuchrow")
+    assert result.exit_code == 2
+    assert result.output.startswith("--only: no row contains 'nosuchrow'; the rows are: gqa_")
+
+
+def test_quick_files_say_that_they_mean_nothing(tmp_path):
+    json_file, csv_file = tmp_path / "speed.json", tmp_path / "speed.csv"
+    result = run("speed", "--quick", "--only", "numpy decode", "--json", str(json_file), "--csv", str(csv_file))
+    assert result.stdout.startswith("QUICK: means nothing\n")
+    assert json.loads(json_file.read_text())["note"] == "QUICK: means nothing"
+    assert {row["note"] for row in csv.DictReader(csv_file.open())} == {"QUICK: means nothing"}
 
 
 def test_peak_memory_counts_what_a_call_frees_again():
