@@ -82,7 +82,7 @@ def _slots(x: Float[Array, "B K S h"], start: Integer[Array, "B"], size: int) ->
 
 
 def fits(cache: KVCache, count: Integer[Array, "B"]) -> Bool[Array, "B"]:
-    """Which rows have room for count[b] more tokens; a row that once had none never has."""
+    """Which rows have free slots for count[b] more tokens; a row that once had none never has."""
     return (cache.length + count <= cache.capacity) | cache.rolling
 
 

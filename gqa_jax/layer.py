@@ -207,7 +207,7 @@ class GroupedQueryAttention(nnx.Module):
             The output (B, T, D) and the new cache.
 
         Raises:
-            ValueError: For a wrong shape or a row without room. Under jit, where a row without room cannot
+            ValueError: For a wrong shape or a full row. Under jit, where a full row cannot
                 raise, its output is NaN from then on.
             TypeError: For a wrong type or dtype.
         """
@@ -296,7 +296,7 @@ class GroupedQueryAttention(nnx.Module):
                 checks.cache_lengths_in_chunk(lengths.tolist(), T)
             count = jnp.clip(lengths.astype(int), 0, T)
         if not (cache.rolling or any(isinstance(n, jax.core.Tracer) for n in (cache.length, count))):
-            checks.cache_room(cache.capacity, cache.length.tolist(), count.tolist())
+            checks.free_slots(cache.capacity, cache.length.tolist(), count.tolist())
         return count
 
     def _kernel_settings(self, q: Array, k: Array, offset: Offset) -> KernelSettings:

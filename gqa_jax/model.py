@@ -165,7 +165,7 @@ class Transformer(nnx.Module):
             cache.
 
         Raises:
-            ValueError: For a wrong shape or value, or a row without room. Under jit, where a row without room cannot
+            ValueError: For a wrong shape or value, or a full row. Under jit, where a full row cannot
                 raise, its output is NaN from then on.
             TypeError: For a wrong type or dtype.
         """

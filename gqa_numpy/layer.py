@@ -200,7 +200,7 @@ class GroupedQueryAttention:
             The output (B, T, D) and the new cache, on the storage of the old one.
 
         Raises:
-            ValueError: For a wrong shape, a consumed cache, or a row without room.
+            ValueError: For a wrong shape, a consumed cache, or a full row.
             TypeError: For a wrong type or dtype.
         """
         count = self._count(x, cache, lengths)
@@ -325,7 +325,7 @@ class GroupedQueryAttention:
             checks.cache_lengths_in_chunk(lengths.tolist(), T)
         count = np.full(B, T) if lengths is None else lengths
         if not cache.rolling:
-            checks.cache_room(cache.capacity, cache.length.tolist(), count.tolist())
+            checks.free_slots(cache.capacity, cache.length.tolist(), count.tolist())
         return count
 
     def _kernel_settings(self, q: Array, k: Array, offset: Offset) -> KernelSettings:

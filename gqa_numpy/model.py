@@ -150,7 +150,7 @@ class Transformer:
             cache, on the storage of the old one.
 
         Raises:
-            ValueError: For a wrong shape or value, a consumed cache, or a row without room; nothing is written then.
+            ValueError: For a wrong shape or value, a consumed cache, or a full row; nothing is written then.
             TypeError: For a wrong type or dtype.
         """
         count = self._count(tokens, lengths)
@@ -158,7 +158,7 @@ class Transformer:
         for held in cache:
             checks.cache_not_consumed(held.consumed)
             if not held.rolling:
-                checks.cache_room(held.capacity, held.length.tolist(), count.tolist())
+                checks.free_slots(held.capacity, held.length.tolist(), count.tolist())
         x, new_caches = self._embed(tokens), []
         for block, held in zip(self.blocks, cache, strict=True):
             x, new_cache = block.extend(x, held, lengths)

@@ -15,7 +15,7 @@ from gqa_spec.settings import KernelSettings
 from gqa_torch import fast, masks
 from gqa_torch.plain import plain_attention, zero_hidden
 
-PACKED_QUERIES = 16  # with so few queries a fused kernel has room for the other heads of a group
+PACKED_QUERIES = 16  # with so few queries a fused kernel has rows to spare for the other heads of a group
 ROW_BYTES = 2**21  # from so many bytes of keys and values on, a row of the batch is worth a kernel call of its own
 BLOCK_QUERIES = 256
 BLOCK_WEIGHTS = 2**22  # attention weights in one plain block: 16 MiB in float32

@@ -129,7 +129,7 @@ def _roll(held: Float[Array, "B K C h"], x: Float[Array, "B K S h"], step: Decod
 def _write(
     held: Float[Array, "B K C h"], x: Float[Array, "B K T h"], step: DecodeStep, fit: Bool[Array, "B"] | None
 ) -> None:
-    """Write x's real tokens into the slots from start[b] on, but none into a row that has no room."""
+    """Write x's real tokens into the slots from start[b] on, but none into a row that has no free slots."""
     C, start, stored_in_each = held.shape[2], step.common_start, step.common_count
     if start is not None and stored_in_each is not None:
         held[:, :, start : start + stored_in_each] = x if stored_in_each == step.T else x[:, :, :stored_in_each]
@@ -155,8 +155,8 @@ def common(numbers: Integer[Array, "B"]) -> int | None:
 
 
 def fits(cache: KVCache, step: DecodeStep) -> Bool[Array, "B"] | None:
-    """Which rows have room; a row that once had none never has. None where all have: without torch.compile, a row
-    without room has raised."""
+    """Which rows have free slots; a row that once had none never has. None where all have: without torch.compile, a row
+    without free slots has raised."""
     if cache.rolling or not torch.compiler.is_compiling():
         return None
     return step.end <= cache.capacity

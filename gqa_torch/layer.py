@@ -222,8 +222,8 @@ class GroupedQueryAttention(nn.Module):
             The output (B, T, D) and the new cache, on the storage of the old one.
 
         Raises:
-            ValueError: For a wrong shape, a consumed cache, or a row without room. Under torch.compile, where a row
-                without room cannot raise, its output is NaN from then on.
+            ValueError: For a wrong shape, a consumed cache, or a full row. Under torch.compile, where a row
+                without free slots cannot raise, its output is NaN from then on.
             TypeError: For a wrong type or dtype.
         """
         count = self._count(x, cache, lengths)
@@ -344,7 +344,7 @@ class GroupedQueryAttention(nn.Module):
             count = lengths.to("cpu", torch.int64).clamp(0, T)
             checks.cache_lengths_in_chunk(cache_.known(lengths) or (), T)
         if not cache.rolling:
-            checks.cache_room(cache.capacity, cache_.known(cache.length) or (), cache_.known(count) or ())
+            checks.free_slots(cache.capacity, cache_.known(cache.length) or (), cache_.known(count) or ())
         return count
 
     def _kernel_settings(self, q: Array, k: Array, offset: Offset) -> KernelSettings:

@@ -172,7 +172,7 @@ class Transformer(nn.Module):
             cache, on the storage of the old one.
 
         Raises:
-            ValueError: For a wrong shape or value, a consumed cache, or a row without room; nothing is written then.
+            ValueError: For a wrong shape or value, a consumed cache, or a full row; nothing is written then.
             TypeError: For a wrong type or dtype.
         """
         count = self._count(tokens, lengths)
@@ -286,7 +286,7 @@ class Transformer(nn.Module):
         for held in cache:
             checks.cache_not_consumed(held.consumed)
             if not held.rolling:
-                checks.cache_room(held.capacity, cache_.known(held.length) or (), counts)
+                checks.free_slots(held.capacity, cache_.known(held.length) or (), counts)
 
     def _embed(self, tokens: Array) -> Float[Array, "B T D"]:
         x = self.embed(tokens)

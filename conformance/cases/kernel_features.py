@@ -77,7 +77,7 @@ VALUES = (
     Feature("equal scores", 2, "ties broken, a peak counted once", mask="padding", values="equal scores"),
     Feature("one key for each query", 2, "weights rounded or cut off near 1", values="one key for each query"),
     Feature("weights that underflow", 2, "log of a weight that is 0", values="weights that underflow"),
-    Feature("tiny inputs", 2, "a floor under products or norms", values="tiny inputs"),
+    Feature("tiny inputs", 2, "a lower bound under products or norms", values="tiny inputs"),
     Feature("large values", 1, "values clipped, or summed in 16 bit", values="large values"),
     Feature(
         "sinks far above the scores", 8, "a peak that leaves out the sink", {"sinks": True}, values="scores below -1e9"

@@ -75,7 +75,7 @@ def _cache(case: CacheCase, dtype: str, target: TargetClass) -> Callable[[Array,
 
 
 def _overfilled(case: CacheCase, dtype: str, extend: Callable[[Array, list[int]], Array]) -> str:
-    """SPEC 13: a cache without room raises, or where it cannot gives NaN. What is wrong, or nothing."""
+    """SPEC 13: a cache without free slots raises, or where it cannot gives NaN. What is wrong, or nothing."""
     x = cache_cases.tokens(case).astype(DTYPES[dtype])
     for i in range(MAX_LENGTH):
         extend(x[:, i % x.shape[1]][:, None], [1] * BATCH)

@@ -208,19 +208,19 @@ def _returned(runner: Runner) -> Finding:
 
 
 def _full(runner: Runner) -> Finding:
-    """What a cache does with one token more than it has room for."""
+    """What a cache does with one token more than it has slots for."""
     name, probe = "full cache", overfull_probe()
     if isinstance(runner, FunctionRunner):
         return Finding(name, unsupported="a layer's probe")
-    room = len(probe.chunks) - 1
+    capacity = len(probe.chunks) - 1
     try:
-        runner.run_cached(replace(probe, chunks=probe.chunks[:-1]), room=room, ends=True)
+        runner.run_cached(replace(probe, chunks=probe.chunks[:-1]), capacity=capacity, ends=True)
     except Unsupported as refusal:
         return Finding(name, unsupported=str(refusal))
     except Exception as error:
         return Finding(name, OTHER, raised=f"{type(error).__name__}: {error}".split("\n")[0][:200])
     try:
-        output, _ = runner.run_cached(probe, room=room, ends=True)
+        output, _ = runner.run_cached(probe, capacity=capacity, ends=True)
     except Exception:
         return Finding(name, CONVENTION[name].spec)
     return Finding(name, CONVENTION[name].spec if np.isnan(output[:, :, -1]).all() else "goes on without an error")

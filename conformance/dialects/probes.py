@@ -111,12 +111,12 @@ class ClassRunner:
     def expected(self, probe: Probe, dialect: Dialect) -> Array:
         return _of_layer(probe, dialect, self.target.limits)
 
-    def run_cached(self, probe: Probe, *, room: int = S, ends: bool = False) -> Answer:
+    def run_cached(self, probe: Probe, *, capacity: int = S, ends: bool = False) -> Answer:
         """The answer of a cache of max_length tokens. ends: only of one that holds so many and no more."""
         config, weights, call = _layer_call(probe, replace(self.target.limits, cross=False))
         layer = self.target.layer(config, probe.dtype)
         layer.load(weights)
-        extend = layer.caching(B, room, rolling=False, ends=ends)
+        extend = layer.caching(B, capacity, rolling=False, ends=ends)
         return _by_heads((_chunked(call.query, probe.chunks, lambda x: extend(x, None)), None), config)
 
     def run_training(self, probe: Probe) -> Answer:

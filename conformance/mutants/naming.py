@@ -224,7 +224,7 @@ def _class(layer: Any) -> type:
 
 
 def _cached(mutant: Any) -> type:
-    """The reference layer with a wrong cache, which has room for any number of tokens."""
+    """The reference layer with a wrong cache, which has slots for any number of tokens."""
 
     class Quick(ReferenceLayer):
         kernel = staticmethod(gqa_numpy.grouped_query_attention)

@@ -20,11 +20,11 @@ from gqa_spec.checks.caches import (
     cache_lengths,
     cache_lengths_in_chunk,
     cache_not_consumed,
-    cache_room,
     cache_rows,
     cache_truncate,
     cacheable,
     extend,
+    free_slots,
     init_cache,
 )
 from gqa_spec.checks.calls import attention, layer_call, mask, offset, positions, projected_widths
@@ -68,7 +68,6 @@ __all__ = [
     "cache_lengths",
     "cache_lengths_in_chunk",
     "cache_not_consumed",
-    "cache_room",
     "cache_rows",
     "cache_truncate",
     "cacheable",
@@ -80,6 +79,7 @@ __all__ = [
     "expressible",
     "extend",
     "floating",
+    "free_slots",
     "head_ranks",
     "init_cache",
     "instance",

@@ -51,7 +51,7 @@ def cache_lengths_in_chunk(lengths: Iterable[int], chunk: int) -> None:
             raise ValueError(f"lengths: expected 0 <= length <= T = {chunk}, got {length} in row {row}")
 
 
-def cache_room(capacity: int, lengths: Iterable[int], chunks: Iterable[int]) -> None:
+def free_slots(capacity: int, lengths: Iterable[int], chunks: Iterable[int]) -> None:
     """Each row's tokens so far and its new ones fit."""
     for row, (length, chunk) in enumerate(zip(lengths, chunks, strict=True)):
         if length + chunk > capacity:

@@ -57,7 +57,7 @@ def seed(value: Any, uniforms_: Any) -> None:
 
 
 def prompts(value: Any, config: Any, max_new_tokens: int, held: Sequence[int] | None = None) -> None:
-    """A list of non-empty lists of token ids that leave room for the new ones in the model's context.
+    """A list of non-empty lists of token ids that leave slots for the new ones in the model's context.
 
     held: how many tokens each row of a given cache has, None without a cache.
     """

@@ -47,7 +47,7 @@ def test_every_dialect_is_reported_as_exactly_itself(dialect):
     assert told >= {c.name for c in CONVENTIONS if c.layer == of_layers} - hidden
 
 
-# Who does not hear what a mask says cannot be asked what a row does that it empties.
+# A target that ignores a mask has no rows that the mask empties.
 HIDES = {
     ("boolean mask", "added as a number"): {"empty row, boolean", "poison"},
     ("floating mask", "read as boolean"): {"empty row, -inf"},

@@ -26,7 +26,7 @@ CONFIGS = {
     "window and chunk": {"window": 4, "chunk": 5, "rope": RopeConfig()},
     "softcap and sinks": {"softcap": 0.9, "sinks": True, "window": 3},
 }
-LENGTH, ROOM = 17, 23
+LENGTH, CAPACITY = 17, 23
 
 
 def layer_of(backend, name, dtype="float64"):
@@ -45,7 +45,7 @@ def tokens(backend, dtype="float64", rows=2, length=LENGTH):
 
 
 def whole(layer, x):
-    output, _ = layer.framework.call(layer.module, x, rope_length=ROOM, need_weights=True)
+    output, _ = layer.framework.call(layer.module, x, rope_length=CAPACITY, need_weights=True)
     return layer.framework.back(output)
 
 
@@ -61,7 +61,7 @@ def extend_of(layer):
 
 def extended(layer, x, splits, **kind):
     """The outputs of extending by chunks of these sizes, joined."""
-    cache, extend = layer.module.init_cache(x.shape[0], ROOM, **kind), extend_of(layer)
+    cache, extend = layer.module.init_cache(x.shape[0], CAPACITY, **kind), extend_of(layer)
     outputs, start = [], 0
     for size in splits:
         output, cache = extend(x[:, start : start + size], cache)
@@ -120,7 +120,7 @@ def test_rows_of_different_lengths(backend, name, kind):
     to, back = backend.framework.to, backend.framework.back
     x = back(tokens(backend, rows=rows))
     chunks = np.array([[5, 0, 2], [1, 6, 6], [0, 3, 6]])  # tokens of each row in each of three chunks of 6
-    cache, extend = layer.module.init_cache(rows, ROOM, **kind), extend_of(layer)
+    cache, extend = layer.module.init_cache(rows, CAPACITY, **kind), extend_of(layer)
     seen = np.zeros(rows, int)
     got = [[] for _ in range(rows)]
     for counts in chunks:
@@ -140,12 +140,12 @@ def test_rows_of_different_lengths(backend, name, kind):
 
 def test_slots_past_the_length_are_zero(backend):
     layer, x = layer_of(backend, "RoPE"), tokens(backend)
-    cache = layer.module.init_cache(2, ROOM)
+    cache = layer.module.init_cache(2, CAPACITY)
     lengths = backend.framework.to(np.array([5, 2]))
     _, cache = layer.module.extend(x[:, :6], cache, lengths=lengths)
     for held in (cache.keys, cache.values):
         held = backend.framework.back(held)
-        assert held.shape[2] == ROOM
+        assert held.shape[2] == CAPACITY
         assert held[0, :, :5].all()
         assert held[1, :, :2].all()
         assert not held[0, :, 5:].any()
@@ -154,9 +154,9 @@ def test_slots_past_the_length_are_zero(backend):
 
 def test_a_rolling_cache_holds_the_window(backend):
     layer, x = layer_of(backend, "window"), tokens(backend)
-    cache = layer.module.init_cache(2, ROOM, rolling=True)
+    cache = layer.module.init_cache(2, CAPACITY, rolling=True)
     assert cache.keys.shape[2] == CONFIGS["window"]["window"]
-    for _ in range(4):  # 68 tokens through room for 23: a rolling cache never overflows
+    for _ in range(4):  # 68 tokens through 23 slots: a rolling cache never overflows
         _, cache = extend_of(layer)(x, cache)
     assert cache.keys.shape[2] == CONFIGS["window"]["window"]
     assert backend.framework.back(cache.length).tolist() == [68, 68]
@@ -165,7 +165,7 @@ def test_a_rolling_cache_holds_the_window(backend):
 def test_a_prefix_can_be_forked(backend):
     layer, x = layer_of(backend, "RoPE"), tokens(backend)
     back = backend.framework.back
-    _, prefix = layer.module.extend(x[:, :6], layer.module.init_cache(2, ROOM))
+    _, prefix = layer.module.extend(x[:, :6], layer.module.init_cache(2, CAPACITY))
     fork = prefix.clone()
     first, _ = layer.module.extend(x[:, 6:9], prefix)
     other, _ = layer.module.extend(-x[:, 6:9], fork.clone())
@@ -179,7 +179,7 @@ def test_a_prefix_can_be_forked(backend):
 def test_a_consumed_cache_raises(name):
     backend = Backend(name)
     layer, x = layer_of(backend, "RoPE"), tokens(backend)
-    cache = layer.module.init_cache(2, ROOM)
+    cache = layer.module.init_cache(2, CAPACITY)
     layer.module.extend(x[:, :2], cache)
     with pytest.raises(ValueError, match=r"cache: expected one that was not extended yet, .* clone\(\) it first"):
         layer.module.extend(x[:, :2], cache)
@@ -190,7 +190,7 @@ def test_a_consumed_cache_raises(name):
 def test_a_cache_of_jax_can_be_extended_again():
     backend = Backend("jax")
     layer, x = layer_of(backend, "RoPE"), tokens(backend)
-    cache = layer.module.init_cache(2, ROOM)
+    cache = layer.module.init_cache(2, CAPACITY)
     first, _ = layer.module.extend(x[:, :2], cache)
     again, _ = layer.module.extend(x[:, :2], cache)
     np.testing.assert_array_equal(np.asarray(first), np.asarray(again))
@@ -238,7 +238,7 @@ def test_extend_compiles_once_for_a_chunk_size(donate):
         return nnx.merge(graph, state).extend(x, cache)
 
     step = jax.jit(extend, donate_argnames=("cache",) if donate else ())
-    cache = layer.module.init_cache(2, ROOM)
+    cache = layer.module.init_cache(2, CAPACITY)
     outputs = []
     for i in range(LENGTH):
         output, cache = step(state, x[:, i : i + 1], cache)

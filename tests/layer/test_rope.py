@@ -73,8 +73,8 @@ def hugging_face(rope, length):
 
 
 def ours(rope, length, backend="numpy"):
-    room = Backend(backend).module.layer.rope
-    return np.asarray(room.inv_freq(rope, ROTARY, length)), room.attention_factor(rope)
+    module = Backend(backend).module.layer.rope
+    return np.asarray(module.inv_freq(rope, ROTARY, length)), module.attention_factor(rope)
 
 
 @pytest.mark.parametrize("length", LENGTHS)

@@ -28,7 +28,7 @@ OWN_NAMES = (
     ("attention", "torch", "plain_kernel fused_kernel fusable may_hide square", "what a path runs, and when"),
     ("attention", "torch", "values_can_be_read is_finite", "eager calls check the result for NaN"),
     ("cache", "torch", "DecodeStep DecodeStep.starts_at DecodeStep.cos_sin known common", "work that layers share"),
-    ("cache", "torch jax", "fits", "under tracing a row without room cannot raise"),
+    ("cache", "torch jax", "fits", "under tracing a full row cannot raise"),
     ("layer", "numpy", "GroupedQueryAttention.vjp", "gradients by hand"),
     ("layer", "numpy jax", "GroupedQueryAttention.train GroupedQueryAttention.eval", "nn.Module has them"),
     (

@@ -112,7 +112,7 @@ function openLinked() {
   const linked = decodeURIComponent(location.hash.slice(1));
   document.querySelectorAll("tr[data-row] td").forEach(box => {
     if (linked && box.firstChild && nameOf(box.parentNode.dataset.row, box.dataset.column) === linked) {
-      byId("detail").hidden = false; // first, since it takes room from the matrix
+      byId("detail").hidden = false; // first, since it takes width from the matrix
       box.firstChild.scrollIntoView({ block: "center", inline: "center" });
       box.firstChild.click();
     }
