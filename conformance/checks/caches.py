@@ -18,7 +18,7 @@ from conformance.checks.check import Check
 from conformance.dialects.conventions import named
 from conformance.dialects.explain import ROUNDED, TOLERANCE
 from conformance.targets import TargetClass, Unsupported
-from conformance.targets.protocol import fit_cache
+from conformance.targets.fit import fit_cache
 
 Array = np.ndarray
 ROW = "caches"
@@ -38,13 +38,13 @@ def cache_checks(case: CacheCase, dtype: str, target: TargetClass) -> Iterator[C
         return Check(ROW, name_of(case), column, "output", error, verdict, reason, explanation)
 
     try:
-        if dtype not in target.limits.dtypes:
+        if not target.limits.takes_dtype(dtype):
             raise Unsupported(f"takes no {dtype}")
         fitted = fit_cache(case, target.limits)
         extend = _cache(fitted, dtype, target)
         got = None if case.overfills else cache_cases.chunks(fitted, extend, dtype)
         fault = _overfilled(fitted, dtype, extend) if case.overfills else ""
-    except Unsupported as reason:
+    except (Unsupported, NotImplementedError) as reason:
         yield check("unsupported", str(reason))
         return
     except Exception as error:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from queue import Empty, SimpleQueue
 from threading import Event
+from typing import Any
 
 from conformance.cases.caches import CacheCase
 from conformance.cases.table import ALL_FEATURES, Case, kernel_cases, layer_cases
@@ -21,19 +22,26 @@ from conformance.targets.worker import Stopped, Worker
 
 SuiteCase = Case | CacheCase
 DTYPES = ("float64", "float32")
+NOTHING: Mapping[str, Any] = {}
 WORKERS = 2
 TIME_LIMIT = 30.0  # seconds for one case
 HEAD_START = 5.0  # a second process must import the target again, which a short run does not pay back
 
 
-def judge(path: str, arrays: str | None, done: Callable[[int, int], None], limit: float = TIME_LIMIT) -> list[Check]:
+def judge(
+    path: str,
+    arrays: str | None,
+    done: Callable[[int, int], None],
+    limit: float = TIME_LIMIT,
+    changes: Mapping[str, Any] = NOTHING,
+) -> list[Check]:
     """Every case in both dtypes, on two processes; `done` is told how many of how many are finished.
 
     Raises NotATarget with one sentence before any work is done.
     """
     quick_to_compile()
-    with Worker(path, arrays, limit) as first:
-        items = [(case, dtype) for dtype in DTYPES for case in cases_of(path, first.kind)]
+    with Worker(path, arrays, limit, changes) as first:
+        items = [(case, dtype) for dtype in first.limits.judged_in for case in cases_of(path, first.kind)]
         waiting: SimpleQueue[tuple[int, SuiteCase, str]] = SimpleQueue()
         for number, (case, dtype) in enumerate(items):
             waiting.put((number, case, dtype))
@@ -51,7 +59,7 @@ def judge(path: str, arrays: str | None, done: Callable[[int, int], None], limit
 
         def work_too() -> None:
             if not short.wait(HEAD_START):
-                with Worker(path, arrays, limit) as second:
+                with Worker(path, arrays, limit, changes) as second:
                     work(second)
 
         with ThreadPoolExecutor(WORKERS) as threads:

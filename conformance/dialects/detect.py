@@ -24,7 +24,6 @@ from conformance.dialects.probes import (
     training_probe,
 )
 from conformance.targets import Target, Unsupported
-from conformance.targets.callables import accepted
 
 Array = np.ndarray
 TOLERANCE = 4e-3  # rounded projections and foreign RoPE tables stay within, other conventions far outside
@@ -91,7 +90,7 @@ def _settle(runner: Runner, name: str, about: list[Probe], known: Dialect, done:
     for probe in (probe.adapted_to(known) for probe in about):
         try:
             answers.append((probe, runner.run(probe, **_without_weights(runner))[0]))
-        except Unsupported as refusal:
+        except (Unsupported, NotImplementedError) as refusal:
             refusals.append(str(refusal))
         except Exception as error:
             raised.append(f"{type(error).__name__}: {error}".split("\n")[0][:200])
@@ -149,12 +148,8 @@ def _without_weights(runner: Runner) -> dict[str, Any]:
 
 
 def _takes_need_weights(runner: Runner) -> bool:
-    if isinstance(runner, FunctionRunner):
-        names = accepted(runner.target.function)
-    else:
-        cls = runner.target.cls
-        names = accepted(getattr(cls, "forward", None) or cls.__call__)
-    return names is None or "need_weights" in names
+    takes = runner.target.binding if isinstance(runner, FunctionRunner) else runner.target.call_binding
+    return takes is not None and takes.takes("need_weights")
 
 
 def _float64(runner: Runner, answers: list[tuple[Probe, Array]], known: Dialect) -> Finding:
@@ -195,7 +190,7 @@ def _returned(runner: Runner) -> Finding:
             weights = runner.run_training(training_probe())[1]
         else:
             weights = runner.run(dropout_probe())[1]
-    except Unsupported as refusal:
+    except (Unsupported, NotImplementedError) as refusal:
         return Finding(name, unsupported=str(refusal))
     except Exception as error:
         return Finding(name, OTHER, raised=f"{type(error).__name__}: {error}".split("\n")[0][:200])
@@ -215,7 +210,7 @@ def _full(runner: Runner) -> Finding:
     capacity = len(probe.chunks) - 1
     try:
         runner.run_cached(replace(probe, chunks=probe.chunks[:-1]), capacity=capacity, ends=True)
-    except Unsupported as refusal:
+    except (Unsupported, NotImplementedError) as refusal:
         return Finding(name, unsupported=str(refusal))
     except Exception as error:
         return Finding(name, OTHER, raised=f"{type(error).__name__}: {error}".split("\n")[0][:200])

@@ -227,8 +227,8 @@ def _refuse_impossible(probe: Probe, limits: Limits) -> None:
         raise Unsupported("cannot be switched off")
     if probe.Hv != H and not limits.value_size:
         raise Unsupported("value heads of another size")
-    if probe.dtype == "float64" and "float64" not in limits.dtypes:
-        raise Unsupported("takes no float64")
+    if not limits.takes_dtype(probe.dtype):
+        raise Unsupported(f"takes no {probe.dtype}")
 
 
 def _joined(x: Array) -> Array:

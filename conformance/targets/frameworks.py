@@ -14,6 +14,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from conformance.targets.protocol import NotATarget
+
 Array = np.ndarray
 
 
@@ -80,8 +82,16 @@ def set_x64(on: bool) -> None:
 
 
 @cache
-def framework(name: str) -> Framework:
-    return {"numpy": _numpy, "torch": _torch, "jax": _jax}[name]()
+def framework(name: str, device: str = "") -> Framework:
+    """A framework whose arrays are made on a device: "cuda", "mps", "cpu:1"; empty for its default.
+
+    Raises:
+        NotATarget: where there is no such device.
+    """
+    try:
+        return {"numpy": _numpy, "torch": _torch, "jax": _jax}[name](device)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise NotATarget(f"--device {device}: {name} has none: {str(error).splitlines()[0]}") from error
 
 
 def _call(function: Any, *args: Any, **keywords: Any) -> Any:
@@ -92,7 +102,10 @@ def _now(make: Callable[[], Any]) -> Any:
     return make()
 
 
-def _numpy() -> Framework:
+def _numpy(device: str) -> Framework:
+    if device not in ("", "cpu"):
+        raise ValueError("its arrays are in main memory")
+
     def read_only(x: Any) -> Any:
         if isinstance(x, Array):
             x = x.view()
@@ -105,15 +118,18 @@ def _numpy() -> Framework:
     return Framework("numpy", read_only, np.asarray, options, _now, _call, _call)
 
 
-def _torch() -> Framework:
+def _torch(device: str) -> Framework:
     import torch
+
+    place = torch.device(device or "cpu")
+    torch.empty(1, device=place)  # raises where there is none
 
     def to(x: Any) -> Any:
         if not isinstance(x, Array):
             return x
         if x.dtype == ml_dtypes.bfloat16:
-            return torch.from_numpy(x.view(np.int16).copy()).view(torch.bfloat16)
-        return torch.from_numpy(x.copy())
+            return torch.from_numpy(x.view(np.int16).copy()).view(torch.bfloat16).to(place)
+        return torch.from_numpy(x.copy()).to(place)
 
     def back(x: Any) -> Array:
         x = x.detach().cpu().contiguous()
@@ -131,16 +147,24 @@ def _torch() -> Framework:
         found = torch.autograd.grad(result, list(leaves.values()), d_result, allow_unused=True, materialize_grads=True)
         return dict(zip(leaves, found, strict=True))
 
-    return Framework("torch", to, back, lambda dtype: {"dtype": getattr(torch, dtype)}, _now, call, call, vjp=vjp)
+    def options(dtype: str) -> dict[str, Any]:
+        return {"dtype": getattr(torch, dtype)} | ({"device": place} if device else {})
+
+    return Framework("torch", to, back, options, _now, call, call, vjp=vjp)
 
 
-def _jax() -> Framework:
+def _jax(device: str) -> Framework:
     import jax
     import jax.numpy as jnp
     from flax import nnx
 
+    kind, _, number = device.partition(":")
+    place = jax.devices(kind)[int(number or 0)] if device else None
+
     def to(x: Any) -> Any:
-        return jnp.asarray(x) if isinstance(x, Array) else x
+        if not isinstance(x, Array):
+            return x
+        return jnp.asarray(x) if place is None else jax.device_put(jnp.asarray(x), place)
 
     @nnx.jit(static_argnames=("need_weights", "rope_length"))
     def call(layer: Any, *args: Any, **keywords: Any) -> Any:

@@ -13,12 +13,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from conformance.targets.callables import TargetClass, TargetFunction
+from conformance.targets.binding import OF_CONSTRUCTOR, binding
+from conformance.targets.callables import SIZES, TargetClass, TargetFunction
 from conformance.targets.frameworks import framework
-from conformance.targets.protocol import Limits, NotATarget
+from conformance.targets.limits import Limits, limits_of, with_changes
+from conformance.targets.protocol import NotATarget
+from gqa_weights import LAYOUTS
 
 Target = TargetFunction | TargetClass
 
+NOTHING: Mapping[str, Any] = {}
 SINGLE = ("float32",)
 KERNEL = Limits(value_size=False)
 MHA = Limits(grouped=False, value_size=False, wide=False)
@@ -49,7 +53,6 @@ class Public:
         return ", ".join(f"{package} {_version(package)}" for package in self.needs)
 
 
-NOTHING: Mapping[str, Any] = {}
 FAMILY_SETTINGS = {
     "llama": "head_dim qkv_bias out_bias causal rope dropout",
     "mistral": "head_dim causal window rope dropout",
@@ -115,13 +118,14 @@ def _rows() -> tuple[Public, ...]:
 PUBLIC: Mapping[str, Public] = {row.name: row for row in _rows()}
 
 
-def find_target(path: str, arrays: str | None = None) -> Target:
+def find_target(path: str, arrays: str | None = None, changes: Mapping[str, Any] = NOTHING) -> Target:
     """Finds what is to be judged.
 
     Args:
         path: a name of `PUBLIC`, or MODULE:NAME; the working directory is searched too.
         arrays: the framework whose arrays a function takes ("numpy", "torch", "jax"). Classes of torch and flax
             need none.
+        changes: fields of `Limits` that hold whatever the target declares.
 
     Returns:
         The function or class as a target.
@@ -134,19 +138,31 @@ def find_target(path: str, arrays: str | None = None) -> Target:
         if row.missing:
             raise NotATarget(f"target {path}: not installed: {row.missing}")
         os.environ.update(row.environment)
-        return _target(path, _imported(path, row.path), framework(row.arrays), row.limits, row.options)
+        limits = with_changes(row.limits, changes, f"target {path}")
+        return target_of(path, _imported(path, row.path), row.arrays, limits, row.options)
     if ":" not in path.strip(":"):
         raise NotATarget(f"target: expected MODULE:NAME or one of {', '.join(PUBLIC)}, got {path!r}")
     found = _imported(path, path)
     if not callable(found):
         raise NotATarget(f"target {path}: expected a class or a function, got {type(found).__name__}")
-    return _target(path, found, framework(arrays or _framework_of(found)), getattr(found, "limits", Limits()))
+    limits = with_changes(limits_of(found, f"target {path}"), changes, f"target {path}")
+    return target_of(path, found, arrays or limits.arrays or _framework_of(found), limits)
 
 
-def _target(name: str, found: Any, kind: Any, limits: Limits, options: Mapping[str, Any] = NOTHING) -> Target:
-    if isinstance(found, type):
+def target_of(name: str, found: Any, arrays: str, limits: Limits, options: Mapping[str, Any] = NOTHING) -> Target:
+    """A class, a function that makes a layer, or a function, as a target."""
+    kind = framework(arrays, limits.device)
+    if limits.weights and limits.weights not in LAYOUTS:
+        raise NotATarget(f"--weights: expected one of {', '.join(LAYOUTS)}, got {limits.weights!r}")
+    if isinstance(found, type) or _makes_layers(found):
         return TargetClass(name, kind, found, limits, options)
     return TargetFunction(name, kind, partial(found, **options) if options else found, limits)
+
+
+def _makes_layers(found: Any) -> bool:
+    """Whether a function has the parameters of a constructor."""
+    takes = binding(found, OF_CONSTRUCTOR, SIZES)
+    return all(size in takes.named for size in SIZES[:2]) and not takes.anything
 
 
 def _imported(target: str, path: str) -> Any:

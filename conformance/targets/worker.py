@@ -6,7 +6,8 @@ yields must come within the time limit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import signal
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -15,10 +16,13 @@ from typing import Any
 
 from conformance.targets.callables import TargetClass
 from conformance.targets.frameworks import keep_compiled, quick_to_compile
+from conformance.targets.limits import Limits
 from conformance.targets.protocol import NotATarget
-from conformance.targets.public import find_target
+from conformance.targets.public import PUBLIC, find_target
+from conformance.targets.recognise import recognise
 
 Job = Callable[..., Iterator[Any]]
+FIRST_CALL = 60.0  # seconds for the calls of `recognise`, which may compile
 LOADING = 120.0  # seconds for an import; torch, jax and keras together take 10 on two loaded cores
 
 
@@ -28,15 +32,20 @@ class Stopped(Exception):
 
 @dataclass
 class Worker:
-    """path and arrays: as `find_target` takes them. limit: seconds for each value of a job."""
+    """path, arrays, changes: as `find_target` takes them. limit: seconds for each value of a job. Once it has started:
+    kind, "class" or "function"; framework, whose arrays it takes; limits; notes, what it always does.
+    """
 
     path: str
     arrays: str | None = None
     limit: float = 30.0
+    changes: Mapping[str, Any] = field(default_factory=dict)
     process: BaseProcess | None = field(default=None, init=False)
     pipe: Any = field(default=None, init=False)
-    kind: str = field(default="", init=False)  # "class" or "function", once it has started
-    framework: str = field(default="", init=False)  # whose arrays it takes
+    kind: str = field(default="", init=False)
+    framework: str = field(default="", init=False)
+    limits: Limits = field(default_factory=Limits, init=False)
+    notes: tuple[str, ...] = field(default=(), init=False)
 
     def __enter__(self) -> Worker:
         self._start()
@@ -64,17 +73,20 @@ class Worker:
     def _start(self) -> None:
         context = get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.path, self.arrays), daemon=True)
+        self.process = context.Process(
+            target=_serve, args=(theirs, self.path, self.arrays, dict(self.changes)), daemon=True
+        )
         self.process.start()
         theirs.close()
-        try:
-            kind, answer = self._receive(LOADING)
-        except Stopped as error:
-            raise NotATarget(f"target {self.path}: its import {error}") from error
-        if kind == "none":
-            self._end()
-            raise NotATarget(answer)
-        self.kind, self.framework = answer
+        for stage, limit in (("its import", LOADING), ("its first call", max(self.limit, FIRST_CALL))):
+            try:
+                kind, answer = self._receive(limit)
+            except Stopped as error:
+                raise NotATarget(f"target {self.path}: {stage} {error}") from error
+            if kind == "none":
+                self._end()
+                raise NotATarget(answer)
+        self.kind, self.framework, self.limits, self.notes = answer
 
     def _receive(self, limit: float) -> tuple[str, Any]:
         try:
@@ -102,16 +114,20 @@ class Worker:
         self.process = None
 
 
-def _serve(pipe: Connection, path: str, arrays: str | None) -> None:
+def _serve(pipe: Connection, path: str, arrays: str | None, changes: Mapping[str, Any]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle: it ends this process
     quick_to_compile()
     try:
-        target = find_target(path, arrays)
+        target = find_target(path, arrays, changes)
+        keep_compiled()
+        pipe.send(("imported", None))
+        if path not in PUBLIC:
+            target = recognise(target)
     except NotATarget as error:
         pipe.send(("none", str(error)))
         return
-    keep_compiled()
     kind = "class" if isinstance(target, TargetClass) else "function"
-    pipe.send(("ready", (kind, target.framework.name)))
+    pipe.send(("ready", (kind, target.framework.name, target.limits, target.notes)))
     while True:
         try:
             job, arguments = pipe.recv()

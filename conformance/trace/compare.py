@@ -124,10 +124,10 @@ def _limits(target: Target) -> Iterator[Limits]:
 def _answer(target: Target, case: Case, dtype: str) -> Iterator[tuple[str, Any]]:
     set_x64(dtype != "float32")
     try:
-        if dtype not in target.limits.dtypes:
+        if not target.limits.takes_dtype(dtype):
             raise Unsupported(f"takes no {dtype}")
         yield "stages", target_stages(target, case, dtype)
-    except Unsupported as reason:
+    except (Unsupported, NotImplementedError) as reason:
         yield "unsupported", str(reason)
     except Exception as error:
         yield "fault", f"raised {type(error).__name__}: {error}"

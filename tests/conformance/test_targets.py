@@ -80,6 +80,75 @@ def test_the_command_goes_on_and_exits_1(few_cases):
     assert found["counts"] == {"pass": 0, "fail": 4, "unsupported": 4}  # it takes no causal
 
 
+RECOGNISED = {
+    ("GPT", ()): ["always has qkv_bias = True", "always has out_bias = True", "always causal"],
+    ("GPTWithRope", ()): [
+        "always has qkv_bias = True", "always has out_bias = True", "applies RoPE itself: interleaved, theta 500000",
+        "always causal",
+    ],
+    ("Fused", ()): ["its weights are stored as torch.nn.MultiheadAttention"],
+    ("FlaxLayer", (("weights", "flax.nnx.MultiHeadAttention"),)): [],
+    ("rows_of_tokens", (("layout", "BTNH"),)): [],
+    ("half_only", ()): [],
+    ("not_written", ()): [],
+}  # fmt: skip
+# What a correct one of its kind fails: jax.nn computes in float32.
+KNOWN_FAULTS = {"FlaxLayer": ("float64",)}
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Few cases, of functions and of classes."""
+    names = ("square", "plain", "causal", "square causal", "finfo.min bias", "square mask")
+    for kind in ("kernel_cases", "layer_cases"):
+        cases = getattr(judge, kind)()
+        kept = [c for c in cases if c.grouping == "GQA 6 over 2" and c.feature.name in names]
+        monkeypatch.setattr(judge, kind, lambda kept=kept: kept)
+    monkeypatch.setattr(judge.cache_checks, "CASES", ())
+
+
+@pytest.mark.no_shape_checks
+@pytest.mark.parametrize("key", RECOGNISED, ids=lambda key: key[0])
+def test_any_signature_is_judged_as_what_it_is(sample_targets, few, key):
+    name, changes = key
+    with Worker(f"any_signature:{name}", None, 30.0, dict(changes)) as worker:
+        assert list(worker.notes) == RECOGNISED[key]
+    checks = judge.judge(f"any_signature:{name}", None, lambda done, total: None, changes=dict(changes))
+    failed = [
+        c for c in checks if c.verdict == "fail" and c.column.rpartition(", ")[2] not in KNOWN_FAULTS.get(name, ())
+    ]
+    assert not failed, failed[0]
+    assert counts(checks)["pass"] >= 2
+
+
+@pytest.mark.no_shape_checks
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("FusedSplitWrongly", {}), ("rows_of_tokens_tiled", {"layout": "BTNH"}), ("half_only_tiled", {})],
+)
+def test_a_fault_in_any_signature_is_found(sample_targets, few, name, changes):
+    checks = judge.judge(f"any_signature:{name}", None, lambda done, total: None, changes=changes)
+    assert counts(checks)["fail"] >= 1
+    if name.endswith("tiled"):
+        assert {c.explanation for c in checks if c.verdict == "fail"} == {"head order: tiled: n % K"}
+
+
+@pytest.mark.no_shape_checks
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("any_signature:asks_for_tables", "cannot be called: requires cos, sin, for which the suite has no value"),
+        ("any_signature:NeedsMore", "cannot be built or called: requires layer_norm_factory, for which the suite has"),
+        ("faulty_kernels:always_raises", "cannot be called: ZeroDivisionError: no reason"),
+    ],
+)
+def test_what_can_never_be_called_is_one_sentence_and_exit_code_2(sample_targets, name, sentence):
+    result = CliRunner().invoke(app, ["conform", "--target", name])
+    assert result.exit_code == 2
+    assert sentence in result.output
+    assert len(result.output.strip().split("\n")) == 1
+
+
 @pytest.mark.no_shape_checks
 @pytest.mark.parametrize(
     ("target", "sentence"),

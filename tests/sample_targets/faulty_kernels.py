@@ -13,6 +13,12 @@ def correct(query, key, value, mask=None, *, causal=False):
 
 
 def raises(query, key, value, mask=None):
+    if query.shape[2] == key.shape[2]:
+        return correct(query, key, value, mask)
+    raise ZeroDivisionError("no reason")
+
+
+def always_raises(query, key, value, mask=None):
     raise ZeroDivisionError("no reason")
 
 
