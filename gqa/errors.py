@@ -37,7 +37,9 @@ def refuse(sentence: str, cause: BaseException | None = None) -> NoReturn:
 
 def say(sentence: str) -> None:
     """On stderr: wrapped between words in a terminal, in one line elsewhere."""
-    sentence = " ".join(sentence.split())
+    from gqa_weights.checkpoint.printable import sentence as printable_sentence  # which loads numpy
+
+    sentence = printable_sentence(sentence)
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns
         sentence = textwrap.fill(sentence, max(width, 20), break_long_words=False, break_on_hyphens=False)

@@ -22,4 +22,11 @@ Backends = Annotated[
     typer.Option("--backend", help="Which backend computes: numpy, torch or jax. Twice: the first for A, then for B."),
 ]
 TimeLimit = Annotated[float | None, typer.Option(help="Seconds that a target may take for one case. [default: 30]")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what is at DEST.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Overwrite the checkpoint at DEST; other files in its folder stay.")
+]
+ShardSize = Annotated[
+    str | None, typer.Option("--shard-size", metavar="SIZE", help="The most of one file of a folder, such as 5GB.")
+]
+Checksums = Annotated[bool, typer.Option(help="Put the checksum of each tensor into the manifest.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, or refused; write nothing.")]

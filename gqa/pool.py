@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 import typer
 
 from gqa.errors import one_sentence
-from gqa.options import Force, Json
-from gqa.port import Dest, Source, write_planned
+from gqa.options import Checksums, DryRun, Force, Json, ShardSize
+from gqa.port import Dest, Source
+from gqa.writing import Writing
 
 
 def pool(
@@ -20,6 +21,9 @@ def pool(
     ] = "mean",
     seed: Annotated[int | None, typer.Option(help="For --method random; 0 unless given.")] = None,
     force: Force = False,
+    shard_size: ShardSize = None,
+    checksums: Checksums = True,
+    dry_run: DryRun = False,
     json: Json = None,
 ) -> None:
     """Turn multi-head into grouped-query attention by pooling KV heads. Lossy: the result needs further training."""
@@ -28,7 +32,8 @@ def pool(
             raise ValueError(f"--seed: applies to --method random alone, got --method {method}")
         from gqa_weights.port import plan_pooled
 
-        write_planned(lambda: plan_pooled(source, num_kv_heads, method, seed or 0), dest, force, json, "pool")
+        writing = Writing(dest, force, shard_size, checksums, dry_run, json)
+        writing.run(lambda: plan_pooled(source, num_kv_heads, method, seed or 0), "pool")
 
 
 def expand(
@@ -36,10 +41,14 @@ def expand(
     dest: Dest,
     num_kv_heads: Annotated[int | None, typer.Option(help="KV heads afterwards; num_heads unless given.")] = None,
     force: Force = False,
+    shard_size: ShardSize = None,
+    checksums: Checksums = True,
+    dry_run: DryRun = False,
     json: Json = None,
 ) -> None:
     """Turn grouped-query into multi-head attention by repeating KV heads. Lossless."""
     with one_sentence():
         from gqa_weights.port import plan_expanded
 
-        write_planned(lambda: plan_expanded(source, num_kv_heads), dest, force, json, "expand")
+        writing = Writing(dest, force, shard_size, checksums, dry_run, json)
+        writing.run(lambda: plan_expanded(source, num_kv_heads), "expand")

@@ -14,6 +14,8 @@ from gqa.options import Backends, Json
 from gqa.outputs import STDOUT, check_files, list_written, write_json
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from conformance.trace.models import Verdict
 
 ROWS = 5  # on the screen: where everything differs, the first differences say why
@@ -24,9 +26,14 @@ def verify(
     b: Annotated[Path, typer.Argument(help="Another one of the same model.")],
     backend: Backends = None,
     dtype: Annotated[Literal["float64", "float32"], typer.Option(help="What both compute in.")] = "float64",
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare stored weights and settings alone, bit for bit; run nothing.")
+    ] = False,
     json: Json = None,
 ) -> None:
-    """Run the attention of two checkpoints layer by layer in two backends, and name the first stage that differs.
+    """Compare the stored weights of two checkpoints bit for bit, run their attention, and name what differs first.
+
+    Layer by layer, A in one backend and B in another: the first stage that differs is named.
 
     Exit code 1 on any difference, 2 where a checkpoint cannot be read.
     """
@@ -35,61 +42,70 @@ def verify(
         from gqa.backends import two_backends
 
         pair = two_backends(backend or [])
-        verdicts = _verdicts(a, b, pair, dtype)
+        verdicts = _verdicts(a, b, pair, dtype, exact)
         if json != STDOUT:
-            _print(verdicts, (str(a), str(b)), pair, dtype)
+            runs = [""] * 2 if exact else [f" in gqa_{name}, {dtype}" for name in pair]
+            _print(verdicts, [f"{side} {path}{run}" for side, path, run in zip("AB", (a, b), runs, strict=True)], exact)
         if json is not None:
-            write_json(json, _as_json(verdicts, pair, dtype))
+            write_json(json, {**_as_json(verdicts, pair, dtype), "exact": exact})
         list_written(json)
     raise typer.Exit(0 if all(verdict.same for verdict in verdicts) else 1)
 
 
-def _verdicts(a: Path, b: Path, pair: tuple[str, str], dtype: str) -> list[Verdict]:
+def _verdicts(a: Path, b: Path, pair: tuple[str, str], dtype: str, exact: bool) -> list[Verdict]:
     from conformance.trace import models
     from gqa.progress import counted
     from gqa_weights.port import open_model
 
     opened = open_model(a), open_model(b)
     with counted("layers", models.steps(*opened)) as advance:
-        return list(models.verify(*opened, backends=pair, dtype=dtype, done=advance))
+        return list(models.verify(*opened, backends=pair, dtype=dtype, exact=exact, done=advance))
 
 
-def _print(verdicts: list[Verdict], names: tuple[str, str], backends: tuple[str, str], dtype: str) -> None:
+def _print(verdicts: list[Verdict], sides: list[str], exact: bool) -> None:
     """The verdict first, then the first places that differ."""
     from rich.console import Console
-    from rich.text import Text
 
-    from gqa.lines import Indented
+    from gqa.lines import Indented, plain
 
     console = Console(highlight=False)
     differing = [verdict for verdict in verdicts if not verdict.same]
-    console.print(_equal(verdicts) if not differing else _different(differing, len(verdicts)))
-    for side, name, backend in zip("AB", names, backends, strict=True):
-        console.print(Text(f"{side} {name} in gqa_{backend}, {dtype}"))
+    console.print(_equal(verdicts, exact) if not differing else _different(differing, len(verdicts)))
+    for side in sides:
+        console.print(plain(side))
     for verdict in differing[:ROWS]:
-        console.print(Text(f"\n{verdict.place}, {verdict.stage}", style="red"))
+        place = plain(f"{verdict.place}, {verdict.stage}")
+        place.stylize("red")
+        console.print()
+        console.print(place)
         console.print(Indented(verdict.reason))
     for verdict in verdicts:
-        if verdict.place == "tensors not compared":
+        if verdict.same and verdict.reason:
             console.print(Indented(f"{verdict.place}: {verdict.reason}"))
     if len(differing) > ROWS:
         console.print(f"\nand {len(differing) - ROWS} more, all with --json FILE")
 
 
-def _equal(verdicts: list[Verdict]) -> str:
+def _equal(verdicts: list[Verdict], exact: bool) -> Text:
+    from gqa.lines import plain
+
     whole = any(verdict.place == "settings" for verdict in verdicts)
     layers = sum(verdict.place.startswith("layer ") for verdict in verdicts)
     worst = max(verdict.error for verdict in verdicts)
     rest = "all other weights and settings too" if whole else "the rest of this family's models is not compared"
-    return (
-        f"[bold green]EQUAL[/]  all stages of {layers} attention layers, "
-        f"at most {worst:.2g} of the largest value apart; {rest}"
-    )
+    stages = "" if exact else f", all stages at most {worst:.2g} of the largest value apart"
+    text = plain(f"EQUAL  stored weights of {layers} attention layers bit for bit{stages}; {rest}")
+    text.stylize("bold green", 0, len("EQUAL"))
+    return text
 
 
-def _different(differing: list[Verdict], total: int) -> str:
+def _different(differing: list[Verdict], total: int) -> Text:
+    from gqa.lines import plain
+
     first = differing[0]
-    return f"[bold red]DIFFERS[/]  first difference: {first.place}, {first.stage}; {len(differing)} of {total} differ"
+    text = plain(f"DIFFERS  first difference: {first.place}, {first.stage}; {len(differing)} of {total} differ")
+    text.stylize("bold red", 0, len("DIFFERS"))
+    return text
 
 
 def _as_json(verdicts: list[Verdict], backends: tuple[str, str], dtype: str) -> dict[str, Any]:

@@ -216,8 +216,10 @@ class ModelConfig:
             ValueError: For anything that `to_dict` does not write.
         """
         try:
-            if sum(run["count"] for run in stored["attention"]) > MOST_LAYERS:
-                raise ValueError(f"config: expected at most {MOST_LAYERS} layers")
+            counts = [run["count"] for run in stored["attention"]]
+            good = all(isinstance(count, int) and 1 <= count <= MOST_LAYERS for count in counts)
+            if not good or sum(counts) > MOST_LAYERS:
+                raise ValueError(f"config: expected 1 to {MOST_LAYERS} layers in all, got counts {counts[:8]}")
             runs = [(run["count"], {n: x for n, x in run.items() if n != "count"}) for run in stored["attention"]]
             layers = [layer for count, run in runs for layer in [AttentionConfig.from_dict(run)] * count]
             return cls(**{**stored, "attention": tuple(layers)})

@@ -27,7 +27,13 @@ NORMS = {
 
 
 def manifest(
-    config: ModelConfig, layout: Layout, *, family: str, dtypes: Iterable[str], source: Mapping[str, str]
+    config: ModelConfig,
+    layout: Layout,
+    *,
+    family: str,
+    dtypes: Iterable[str],
+    source: Mapping[str, str],
+    settings: Mapping[str, Any],
 ) -> Json:
     """Every convention of a checkpoint whose attention is stored in `layout`, as JSON.
 
@@ -37,6 +43,7 @@ def manifest(
         family: That of Hugging Face, whose config.json some settings come from.
         dtypes: Those of the tensors.
         source: Where the weights came from, and what was done to them.
+        settings: Of the source's config.json, those that change no number, such as the ids of special tokens.
 
     Returns:
         The content of gqa_manifest.json.
@@ -52,6 +59,7 @@ def manifest(
         "norm": NORMS[config.norm],
         "attention": [{"layers": layers, **_stated(layer, layout)} for layer, layers in kinds.items()],
         "config": config.to_dict(),
+        "settings": dict(settings),
     }
 
 

@@ -6,7 +6,7 @@ refused while planning, before anything is written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 
 from gqa_spec import checks
-from gqa_spec.config import AttentionConfig, weight_shapes
-from gqa_spec.model_config import ModelConfig, model_weight_shapes
+from gqa_spec.config import AttentionConfig
+from gqa_spec.model_config import ModelConfig
 from gqa_weights import heads
+from gqa_weights.carried import carried_files, carried_settings
 from gqa_weights.checkpoint import Checkpoint, CheckpointError, TensorInfo, open_checkpoint, save_checkpoint
+from gqa_weights.checkpoint.save import check_place, is_folder
+from gqa_weights.derived import HALF_PRECISION, Operated, Surgery, Widened, shifted_norms
 from gqa_weights.families import (
     FAMILIES,
     MANIFEST,
@@ -32,12 +35,13 @@ from gqa_weights.families import (
     read_attention,
     read_model,
 )
+from gqa_weights.families.config_json import HuggingFaceFamily
 from gqa_weights.manifest import manifest
 
 Array = np.ndarray
 Tensor = tuple[str, TensorInfo, Callable[[], Array]]
-Surgery = Callable[[int, Mapping[str, Array], AttentionConfig], heads.Layer]
 
+BLOCK_BYTES = 2**24  # of a tensor that is cast at once
 DTYPES = ("float64", "float32", "float16", "bfloat16")
 ALIASES = {"meta": "meta.llama", "flax": "flax.nnx.MultiHeadAttention", "keras": "keras.layers.GroupQueryAttention"}
 FORMATS = {".npz": "npz", ".orbax": "orbax"}
@@ -46,11 +50,23 @@ TARGETS = ("huggingface", *ALIASES, *(name for name, family in FAMILIES.items() 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a port will write. settings: config.json of a family that has one."""
+    """What a port will write.
 
+    Attributes:
+        source: The checkpoint that is ported.
+        tensors: Of each its name, its shape and dtype, and a function that computes it.
+        settings: config.json or params.json, of a family that has one.
+        manifest: gqa_manifest.json, without checksums.
+        files: Files that are carried along into a folder, by name.
+        notes: What the user should be told of the result.
+    """
+
+    source: Path
     tensors: list[Tensor]
     settings: Mapping[str, Any] | None
     manifest: Mapping[str, Any]
+    files: Mapping[str, bytes | Path]
+    notes: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
@@ -138,23 +154,60 @@ def plan_expanded(source: str | Path, num_kv_heads: int | None = None) -> Plan:
 
 
 def write(
-    plan: Plan, dest: str | Path, *, force: bool = False, done: Callable[[int], None] = lambda size: None
+    plan: Plan,
+    dest: str | Path,
+    *,
+    force: bool = False,
+    shard_bytes: int | None = None,
+    checksums: bool = True,
+    done: Callable[[int], None] = lambda size: None,
 ) -> None:
     """Write the planned files.
 
     Args:
         plan: From `plan`, `plan_pooled` or `plan_expanded`.
         dest: A folder, or a file that ends in .safetensors or .npz; a folder that ends in .orbax is written by orbax.
-        force: Overwrite a checkpoint at dest.
+        force: Overwrite a checkpoint at dest, which may be the source itself.
+        shard_bytes: The most bytes of one file of a safetensors folder; 5 GB when None.
+        checksums: Put the checksum of each tensor into the manifest.
         done: Called with the number of bytes of each piece that was written.
 
     Raises:
-        CheckpointError: As `save_checkpoint`. Nothing is left behind.
+        CheckpointError: As `save_checkpoint`, and where one of source and dest is inside the other. Nothing is left
+            behind.
     """
-    format = FORMATS.get(Path(dest).suffix, "safetensors")
+    _check_apart(plan.source, Path(dest))
     save_checkpoint(
-        dest, plan.tensors, format=format, settings=plan.settings, manifest=plan.manifest, force=force, done=done
-    )
+        dest, plan.tensors, format=_format(dest), settings=plan.settings, manifest=plan.manifest, force=force,
+        shard_bytes=shard_bytes, checksums=checksums, files=files_at(plan, dest), done=done,
+    )  # fmt: skip
+
+
+def check(plan: Plan, dest: str | Path, *, force: bool = False) -> None:
+    """Raise what `write` would raise before it writes; nothing is written.
+
+    Raises:
+        CheckpointError: As `write`.
+    """
+    _check_apart(plan.source, Path(dest))
+    check_place(dest, plan.tensors, format=_format(dest), force=force, files=files_at(plan, dest))
+
+
+def files_at(plan: Plan, dest: str | Path) -> Mapping[str, bytes | Path]:
+    """The files that are carried along to dest: a single file has no place for them."""
+    return plan.files if is_folder(Path(dest), _format(dest)) else {}
+
+
+def _format(dest: str | Path) -> str:
+    return FORMATS.get(Path(dest).suffix, "safetensors")
+
+
+def _check_apart(source: Path, dest: Path) -> None:
+    """The source itself may be overwritten, but not a folder around it, and not its inside."""
+    a, b = source.resolve(), dest.resolve()
+    if a != b and (a.is_relative_to(b) or b.is_relative_to(a)):
+        inner, outer = ("the source", "the destination") if a.is_relative_to(b) else ("the destination", "the source")
+        raise CheckpointError(f"{dest}: {inner} is inside {outer} {b if a.is_relative_to(b) else a}: write elsewhere")
 
 
 def _operated(
@@ -171,39 +224,6 @@ def _operated(
     return _plan(checkpoint, model, to, config, weights, None, changed=what)
 
 
-class Operated(Mapping[str, Array]):
-    """A model's weights with each attention layer changed by `surgery`; one changed layer is held at a time."""
-
-    def __init__(self, model: Model, config: ModelConfig, surgery: Surgery) -> None:
-        self._model, self._config, self._surgery = model, config, surgery
-        self._shapes = model_weight_shapes(config)
-        self._kept: dict[str, Array] = {}
-
-    def __getitem__(self, name: str) -> Array:
-        if self._shapes[name] == self._model.weights.info(name).shape:
-            return self._model.weights[name]
-        if name not in self._kept:
-            self._kept = {}  # the last layer goes before the next one comes
-            number = int(name.split(".")[1])
-            prefix, before = f"blocks.{number}.attention.", self._model.config.attention[number]
-            weights = {inside: self._model.weights[prefix + inside] for inside in weight_shapes(before)}
-            layer, _ = self._surgery(number, weights, before)
-            self._kept = {prefix + inside: x for inside, x in layer.items() if x is not weights[inside]}
-        return self._kept.pop(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._shapes
-
-    def info(self, name: str) -> TensorInfo:
-        return TensorInfo(self._shapes[name], self._model.weights.info(name).dtype)
-
-
 def _plan(
     checkpoint: Checkpoint,
     model: Model,
@@ -216,9 +236,13 @@ def _plan(
     checks.choice("dtype", dtype, DTYPES, optional=True)
     origin = _origin(checkpoint, model.family)
     family = FAMILIES[origin if to == "huggingface" else ALIASES.get(to, to)]
-    settings = model_settings(family.name, config)
-    foreign = foreign_weights(family.name, config, weights)
-    tensors = [_tensor(checkpoint.path, foreign, name, dtype) for name in foreign]
+    carried = carried_settings(checkpoint, model.family)
+    beside = _with_dtype(carried, checkpoint, dtype) if isinstance(family, HuggingFaceFamily) else {}
+    settings = model_settings(family.name, config, beside)
+    shifted = shifted_norms(family, config.attention, config)
+    foreign = foreign_weights(family.name, config, Widened(weights, shifted))
+    tensors = [_tensor(checkpoint.path, foreign, name, dtype, shifted) for name in foreign]
+    files, notes = carried_files(checkpoint)
     facts = {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
@@ -233,8 +257,19 @@ def _plan(
         family=origin,
         dtypes=(info.dtype for _, info, _ in tensors),
         source={name: fact for name, fact in facts.items() if fact},
+        settings=carried,
     )
-    return Plan(tensors, None if family.file == MANIFEST else settings, stated)
+    wide = [name for name, info, _ in tensors if info.dtype == "float32" and shifted & {*foreign.origins(name)}]
+    if wide and any(info.dtype in HALF_PRECISION for _, info, _ in tensors):
+        notes.append(f"{len(wide)} norm weights, stored as 1 + w, are in float32: 16 bits would lose most of w")
+    settings = {} if family.file == MANIFEST else settings
+    return Plan(checkpoint.path, tensors, settings or None, stated, files, tuple(notes))
+
+
+def _with_dtype(carried: Mapping[str, Any], checkpoint: Checkpoint, dtype: str | None) -> dict[str, Any]:
+    """The dtype that config.json states, under the names that it has there, is that of the port."""
+    stated = {key: checkpoint.settings[key] for key in ("dtype", "torch_dtype") if key in checkpoint.settings}
+    return {**carried, **{key: dtype or value for key, value in stated.items()}}
 
 
 def _origin(checkpoint: Checkpoint, family: str) -> str:
@@ -246,16 +281,24 @@ def _origin(checkpoint: Checkpoint, family: str) -> str:
     return FAMILIES[family].origin or family
 
 
-def _tensor(path: Path, foreign: ForeignWeights, name: str, dtype: str | None) -> Tensor:
+def _tensor(path: Path, foreign: ForeignWeights, name: str, dtype: str | None, shifted: set[str]) -> Tensor:
     info = foreign.info(name)
+    if dtype in HALF_PRECISION and shifted & {*foreign.origins(name)}:
+        dtype = "float32"
     if dtype is None or dtype == info.dtype:
         return name, info, partial(foreign.__getitem__, name)
     return name, TensorInfo(info.shape, dtype), lambda: _cast(path, name, foreign[name], dtype)
 
 
 def _cast(path: Path, name: str, array: Array, dtype: str) -> Array:
-    with np.errstate(over="ignore"):
-        cast = array.astype(np.dtype(dtype))
-    if not np.isfinite(cast).all() and np.isfinite(array).all():
-        raise CheckpointError(f"{path}: tensor {name!r}: its largest value does not fit {dtype}")
-    return cast
+    """In blocks of rows; a finite number that becomes infinite is refused, whatever else is infinite already."""
+    given, cast = np.atleast_1d(array), np.empty(np.atleast_1d(array).shape, np.dtype(dtype))
+    rows = max(1, BLOCK_BYTES // max(1, given[:1].nbytes))
+    for start in range(0, len(given), rows):
+        block = slice(start, start + rows)
+        with np.errstate(over="ignore"):
+            cast[block] = given[block].astype(cast.dtype)
+        lost = int((np.isfinite(given[block]) & ~np.isfinite(cast[block])).sum())
+        if lost:
+            raise CheckpointError(f"{path}: tensor {name!r}: {lost} of its values do not fit {dtype}")
+    return cast.reshape(array.shape)

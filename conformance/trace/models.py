@@ -1,28 +1,30 @@
 """Two models side by side: the first stage of each attention layer at which they differ, and what differs around them.
 
-Both are brought to one RoPE pairing (canonical weights have one head order already). A layer of the one runs in one
-backend and its counterpart in another, on the same random input; each stage of both is held against the float64 oracle
-with the bounds of SPEC 15. Weights outside attention are compared as they are.
+Both are brought to one RoPE pairing (canonical weights have one head order already), and their stored weights are
+compared bit for bit. A layer of the one then runs in one backend and its counterpart in another, on the same random
+input; each stage of both is held against the float64 oracle with the bounds of SPEC 15.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 
-from conformance.cases.compare import bound, compare, error_of
+from conformance.cases.compare import EPSILON, bound, compare, error_of
 from conformance.cases.inputs import DTYPES
 from conformance.targets import Backend, TargetLayer
 from conformance.trace.hints import hint
-from gqa_spec import AttentionConfig, DynamicScaling, LongropeScaling, ModelConfig
-from gqa_spec.checks import WIDER
+from conformance.trace.stored import compare_bits, compare_weights, directions, rope_lengths, settings_differences
+from gqa_spec import AttentionConfig, ModelConfig
 from gqa_spec.config import weight_shapes
 from gqa_spec.model_config import model_weight_shapes
+from gqa_weights.derived import shifted_norms
+from gqa_weights.families import FAMILIES
 from gqa_weights.heads import convert_rope_pairing
 
 Array = np.ndarray
@@ -33,7 +35,9 @@ STAGES = (
     "q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "q_rope", "k_rope",
     "scores", "capped", "masked", "weights", "context", "output",
 )  # fmt: skip
+STORED = "stored weights"
 TOKENS, FAR = 12, 4096
+LISTED = 3  # of a layer's weights that differ
 # Settings of a model that change no number it computes; those of attention show in its stages.
 NOT_COMPUTED_WITH = ("attention", "dropout", "max_length", "tied")
 
@@ -73,18 +77,21 @@ def verify(
     *,
     backends: tuple[str, str] = ("numpy", "torch"),
     dtype: str = "float64",
+    exact: bool = False,
     done: Callable[[int], None] = lambda size: None,
 ) -> Iterator[Verdict]:
-    """Compare two models: their sizes, each attention layer stage by stage, the settings and weights around attention.
+    """Compare two models: their sizes, each attention layer, the settings and weights around attention.
 
-    A weight that the two hold in different dtypes is rounded to the narrower first: so a port to bfloat16 equals what
-    it was rounded from.
+    Of a layer the stored weights are compared first, bit for bit after the mapping to canonical names and one RoPE
+    pairing, then its stages. A weight that the two hold in different dtypes is rounded to the narrower first: so a port
+    to bfloat16 equals what it was rounded from. A norm that one side stores as 1 + w may differ by the rounding of it.
 
     Args:
         a: A model; its attention runs in the first of `backends`.
         b: Another; its attention runs in the second.
         backends: Two of numpy, torch, jax.
         dtype: What both compute in, "float64" or "float32".
+        exact: Compare the stored weights and the settings alone; nothing is run.
         done: Called with 1 after each step, `steps(a, b)` times.
 
     Returns:
@@ -93,18 +100,41 @@ def verify(
     """
     yield _sizes(a, b)
     yield from _unread(a, b)
+    allowed = {**_rounding(a), **_rounding(b)}
     if attention_of(a)[0].embed_dim == attention_of(b)[0].embed_dim:  # else no input fits both
         for number in range(min(len(attention_of(a)), len(attention_of(b)))):
-            yield compare_layers(number, layer_of(a, number), layer_of(b, number), backends, dtype)
+            sides = layer_of(a, number), layer_of(b, number)
+            yield _verify_layer(number, *sides, allowed, None if exact else (backends, dtype))
             done(1)
     configs = [getattr(model, "config", None) for model in (a, b)]
     if isinstance(configs[0], ModelConfig) and isinstance(configs[1], ModelConfig):
         yield _settings(configs[0], configs[1])
-        yield from _around((a.weights, configs[0]), (b.weights, configs[1]), dtype)
+        yield from _around((a.weights, configs[0]), (b.weights, configs[1]), allowed)
     done(1)
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
+
+
+def _verify_layer(
+    number: int, a: LayerWeights, b: LayerWeights, allowed: Mapping[str, float], run: tuple[tuple[str, str], str] | None
+) -> Verdict:
+    """run: the backends and the dtype of the stages, None for stored weights and settings alone."""
+    place, start = f"layer {number} attention", f"blocks.{number}.attention."
+    inside = {name.removeprefix(start): x for name, x in allowed.items() if name.startswith(start)}
+    (config, ours), (other, theirs) = (_half(*side) for side in (a, b))
+    differing, error, noted = compare_weights(ours, theirs, inside)
+    settings = settings_differences(config, other)
+    said = "; ".join([*settings[:LISTED], *differing[:LISTED], *noted[:LISTED]])
+    if run is None or noted or any("not finite" in sentence for sentence in differing):
+        stage = STORED if differing else "settings" if settings else ""
+        return Verdict(place, stage, error, said)
+    found = compare_layers(number, (config, ours), (other, theirs), *run)
+    if not found.same:
+        return replace(found, reason="; ".join([found.reason, *differing[:LISTED]]))
+    if differing:
+        return Verdict(place, STORED, error, said)
+    return found
 
 
 def compare_layers(
@@ -195,8 +225,8 @@ def _probes(*configs: AttentionConfig) -> Iterator[Probe]:
     offsets |= {config.chunk - TOKENS // 2 for config in configs if config.chunk is not None}
     lengths: set[int | None] = {None}
     for config in configs:
-        if config.rope is not None and isinstance(config.rope.scaling, DynamicScaling | LongropeScaling):
-            lengths.add(2 * config.rope.scaling.original_max_position_embeddings)
+        if config.rope is not None and len(rope_lengths(config.rope)) > 1:
+            lengths |= rope_lengths(config.rope)
     for length in sorted(lengths, key=lambda x: x or 0):
         yield Probe(tuple(sorted(offsets)), length)
 
@@ -205,7 +235,7 @@ def _traces(backend: str, config: AttentionConfig, weights: Weights, dtype: str,
     """Each probe's stages, on numbers that depend on the sizes alone: the same for both sides."""
     with _precision(backend, dtype):
         layer = _module(backend, config, dtype)
-        layer.load({name: x.astype(DTYPES[dtype]) for name, x in weights.items()})
+        layer.load({name: x.astype(DTYPES[dtype], copy=False) for name, x in weights.items()})
         found: list[Stages] = []
         for probe in probes:
             shape = (len(probe.offsets), TOKENS, config.embed_dim)
@@ -217,7 +247,7 @@ def _traces(backend: str, config: AttentionConfig, weights: Weights, dtype: str,
         return found
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=3)  # the oracle and two backends, of one config: a module holds a layer's weights
 def _module(backend: str, config: AttentionConfig, dtype: str) -> TargetLayer:
     """Layers of one config share a module: a new one would have to be compiled anew."""
     return Backend(backend).layer(config, dtype)
@@ -254,12 +284,23 @@ def _same_dtypes(ours: Weights, theirs: Weights) -> tuple[Weights, Weights]:
 
 
 def _same_dtype(a: Array, b: Array) -> tuple[Array, Array]:
-    """Both in the narrower dtype, where one holds all values of the other."""
-    if str(a.dtype) in WIDER[str(b.dtype)]:
-        return a.astype(b.dtype), b
-    if str(b.dtype) in WIDER[str(a.dtype)]:
-        return a, b.astype(a.dtype)
-    return a, b
+    """Both in the narrower dtype; of bfloat16 and float16, which hold other values each, in the one that is rounded."""
+    if a.dtype == b.dtype:
+        return a, b
+    narrower = directions(a, b)[0]
+    if len(directions(a, b)) > 1 and compare_bits(b.astype(a.dtype), a).count == 0:
+        narrower = a.dtype
+    return a.astype(narrower, copy=False), b.astype(narrower, copy=False)
+
+
+def _rounding(model: Model) -> dict[str, float]:
+    """Norm weights that the model's file stores as 1 + w -> what rounding that may change."""
+    family = FAMILIES.get(getattr(model, "family", ""))
+    if family is None:
+        return {}
+    names = shifted_norms(family, attention_of(model), getattr(model, "config", None))
+    dtypes = {name: model.weights.info(name).dtype for name in names}  # type: ignore[attr-defined]
+    return {name: 2 * EPSILON[dtype] for name, dtype in dtypes.items() if dtype in EPSILON}
 
 
 # --- around attention ------------------------------------------------------------------------------------------------
@@ -290,8 +331,10 @@ def _differing(place: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Verdic
     return Verdict(place, next(iter(names), ""), 0.0, reason)
 
 
-def _around(a: tuple[Weights, ModelConfig], b: tuple[Weights, ModelConfig], dtype: str) -> Iterator[Verdict]:
-    """Every weight outside attention that is missing on one side or differs by more than the bound of SPEC 15."""
+def _around(
+    a: tuple[Weights, ModelConfig], b: tuple[Weights, ModelConfig], allowed: Mapping[str, float]
+) -> Iterator[Verdict]:
+    """Every weight outside attention that is missing on one side, differs in a bit, or is not finite."""
     shapes = [model_weight_shapes(config) for _, config in (a, b)]
     for name in dict.fromkeys([*shapes[0], *shapes[1]]):
         if ".attention." in name:
@@ -300,13 +343,11 @@ def _around(a: tuple[Weights, ModelConfig], b: tuple[Weights, ModelConfig], dtyp
         if stored[0] is None or stored[1] is None:
             yield Verdict(name, "weight", np.inf, f"only {'A' if stored[1] is None else 'B'} has it")
             continue
-        ours, theirs = _same_dtype(a[0][stored[0]], b[0][stored[1]])
-        if not np.array_equal(ours, theirs):
-            reference, got = ours.astype(dtype), theirs.astype(dtype)
-            found = compare(got, reference, dtype, bound(dtype, 0.0))
-            if found.reason:
-                error = error_of(got, reference) if got.shape == reference.shape else np.inf
-                yield Verdict(name, "weight", error, found.reason)
+        sides = {"": a[0][stored[0]]}, {"": b[0][stored[1]]}
+        differing, error, noted = compare_weights(*sides, {"": allowed.get(name, 0.0)})
+        if differing or noted:
+            said = "; ".join([*differing, *noted]).removeprefix(": ")
+            yield Verdict(name, "weight" if differing else "", error, said)
 
 
 def _stored_as(name: str, config: ModelConfig, shapes: Mapping[str, Any]) -> str | None:

@@ -29,21 +29,27 @@ CHECKPOINT = ("config.json", "params.json", "gqa_manifest.json", "*.safetensors"
 @contextmanager
 def replacing(path: Path, *, force: bool, folder: bool, nbytes: int) -> Iterator[Path]:
     """A path to write a new file or folder of `nbytes` to, which takes the place of `path` at the end."""
+    with ready(path, force=force, folder=folder, nbytes=nbytes) as (target, scratch):
+        before, new = _identity(target), scratch / target.name
+        yield new
+        with locked(target.parent):
+            if _identity(target) != before:
+                raise refuse(path, None, "another process wrote it meanwhile; nothing was written")
+            _put(new, target, scratch)
+
+
+@contextmanager
+def ready(path: Path, *, force: bool, folder: bool, nbytes: int) -> Iterator[tuple[Path, Path]]:
+    """What `path` is, links followed, and a scratch folder beside it, once everything that can be refused was not."""
     with _one_sentence(path):
         target = _resolved(path)
         _check_place(path, target, folder, nbytes)
         recover(target)
-        before = _identity(target)
         _check_free(path, target, force)
         with scratch_folder(target) as scratch:
             if folder:
                 _check_kept(path, target, scratch)
-            new = scratch / target.name
-            yield new
-            with locked(target.parent):
-                if _identity(target) != before:
-                    raise refuse(path, None, "another process wrote it meanwhile; nothing was written")
-                _put(new, target, scratch)
+            yield target, scratch
 
 
 @contextmanager

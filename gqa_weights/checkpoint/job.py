@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from math import prod
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-
 from gqa_weights.checkpoint.atomic import sync
+from gqa_weights.checkpoint.checksums import checksum, with_checksums
 from gqa_weights.checkpoint.json_files import Settings
+from gqa_weights.checkpoint.pieces import pieces
 from gqa_weights.checkpoint.tensors import Array, TensorInfo, refuse
 
 Tensor = tuple[str, TensorInfo, Callable[[], Array]]
+Piece = tuple[str, Callable[[], memoryview]]
 
-CHUNK = 2**23  # bytes that are written at once
-BLOCK = 2**19  # bytes that are transposed at once
-ROW_PADDING = 16  # numbers between the rows of such a block
 THREADS = 2
 AHEAD = 4  # pieces in memory besides the one that is written
 
 
 @dataclass(frozen=True)
 class Job:
-    """path: where to write now. final: the path that it is moved to, which messages name. settings: by file name."""
+    """path: where to write now. final: the path that it is moved to, which messages name. settings: by file name.
+    checksums: whether the manifest has those of the tensors; found: those so far.
+    """
 
     path: Path
     final: Path
@@ -37,6 +36,8 @@ class Job:
     settings: Mapping[str, Settings]
     shard_bytes: int
     done: Callable[[int], None]
+    checksums: bool = False
+    found: dict[str, str] = field(default_factory=dict)
 
     def read(self, tensor: Tensor) -> Array:
         name, info, read = tensor
@@ -46,77 +47,50 @@ class Job:
             raise refuse(self.final, name, f"expected {info.dtype} {info.shape} to write, got {got}")
         return array
 
+    def read_whole(self, tensor: Tensor) -> Array:
+        """For a format whose package writes whole arrays."""
+        array = self.read(tensor)
+        if self.checksums:
+            self.found[tensor[0]] = checksum(array)
+        return array
+
     def write(self, file: IO[bytes], tensors: Iterable[Tensor]) -> None:
-        """Their bytes in C order, little-endian, one tensor after the other."""
-        for piece in _ahead(piece for tensor in tensors for piece in _pieces(self.read(tensor))):
-            file.write(piece)
-            self.done(len(piece))
+        """Their bytes, one tensor after the other; the checksum of a piece is computed while it is written."""
+        tensors = list(tensors)
+        digests = {name: hashlib.sha256() for name, _, _ in tensors if self.checksums}
+        named = ((tensor[0], piece) for tensor in tensors for piece in pieces(self.read(tensor)))
+        with ThreadPoolExecutor(1) as digesting:
+            for name, piece in _ahead(named):
+                digested = digesting.submit(digests[name].update, piece) if self.checksums else None
+                file.write(piece)
+                self.done(len(piece))
+                if digested is not None:
+                    digested.result()
+        self.found.update((name, digest.hexdigest()) for name, digest in digests.items())
+
+    def stated(self) -> Mapping[str, Settings]:
+        """The settings, with the checksums that were found in the manifest."""
+        if not self.checksums:
+            return self.settings
+        return {**self.settings, "gqa_manifest": with_checksums(self.settings["gqa_manifest"], self.found)}
 
 
-def _pieces(array: Array) -> Iterator[Callable[[], memoryview]]:
-    """One function for each piece of the bytes. Of a transposed view it copies the piece."""
-    little = array.dtype.newbyteorder("<") if array.dtype.kind != "V" else array.dtype
-    rows = np.atleast_1d(array)
-    step = max(1, CHUNK // max(1, rows.itemsize * prod(rows.shape[1:])))
-    for start in range(0, len(rows) if rows.size else 0, step):
-        yield partial(_contiguous, rows[start : start + step], little)
-
-
-def _ahead(pieces: Iterable[Callable[[], memoryview]]) -> Iterator[memoryview]:
+def _ahead(named: Iterable[Piece]) -> Iterator[tuple[str, memoryview]]:
     """What the functions give, computed by threads a few ahead of the one that is written, the next tensor's too."""
     with ThreadPoolExecutor(THREADS) as pool:
-        waiting: deque[Future[memoryview]] = deque()
-        for piece in pieces:
-            waiting.append(pool.submit(piece))
+        waiting: deque[tuple[str, Future[memoryview]]] = deque()
+        for name, piece in named:
+            waiting.append((name, pool.submit(piece)))
             if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
+                name, computed = waiting.popleft()
+                yield name, computed.result()
         while waiting:
-            yield waiting.popleft().result()
-
-
-def _contiguous(source: Array, dtype: np.dtype) -> memoryview:
-    target = source
-    if not source.flags.c_contiguous or source.dtype != dtype:
-        source = _merged(source)
-        target = np.empty(source.shape, dtype)
-        _copy(source, target)
-    return target.reshape(-1).view(np.uint8).data
-
-
-def _merged(array: Array) -> Array:
-    """The same numbers in the same order with as few axes as the strides allow: then the blocks of a copy are squares,
-    also where heads are an axis of their own.
-    """
-    shape, strides = [1], [0]
-    for count, stride in zip(array.shape, array.strides, strict=True):
-        if shape[-1] == 1 or strides[-1] == count * stride:
-            shape[-1], strides[-1] = shape[-1] * count, stride
-        elif count != 1:
-            shape.append(count)
-            strides.append(stride)
-    return np.lib.stride_tricks.as_strided(array, shape, strides, writeable=False)
-
-
-def _copy(source: Array, target: Array) -> None:
-    """In blocks that fit the processor's cache, each read in memory order, then transposed from rows with padding: rows
-    that are a power of two apart, as those of most matrices, would evict each other from the cache.
-    """
-    if source.nbytes > BLOCK:
-        axis = source.shape.index(max(source.shape))
-        middle = source.shape[axis] // 2
-        for half in (slice(None, middle), slice(middle, None)):
-            part = (*[slice(None)] * axis, half)
-            _copy(source[part], target[part])
-        return
-    order = np.argsort(source.strides)[::-1]
-    ordered = source.transpose(order)
-    rows = np.empty((*ordered.shape[:-1], ordered.shape[-1] + ROW_PADDING), source.dtype)[..., :-ROW_PADDING]
-    rows[...] = ordered
-    target[...] = rows.transpose(np.argsort(order))
+            name, computed = waiting.popleft()
+            yield name, computed.result()
 
 
 def write_settings(job: Job) -> None:
-    for name, content in job.settings.items():
+    for name, content in job.stated().items():
         write_json(job.path / f"{name}.json", content)
 
 

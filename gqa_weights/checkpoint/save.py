@@ -8,7 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 
 from gqa_spec import checks
-from gqa_weights.checkpoint.atomic import replacing, sync
+from gqa_weights.checkpoint.atomic import ready, replacing, sync
+from gqa_weights.checkpoint.checksums import fit
 from gqa_weights.checkpoint.formats import npz as format_npz
 from gqa_weights.checkpoint.formats import orbax as format_orbax
 from gqa_weights.checkpoint.formats import safetensors as format_safetensors
@@ -22,6 +23,7 @@ WRITERS: dict[str, Callable[[Job], None]] = {
     "npz": format_npz.write,
     "orbax": format_orbax.write,
 }
+SHARD_BYTES = 5 * 10**9
 FILES = {".safetensors": "safetensors", ".npz": "npz"}
 NO_FILES: Mapping[str, bytes | Path] = MappingProxyType({})
 
@@ -33,8 +35,9 @@ def save_checkpoint(
     format: str = "safetensors",
     settings: Settings | None = None,
     manifest: Settings | None = None,
-    shard_bytes: int = 5 * 10**9,
+    shard_bytes: int | None = None,
     force: bool = False,
+    checksums: bool = False,
     files: Mapping[str, bytes | Path] = NO_FILES,
     done: Callable[[int], None] = lambda nbytes: None,
 ) -> None:
@@ -51,9 +54,10 @@ def save_checkpoint(
             split at their dots.
         settings: config.json in a folder; a single file carries it inside.
         manifest: gqa_manifest.json, likewise.
-        shard_bytes: The most bytes of a shard of a safetensors folder.
+        shard_bytes: The most bytes of a shard of a safetensors folder; 5 GB when None.
         force: Overwrite a checkpoint at the path: what the new one replaces, by name, at the top level of a folder.
             All other files stay. The file or folder keeps its mode and owner.
+        checksums: Put the checksum of each tensor into the manifest, where one is given.
         files: Other files of a folder, such as a tokenizer: the content, or the file to copy, by name.
         done: Called with the number of bytes of each piece that was written.
 
@@ -65,19 +69,56 @@ def save_checkpoint(
     """
     path, tensors = Path(path), list(tensors)
     checks.choice("format", format, tuple(WRITERS))
+    shard_bytes = SHARD_BYTES if shard_bytes is None else shard_bytes
     checks.integer("shard_bytes", shard_bytes, at_least=1)
     _check_suffix(path, format)
     _check(path, tensors)
     beside = {"config": settings, "gqa_manifest": manifest}
     given = {name: content for name, content in beside.items() if content is not None}
-    folder = not (format == "npz" or path.suffix in FILES)
-    if files and not folder:
+    if files and path.suffix in FILES:
         raise refuse(path, None, f"a single file has no place for {', '.join(files)}")
-    nbytes = sum(info.nbytes for _, info, _ in tensors) + sum(map(_size, files.values()))
-    with replacing(path, force=force, folder=folder, nbytes=nbytes) as temporary:
-        WRITERS[format](Job(temporary, path, tensors, given, shard_bytes, done))
+    summed = checksums and manifest is not None and fit(name for name, _, _ in tensors)
+    with replacing(path, force=force, folder=is_folder(path, format), nbytes=_nbytes(tensors, files)) as temporary:
+        WRITERS[format](Job(temporary, path, tensors, given, shard_bytes, done, summed))
         for name, content in files.items():
             _write_file(temporary / name, content)
+
+
+def check_place(
+    path: str | Path,
+    tensors: Iterable[Tensor],
+    *,
+    format: str = "safetensors",
+    force: bool = False,
+    files: Mapping[str, bytes | Path] = NO_FILES,
+) -> None:
+    """Raise what `save_checkpoint` would raise before it writes; nothing is written.
+
+    Raises:
+        CheckpointError: As `save_checkpoint`.
+    """
+    path, tensors = Path(path), list(tensors)
+    _check_suffix(path, format)
+    _check(path, tensors)
+    with ready(path, force=force, folder=is_folder(path, format), nbytes=_nbytes(tensors, files)):
+        pass
+
+
+def shard_names(tensors: Iterable[Tensor], path: str | Path, shard_bytes: int | None) -> list[str]:
+    """The names of the files of weights, as far as this project names them: orbax names its own."""
+    path = Path(path)
+    if path.suffix in (*FILES, ".orbax"):
+        return [path.name]
+    return list(format_safetensors.shards(list(tensors), shard_bytes or SHARD_BYTES))
+
+
+def is_folder(path: Path, format: str) -> bool:
+    """Whether a checkpoint of that format at that path is a folder."""
+    return format != "npz" and path.suffix not in FILES
+
+
+def _nbytes(tensors: list[Tensor], files: Mapping[str, bytes | Path]) -> int:
+    return sum(info.nbytes for _, info, _ in tensors) + sum(map(_size, files.values()))
 
 
 def _size(content: bytes | Path) -> int:

@@ -15,6 +15,7 @@ from gqa_weights.families.converted import TensorMapping
 from gqa_weights.families.tensors import StoredTensor, TensorNames
 
 Array = np.ndarray
+FLOATING = ("float16", "bfloat16", "float32", "float64")  # dtypes of weights
 LISTED = 4  # of each kind of mismatch: a wrong family has thousands
 BLOCK_BYTES = 2**24  # of two tensors that are compared
 
@@ -98,7 +99,14 @@ def mismatches(tensors: LocatedTensors, expected: Sequence[StoredTensor], ignore
         for name, shape in shapes.items()
         if name in tensors and tensors.info(name).shape != shape
     ]
-    kinds = (_listed("missing", missing), _listed("unexpected", unexpected), _listed("", misshapen))
+    numbers = [
+        f"{name} expected {', '.join(FLOATING)}, got {tensors.info(name).dtype}"
+        for name in shapes
+        if name in tensors and tensors.info(name).dtype not in FLOATING
+    ]
+    kinds = (
+        _listed("missing", missing), _listed("unexpected", unexpected), _listed("", misshapen), _listed("", numbers),
+    )  # fmt: skip
     return [sentence for sentence in kinds if sentence]
 
 

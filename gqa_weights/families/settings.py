@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 REQUIRED: Any = object()
+MOST = 2**31 - 1  # every backend counts positions and sizes in 32 bits
 MOST_LAYERS = 10_000  # no model has more; a file that says so must not make us build as many
 
 
@@ -60,13 +61,13 @@ class Settings:
             raise ValueError(f"{self.source}: {key} is missing, which family {self.family} needs")
         return value
 
-    def integer(self, key: str, *, optional: bool = False, most: int | None = None) -> Any:
+    def integer(self, key: str, *, optional: bool = False, most: int = MOST) -> Any:
         value = self.get(key)
         if value is None and optional:
             return None
         good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        if not good or (most is not None and value > most):
-            raise self.wrong(key, f"an integer >= 1{'' if most is None else f' and <= {most}'}")
+        if not good or value > most:
+            raise self.wrong(key, f"an integer >= 1 and <= {most}")
         return value
 
     def number(self, key: str, *, optional: bool = False) -> Any:

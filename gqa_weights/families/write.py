@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
+from types import MappingProxyType
 from typing import Any
 
 from gqa_spec.model_config import ModelConfig, model_weight_shapes
@@ -13,6 +14,7 @@ from gqa_weights.families.record import Family
 from gqa_weights.families.records import FAMILIES
 from gqa_weights.families.tensors import StoredTensor, stored_tensors
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 LISTED = 8  # of what a family has no settings for
 UNKNOWN_LENGTH = ("max_length", None)  # Meta's files do not tell; a family's default then loses nothing
 
@@ -35,21 +37,39 @@ def foreign_weights(family: str, config: ModelConfig, weights: TensorMapping) ->
     return ForeignWeights(weights, foreign_tensors(family, config))
 
 
-def model_settings(family: str, config: ModelConfig) -> dict[str, Any]:
+def model_settings(family: str, config: ModelConfig, carried: Mapping[str, Any] = NOTHING) -> dict[str, Any]:
     """The settings to write beside the tensors: config.json, params.json, or the manifest's config.
 
-    They are read back before they are returned. The RoPE pairing belongs to the layout and is no setting.
+    They are read back before they are returned. The RoPE pairing belongs to the layout and is no setting. A null that
+    says nothing is left out: transformers refuses some of them.
+
+    Args:
+        family: A key of FAMILIES.
+        config: The model's settings.
+        carried: Settings of the model's source that change no number; those of the config go before them.
+
+    Returns:
+        The settings, ready for JSON.
 
     Raises:
         ValueError: Names what the family has no setting for.
         ReadOnlyFamilyError: For GGUF, and for families of which only the attention is supported.
     """
     record = FAMILIES[family]
-    settings = record.write_config(config)
+    settings = {**carried, **record.write_config(config)}
     shapes = foreign_weights(family, config, _Shapes(model_weight_shapes(config)))
-    lost = _differences(_paired(config, record), record.read_config(settings, shapes))
-    if lost:
-        raise ValueError(f"family {family} has no settings for {'; '.join(lost[:LISTED])}")
+    wanted = _paired(config, record)
+
+    def lost(settings: Mapping[str, Any]) -> list[str]:
+        return _differences(wanted, record.read_config(settings, shapes))
+
+    found = lost(settings)
+    if found:
+        raise ValueError(f"family {family} has no settings for {'; '.join(found[:LISTED])}")
+    for key in [key for key, value in settings.items() if value is None and key not in carried]:
+        without = {name: value for name, value in settings.items() if name != key}
+        if not lost(without):
+            settings = without
     return settings
 
 

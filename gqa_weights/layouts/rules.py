@@ -53,16 +53,17 @@ class Layout:
     """A named storage convention.
 
     pairing: how RoPE pairs the stored rows, None for as the config says. norm_factor: whether the implementation
-    multiplies by a stored norm weight w or by 1 + w, None for as the config says. head_order: the order of the query
-    heads. requires: equations over the axis alphabet and the config's flags, such as "N * H == D", that every config it
-    can express fulfils. refuses: weights and settings of the implementation that no canonical weight expresses, and
-    why.
+    multiplies by a stored norm weight w or by 1 + w, None for as the config says. norm_over: what its QK-norm runs
+    over, each "head" or "all" heads of a token, None for as the config says. head_order: the order of the query heads.
+    requires: equations over the axis alphabet and the config's flags, such as "N * H == D", that every config it can
+    express fulfils. refuses: weights and settings of the implementation that no canonical weight expresses, and why.
     """
 
     name: str
     rules: tuple[Rule, ...]
     pairing: Pairing | None = None
     norm_factor: Literal["w", "1 + w"] | None = None
+    norm_over: Literal["head", "all"] | None = None
     head_order: Literal["contiguous", "strided"] = "contiguous"
     requires: tuple[str, ...] = ()
     refuses: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -182,10 +183,18 @@ def _rules(layout: Layout, config: AttentionConfig) -> list[Rule]:
     """The rules of the tensors that a layer of this config has."""
     for condition in layout.requires:
         checks.expressible(layout.name, condition, _holds(condition, config), _values(condition, config))
+    checks.expressible(
+        layout.name, f"a QK-norm over {layout.norm_over}", _norm_fits(layout, config), {"qk_norm": config.qk_norm}
+    )
     shapes = weight_shapes(config)
     rules = [rule for rule in layout.rules if rule.when is None or _holds(rule.when, config)]
     checks.placed(layout.name, shapes, {name for rule in rules for name in rule.names})
     return [rule for rule in rules if all(name in shapes for name in rule.names)]
+
+
+def _norm_fits(layout: Layout, config: AttentionConfig) -> bool:
+    over = "all" if config.qk_norm == "rms_full" else "head"
+    return config.qk_norm is None or layout.norm_over in (None, over)
 
 
 def _holds(condition: str, config: AttentionConfig) -> bool:

@@ -199,6 +199,7 @@ MEGATRON = Layout(
     ),
     pairing=HALF,
     norm_factor="w",
+    norm_over="head",
     requires=SELF_ATTENTION + ONE_HEAD_SIZE,
     refuses=dict.fromkeys(
         ("q_layernorm.bias", "k_layernorm.bias"), "a norm with a bias is a LayerNorm, and canonical norms are RMS"
@@ -256,6 +257,7 @@ GEMMA = Layout(
     ),
     pairing=HALF,
     norm_factor="1 + w",
+    norm_over="head",
     requires=SELF_ATTENTION + ONE_HEAD_SIZE,
 )  # fmt: skip
 

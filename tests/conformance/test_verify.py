@@ -10,8 +10,17 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from conformance.trace import models
 from conformance.trace.models import STAGES, Verdict, steps, verify
-from gqa_spec import AttentionConfig, DynamicScaling, Llama3Scaling, ModelConfig, RopeConfig
+from gqa_spec import (
+    AttentionConfig,
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongropeScaling,
+    ModelConfig,
+    RopeConfig,
+)
 from gqa_spec.config import weight_shapes
 from gqa_weights.heads import convert_rope_pairing
 from tests.helpers import Model, half_rows, random_model
@@ -197,3 +206,101 @@ def test_models_of_other_sizes():
 def test_every_stage_can_be_named():
     named = {case[3] for case in LAYER.values()} | {case[2] for case in SETTINGS.values()}
     assert set(STAGES) - named == {"k_rope", "context"}  # q_rope and weights come first, whatever is changed
+
+
+# --- stored weights, bit for bit -------------------------------------------------------------------------------------
+
+K_PROJ = "blocks.1.attention.k_proj.weight"
+UP = "blocks.1.feed_forward.up.weight"
+
+
+def spoiled(name: str, change: Any) -> Model:
+    """A copy of the model with one weight changed in place."""
+    model = random_model(CONFIG)
+    model.weights[name] = np.array(change(model.weights[name].copy()))
+    return model
+
+
+def put(value: float) -> Any:
+    def change(w: np.ndarray) -> np.ndarray:
+        w[3, 5] = value
+        return w
+
+    return change
+
+
+def one_bit(w: np.ndarray) -> np.ndarray:
+    w.view(np.uint32)[3, 5] ^= 1
+    return w
+
+
+SPOILED = {
+    "a bit": (one_bit, "1 of {total} numbers differ"),
+    "NaN": (put(np.nan), "B holds 1 that are not finite"),
+    "inf": (put(np.inf), "B holds 1 that are not finite"),
+    "a large number": (put(1e13), "1 of {total} numbers differ"),
+    "the sign of a zero": (put(-0.0), "1 of {total} numbers differ"),
+    "a row negated": (lambda w: np.concatenate([-w[:1], w[1:]]), "of {total} numbers differ"),
+}
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("name", [K_PROJ, UP])
+@pytest.mark.parametrize("case", SPOILED)
+def test_stored_weights_are_compared_bit_for_bit(case: str, name: str, exact: bool) -> None:
+    change, said = SPOILED[case]
+    a = random_model(CONFIG) if case != "the sign of a zero" else spoiled(name, put(0.0))
+    b = spoiled(name, change)
+    (found,) = differing(a, b, exact=exact)
+    assert said.format(total=f"{b.weights[name].size:,}") in found.reason
+    assert found.place == ("layer 1 attention" if name == K_PROJ else UP)
+    if exact:
+        assert found.stage == ("stored weights" if name == K_PROJ else "weight")
+
+
+def test_exact_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "layer_traces", None)
+    assert differing(random_model(CONFIG), random_model(CONFIG), exact=True) == []
+    theirs = Model(changed(0, scale=0.31), random_model(CONFIG).weights)
+    (found,) = differing(random_model(CONFIG), theirs, exact=True)
+    assert (found.place, found.stage, found.reason) == ("layer 0 attention", "settings", "scale 0.3 in A, 0.31 in B")
+
+
+def test_numbers_that_are_not_finite_on_both_sides_are_named() -> None:
+    verdicts = list(verify(spoiled(K_PROJ, put(np.nan)), spoiled(K_PROJ, put(np.nan))))
+    assert all(verdict.same for verdict in verdicts)
+    (named,) = (verdict.reason for verdict in verdicts if verdict.reason)
+    assert named == "k_proj.weight: A holds 1 that are not finite, B holds 1 that are not finite"
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("field", ["short_factor", "long_factor"])
+def test_factors_of_rope_that_few_inputs_reach_are_compared(field: str, exact: bool) -> None:
+    factors = {"short_factor": (1.0,) * 6, "long_factor": (2.0,) * 6}
+    other = {**factors, field: (*factors[field][:5], factors[field][5] + 1e-4)}
+
+    def config(factors: dict[str, Any]) -> ModelConfig:
+        scaling = LongropeScaling(**factors, original_max_position_embeddings=64, factor=4.0)
+        return changed(0, rope=RopeConfig(scaling=scaling))
+
+    (found,) = differing(random_model(config(factors)), random_model(config(other)), exact=exact)
+    assert found.place == "layer 0 attention"
+    assert found.stage == ("settings" if exact else "q_rope")
+
+
+def test_different_ways_to_write_one_setting_are_equal() -> None:
+    """An explicit scale, and a scaling as one divisor for each frequency, as a GGUF file has it."""
+    divisors = LongropeScaling(
+        short_factor=(8.0,) * 6, long_factor=(8.0,) * 6, original_max_position_embeddings=64, factor=1.0,
+        attention_factor=1.0,
+    )  # fmt: skip
+    a = random_model(changed(1, scale=12**-0.5, rope=RopeConfig(scaling=LinearScaling(factor=8.0))))
+    b = Model(changed(1, rope=RopeConfig(scaling=divisors)), a.weights)
+    assert differing(a, b, exact=True) == []
+    assert differing(a, b) == []
+
+
+def test_a_port_between_the_two_16_bit_formats_equals_its_source() -> None:
+    a = random_model(CONFIG, ml_dtypes.bfloat16)
+    b = Model(a.config, {name: x.astype(np.float16) for name, x in a.weights.items()})
+    assert differing(a, b) == differing(b, a) == []

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gqa_weights.checkpoint import CheckpointError, TensorInfo, job, open_checkpoint, save_checkpoint
+from gqa_weights.checkpoint import CheckpointError, TensorInfo, open_checkpoint, pieces, save_checkpoint
 from gqa_weights.checkpoint.tensors import Checkpoint
 
 pytestmark = pytest.mark.no_shape_checks
@@ -171,7 +171,7 @@ def test_each_tensor_is_made_when_it_is_written(tmp_path: Path, monkeypatch: pyt
     """At most two at a time: the next is made while the last pieces of the one before are written."""
     import weakref
 
-    monkeypatch.setattr(job, "CHUNK", 1000)  # a tenth of each tensor
+    monkeypatch.setattr(pieces, "CHUNK", 1000)  # a tenth of each tensor
     alive: list[weakref.ref] = []
 
     def make() -> np.ndarray:

@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -329,25 +330,29 @@ def test_other_places_that_are_refused_first(tmp_path: Path) -> None:
     refused(tmp_path / "none" / "out", "out: the folder to write it in does not exist", force=False)
 
 
-def test_one_user_does_not_replace_the_folder_of_another(tmp_path: Path) -> None:
-    """In a folder such as /tmp, and where the old folder may not be written."""
-    if os.geteuid() != 0:
-        pytest.skip("only the superuser can take another user's place")
-    place = Path("/tmp") / f"gqa-test-{os.getpid()}"
-    place.mkdir(mode=0o1777)
+OTHER_USER = """
+import os, sys
+from tests.weights.test_replacing import INFO, CheckpointError, never, save_checkpoint
+os.setgid(65534)
+os.setuid(65534)
+try:
+    save_checkpoint(sys.argv[1], [("a", INFO, never)], force=True)
+except CheckpointError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only the superuser can take another user's place")
+def test_one_user_does_not_replace_the_folder_of_another() -> None:
+    """In a folder such as /tmp, where everyone may write and nobody may rename what is another's."""
+    place = Path(tempfile.mkdtemp(prefix="gqa-test-", dir="/tmp"))
     try:
         place.chmod(0o1777)
         save(place / "out", 1.0)
-        child = os.fork()
-        if not child:
-            os.setgid(65534)
-            os.setuid(65534)
-            try:
-                save_checkpoint(place / "out", [("a", INFO, never)], force=True)
-            except CheckpointError as error:
-                os._exit(0 if "out: Permission denied; nothing was written" in str(error) else 1)
-            os._exit(2)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        command = [sys.executable, "-c", OTHER_USER, str(place / "out")]
+        done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
+        assert done.stdout == f"{place}/out: Permission denied; nothing was written\n"
         assert value(place / "out") == 1.0
+        assert [path.name for path in place.iterdir()] == ["out"]
     finally:
         shutil.rmtree(place)

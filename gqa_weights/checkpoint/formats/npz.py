@@ -72,6 +72,6 @@ def write(job: Job) -> None:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
                 npy.write_array_header_2_0(member, {"descr": descr, "fortran_order": False, "shape": info.shape})
                 job.write(member, [tensor])
-        for name, content in job.settings.items():
+        for name, content in job.stated().items():
             archive.writestr(f"{name}.json", json.dumps(content, indent=2))
     sync(job.path)

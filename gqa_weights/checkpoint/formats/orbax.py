@@ -88,7 +88,7 @@ def write(job: Job) -> None:
         async def serialize(self, values: Any, infos: Any, args: Any = None) -> list[Any]:
             """One at a time: orbax would have all tensors in memory before it writes the first."""
             for leaf, info, arg in zip(values, infos, args, strict=True):
-                for written in await super().serialize([job.read(leaf.tensor)], [info], [arg]):
+                for written in await super().serialize([job.read_whole(leaf.tensor)], [info], [arg]):
                     written.result()
                 job.done(leaf.tensor[1].nbytes)
             return []

@@ -12,6 +12,7 @@ import numpy as np
 
 from gqa_weights.checkpoint import json_files as settings
 from gqa_weights.checkpoint.atomic import sync
+from gqa_weights.checkpoint.checksums import DIGITS
 from gqa_weights.checkpoint.files import kept_open, mapped, viewed
 from gqa_weights.checkpoint.job import Job, Tensor, write_json, write_settings
 from gqa_weights.checkpoint.tensors import Array, Contents, Entry, TensorInfo
@@ -21,7 +22,6 @@ NAMES = {
     **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
     **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
     **{"BF16": "bfloat16", "BOOL": "bool", "C64": "complex64"},
-    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
 }
 CODES = {name: code for code, name in NAMES.items()}
 
@@ -49,55 +49,70 @@ def _read(file: BinaryIO, start: int, info: TensorInfo) -> Array:
 
 def write(job: Job) -> None:
     if job.final.suffix == ".safetensors":
-        extra = {name: json.dumps(content) for name, content in job.settings.items()}
-        _write_file(job, job.path, job.tensors, extra)
+        job.found.update((name, "0" * DIGITS) for name, _, _ in job.tensors)  # their places in the header
+        _write_file(job, job.path, job.tensors, _extra(job))
+        if job.checksums:
+            with job.path.open("r+b") as file:
+                file.write(_header(job.tensors, _extra(job)))
         sync(job.path)
         return
     job.path.mkdir()
-    shards = _shards(job.tensors, job.shard_bytes)
+    files = shards(job.tensors, job.shard_bytes)
     places: dict[str, str] = {}
     with ThreadPoolExecutor(1) as disk:
         synced = []
-        for number, tensors in enumerate(shards, 1):
-            name = f"model-{number:05}-of-{len(shards):05}.safetensors" if len(shards) > 1 else "model.safetensors"
+        for name, tensors in files.items():
             _write_file(job, job.path / name, tensors, {})
             synced.append(disk.submit(sync, job.path / name))  # while the next shard is computed
             places |= {tensor[0]: name for tensor in tensors}
         for shard in synced:
             shard.result()
     write_settings(job)
-    if len(shards) > 1:
+    if len(files) > 1:
         total = sum(info.nbytes for _, info, _ in job.tensors)
         index = {"metadata": {"total_size": total}, "weight_map": places}
         write_json(job.path / "model.safetensors.index.json", index)
 
 
-def _shards(tensors: list[Tensor], shard_bytes: int) -> list[list[Tensor]]:
-    shards: list[list[Tensor]] = [[]]
+def shards(tensors: list[Tensor], shard_bytes: int) -> dict[str, list[Tensor]]:
+    """The files of a folder, each with its tensors: one file, or shards of at most so many bytes."""
+    parts: list[list[Tensor]] = [[]]
     filled = 0
     for tensor in tensors:
-        if shards[-1] and filled + tensor[1].nbytes > shard_bytes:
-            shards.append([])
+        if parts[-1] and filled + tensor[1].nbytes > shard_bytes:
+            parts.append([])
             filled = 0
-        shards[-1].append(tensor)
+        parts[-1].append(tensor)
         filled += tensor[1].nbytes
-    return shards
+    if len(parts) == 1:
+        return {"model.safetensors": parts[0]}
+    return {f"model-{number:05}-of-{len(parts):05}.safetensors": part for number, part in enumerate(parts, 1)}
 
 
 def _write_file(job: Job, path: Path, tensors: list[Tensor], extra: dict[str, str]) -> None:
     """Written here because the package needs all tensors in memory at once. The format: the length of a JSON header in
     8 bytes, the header, the data without gaps. Wider items first, as the package has it, so that all are aligned.
     """
-    tensors = sorted(tensors, key=lambda tensor: -np.dtype(tensor[1].dtype).itemsize)
+    with path.open("wb") as file:
+        file.write(_header(tensors, extra))
+        job.write(file, _in_order(tensors))
+
+
+def _extra(job: Job) -> dict[str, str]:
+    return {name: json.dumps(content) for name, content in job.stated().items()}
+
+
+def _in_order(tensors: list[Tensor]) -> list[Tensor]:
+    return sorted(tensors, key=lambda tensor: -np.dtype(tensor[1].dtype).itemsize)
+
+
+def _header(tensors: list[Tensor], extra: dict[str, str]) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **extra}}
     start = 0
-    for name, info, _ in tensors:
+    for name, info, _ in _in_order(tensors):
         end = start + info.nbytes
         header[name] = {"dtype": CODES[info.dtype], "shape": list(info.shape), "data_offsets": [start, end]}
         start = end
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        job.write(file, tensors)
+    return len(text).to_bytes(8, "little") + text
