@@ -39,15 +39,15 @@ def _wait(main_thread: int, command: str, stderr: int) -> None:
     signal.pthread_kill(main_thread, signal.SIGUSR1)
     end = time.monotonic() + AT_MOST
     while time.monotonic() < end:  # a thread that is not the main one may start a child again
-        _kill_children()
+        _end_children()
         time.sleep(0.05)
     if os.isatty(stderr):
         os.write(stderr, b"\x1b[?25h\r\x1b[K")  # a progress bar hides the cursor
     os.write(stderr, f"{sentence(command)}\n".encode())
-    _kill_children()
+    _end_children()
     os._exit(EXIT_CODE)
 
 
-def _kill_children() -> None:
+def _end_children() -> None:
     for child in multiprocessing.active_children():
         child.kill()
