@@ -16,6 +16,7 @@ from conformance.mutants.run import run_mutant
 from conformance.report import tables
 from conformance.report.mutants import Power, power_details, power_screen
 from conformance.targets.frameworks import one_thread, quick_to_compile
+from gqa.interrupt import silence_children
 from gqa.outputs import STDOUT, list_written, write_json
 from gqa.progress import Advance, counted
 
@@ -37,6 +38,7 @@ def run_mutants(json: Path | None, details: bool) -> int:
 
 
 def _measured() -> Power:
+    silence_children()
     quick_to_compile()
     suites = other_suites.installed_suites()
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"), initializer=one_thread) as pool:

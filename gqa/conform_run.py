@@ -16,6 +16,7 @@ from conformance.report import summary, tables
 from conformance.report.mutants import mutant_table
 from conformance.targets import BACKENDS, PUBLIC, NotATarget
 from gqa.conform_files import Reports
+from gqa.interrupt import silence_children
 from gqa.outputs import STDOUT
 from gqa.progress import bars
 from gqa.targets import check_target
@@ -74,6 +75,7 @@ def _judged(names: list[str], reports: Reports) -> tuple[dict[str, list[Check]],
     """The checks of each target, and why the others were not judged. Raises ValueError where the only one is none."""
     checks: dict[str, list[Check]] = {}
     not_run = []
+    silence_children()
     limit = judge.TIME_LIMIT if reports.limit is None else reports.limit
     with bars() as progress:
         for name in names:
@@ -93,6 +95,7 @@ def _tell(progress: Progress, bar: TaskID, done: int, total: int) -> None:
 
 
 def _run(*, with_real: bool) -> tuple[list[Check], list[MutantResult]]:
+    silence_children()
     tasks = run.backend_tasks()
     with bars() as progress:
         bar = progress.add_task("synthetic cases", total=sum(task.size for task in tasks))

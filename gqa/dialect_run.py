@@ -16,6 +16,7 @@ from conformance.dialects.detect import UNDECIDED, Finding
 from conformance.dialects.markdown import markdown
 from conformance.report.summary import ARRAYS_HINT
 from conformance.targets import PUBLIC, NotATarget
+from gqa.interrupt import silence_children
 from gqa.lines import Indented
 from gqa.outputs import STDOUT, list_written, write_json
 from gqa.progress import bars
@@ -45,6 +46,7 @@ def dialects(
 
 def _answers(names: list[str], arrays: str | None, limit: float) -> tuple[dict[str, list[Finding]], dict[str, str]]:
     """The findings on each target, and why others have none. Raises ValueError where the only one has none."""
+    silence_children()
     answers: dict[str, list[Finding]] = {}
     missing: dict[str, str] = {}
     with bars() as progress:

@@ -65,7 +65,7 @@ def did_you_mean(given: str, allowed: Iterable[str], also: dict[str, str] | None
 def usage_sentence(message: str, command: str) -> str:
     """The sentence for an option or argument that the parser refuses; choices get a suggestion."""
     message = message.strip().rstrip(".")
-    choice = re.match(r"Invalid value for (.+?): '(.*)' is not one of (.+)$", message)
+    choice = re.match(r"Invalid value for (.+?): (?:Value error, )?'(.*)' is not one of (.+)$", message)
     if choice:
         names = re.findall(r"'([^']*)'", choice[3])
         option = choice[1].strip("'")

@@ -7,23 +7,33 @@ import os
 import signal
 import threading
 import time
+from multiprocessing import resource_tracker
 
-AT_MOST = 0.7  # seconds for the main thread to end by itself: clean-up of half-written files comes first
+AT_MOST = 0.6  # seconds for the main thread to end by itself: clean-up of half-written files comes first
 EXIT_CODE = 128 + signal.SIGINT
+_blocking = threading.Event()
 
 
 def end_on_interrupt(command: str) -> None:
-    """Before the work, in the main thread.
+    """Before anything else, in the main thread.
 
     SIGINT stays blocked, here and in all threads and processes that are started later, so no child prints a traceback.
     One thread waits for it, ends the children and wakes the main thread by another signal.
     """
-    if not hasattr(signal, "pthread_sigmask") or threading.current_thread() is not threading.main_thread():
+    if not hasattr(signal, "pthread_sigmask"):
         return
+    _blocking.set()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     signal.signal(signal.SIGUSR1, _raise)
     stderr = os.dup(2)  # a progress bar redirects the other
     threading.Thread(target=_wait, args=(threading.get_ident(), command, stderr), daemon=True).start()
+
+
+def silence_children() -> None:
+    """Before the first child process. multiprocessing starts a process of its own with it, then unblocks SIGINT."""
+    if _blocking.is_set():
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
 
 def sentence(command: str) -> str:

@@ -22,6 +22,7 @@ from conformance.targets.frameworks import available, quick_to_compile
 from conformance.targets.worker import Worker
 from conformance.trace.compare import BackendSide, Compared, Side, Trace, model_traces, target_side, traces
 from gqa.backends import backend_name
+from gqa.interrupt import silence_children
 from gqa.lines import Indented
 from gqa.outputs import STDOUT, list_written, write_json
 from gqa.targets import check_target
@@ -42,6 +43,7 @@ class Wanted:
 
 def trace_sides(wanted: Wanted, image: Path | None, json: Path | None) -> bool:
     """Print the first case and stage at which the two differ; whether they are the same."""
+    silence_children()
     quick_to_compile()
     with ExitStack() as stack:
         try:

@@ -89,6 +89,7 @@ def memory_choices(choices: Sequence[Choice], model: str) -> Figure:
     bars = batches.bar(names, [each.largest_batch for each in choices], color=COLOURS[2])
     batches.bar_label(bars, [f"{each.largest_batch:,}" for each in choices])
     batches.set(ylabel="rows that fit", title=f"Largest batch of {tokens:,} tokens")
+    batches.yaxis.get_major_locator().set_params(integer=True)
     for axes in (sizes, batches):
         axes.margins(y=0.12)
     return figure

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rich import box
 from rich.table import Table
 
 from gqa_studies.memory_peak import H, K, N
@@ -17,7 +18,7 @@ VERDICTS = {"reached": "[green]reached[/]", "reached instead": "[green]reached i
 
 def speed_table(rows: Rows) -> Table:
     """Each row in two lines: ours above what it is held against, and each figure above what it is read with."""
-    table = Table(title="Speed", caption="ratio: median over pairs of theirs / ours, below it the quartiles")
+    table = _table("Speed", "ratio: median over pairs of theirs / ours, below it the quartiles")
     table.add_column("ours\nagainst", overflow="fold")
     for column in ("our ms\ntheir ms", "ratio\nquartiles", "target\n", "K, V GB/s\nof memory's"):
         table.add_column(column, justify="right", no_wrap=True)
@@ -34,7 +35,7 @@ def speed_table(rows: Rows) -> Table:
 
 
 def memory_peak_table(rows: Rows, length: int) -> Table:
-    table = Table(title="Peak memory above the inputs", caption=f"N={N}, K={K}, T=S={length}, H={H}, float32")
+    table = _table("Peak memory above the inputs", f"N={N}, K={K}, T=S={length}, H={H}, float32")
     table.add_column("call", overflow="fold")
     for column in ("peak MiB", "limit MiB", "", "seconds"):
         table.add_column(column, justify="right")
@@ -44,9 +45,16 @@ def memory_peak_table(rows: Rows, length: int) -> Table:
     return table
 
 
+def _table(title: str, caption: str | None) -> Table:
+    """Few lines, so that the numbers fit 80 columns."""
+    return Table(
+        title=title, caption=caption, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+
+
 def table(title: str, rows: Rows, columns: Columns, caption: str | None = None) -> Table:
     """One line for each row; the first column is its name."""
-    made = Table(title=title, caption=caption)
+    made = _table(title, caption)
     for number, header in enumerate(columns):
         made.add_column(header, justify="right" if number else "left", no_wrap=True)
     for row in rows:
@@ -71,7 +79,7 @@ def _pair(row: Mapping[str, Any], key: str, form: str, between: str) -> str:
 
 def uptraining_table(rows: Rows) -> Table:
     """A line for each way of pooling, a column for each number of further steps."""
-    made = Table(title="Perplexity: pooled, then trained further", caption="+-: the standard deviation of a single run")
+    made = _table("Perplexity: pooled, then trained further", "+-: the standard deviation of a single run")
     stops = list(dict.fromkeys((row["steps"], row["share"]) for row in rows))
     for header in ("K", "pooling"):
         made.add_column(header, no_wrap=True)
@@ -79,7 +87,7 @@ def uptraining_table(rows: Rows) -> Table:
         made.add_column(f"{steps} steps" + ("" if share is None else f"\n{share:.0%}"), justify="right", no_wrap=True)
     for kv_heads, method in dict.fromkeys((row["num_kv_heads"], row["method"]) for row in rows):
         own = {
-            (row["steps"], row["share"]): _pair(row, "perplexity", ".3f", "\n")
+            (row["steps"], row["share"]): _pair(row, "perplexity", ",.0f" if row["perplexity"] >= 1000 else ".3f", "\n")
             for row in rows
             if (row["num_kv_heads"], row["method"]) == (kv_heads, method)
         }
@@ -111,15 +119,15 @@ MEMORY_MODELS: Columns = {
 
 def memory_choices(context: int, batch_size: int) -> Columns:
     """Columns for one model with each number of KV heads."""
-    rows = "row" if batch_size == 1 else f"{batch_size} rows"
+    rows = "1 row" if batch_size == 1 else f"{batch_size} rows"
     return {
         "variant": field("variant"),
         "K": field("num_kv_heads"),
         "KiB per\ntoken": field("kibibytes_per_token", "g"),
-        f"GiB: {rows} of\n{context:,} tokens": field("gibibytes", ",.3g"),
+        f"GiB of {rows},\n{context:,} tokens": field("gibibytes", ",.3g"),
         "saved": field("saved", ".1%"),
-        f"rows that fit,\n{context:,} tokens": field("largest_batch", ",d"),
-        f"tokens that fit,\n{rows}": field("longest_context", ",d", none="any"),
+        "rows\nthat fit": field("largest_batch", ",d"),
+        "tokens\nthat fit": field("longest_context", ",d", none="any"),
     }
 
 

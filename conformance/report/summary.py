@@ -82,10 +82,10 @@ def target_screen(name: str, checks: list[Check], arrays: str | None = None) -> 
         yield ""
     yield from _not_taken(checks)
     yield "more: --details (all groupings) · --html FILE (pictures of what failed)"
-    options = f" --arrays {arrays}" if arrays else ""
-    yield Text(f"next: gqa dialect {name}{options}" + "  (every convention, and the remedy)", no_wrap=True)
+    yield "next, for every convention with its remedy" + (", and for the first stage that differs" if failed else "")
+    yield Text(f"  gqa dialect {name}" + (f" --arrays {arrays}" if arrays else ""))
     if failed:
-        yield Text(f"      {_shown(command(_most_telling(failed), arrays))}", no_wrap=True)
+        yield Text(f"  {_shown(command(_most_telling(failed), arrays))}")
 
 
 def targets_screen(checks: dict[str, list[Check]], not_run: list[str]) -> Iterator[RenderableType]:
@@ -152,7 +152,7 @@ def _reasons(checks: list[Check]) -> Iterator[RenderableType]:
     failed = [check for check in checks if check.verdict == "fail"]
     if failed:
         yield from _causes(failed)
-        yield Text(f"next: {_shown(command(_most_telling(failed)))}", no_wrap=True)
+        yield Text(f"next: {_shown(command(_most_telling(failed)))}")
 
 
 def _causes(failed: list[Check]) -> Iterator[RenderableType]:

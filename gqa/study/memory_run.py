@@ -70,7 +70,8 @@ def compare_choices(
     windowed = sum(layer.window is not None for layer in attention)
     about = (
         f"{len(attention)} layers{f' ({windowed} with a window)' if windowed else ''}, {first.num_heads} query heads, "
-        f"head size {first.head_dim}, {element:g} bytes for a number; fit: into {gibibytes:g} GiB for the cache alone"
+        f"head size {first.head_dim}, {element:g} bytes for a number; fit: rows of {tokens:,} tokens, "
+        f"and tokens of {batch} row{'s' if batch > 1 else ''}, into {gibibytes:g} GiB for the cache alone"
     )
     columns = study_tables.memory_choices(tokens, batch)
     console = Console()
