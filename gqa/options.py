@@ -28,5 +28,7 @@ Force = Annotated[
 ShardSize = Annotated[
     str | None, typer.Option("--shard-size", metavar="SIZE", help="The most of one file of a folder, such as 5GB.")
 ]
-Checksums = Annotated[bool, typer.Option(help="Put the checksum of each tensor into the manifest.")]
+NoChecksums = Annotated[
+    bool, typer.Option("--no-checksums", help="Leave the checksum of each tensor out of the manifest.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, or refused; write nothing.")]

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from gqa.errors import one_sentence
-from gqa.options import Checksums, DryRun, Force, Json, ShardSize
+from gqa.options import DryRun, Force, Json, NoChecksums, ShardSize
 from gqa.port import Dest, Source
 from gqa.writing import Writing
 
@@ -22,7 +22,7 @@ def pool(
     seed: Annotated[int | None, typer.Option(help="For --method random; 0 unless given.")] = None,
     force: Force = False,
     shard_size: ShardSize = None,
-    checksums: Checksums = True,
+    no_checksums: NoChecksums = False,
     dry_run: DryRun = False,
     json: Json = None,
 ) -> None:
@@ -32,7 +32,7 @@ def pool(
             raise ValueError(f"--seed: applies to --method random alone, got --method {method}")
         from gqa_weights.port import plan_pooled
 
-        writing = Writing(dest, force, shard_size, checksums, dry_run, json)
+        writing = Writing(dest, force, shard_size, not no_checksums, dry_run, json)
         writing.run(lambda: plan_pooled(source, num_kv_heads, method, seed or 0), "pool")
 
 
@@ -42,7 +42,7 @@ def expand(
     num_kv_heads: Annotated[int | None, typer.Option(help="KV heads afterwards; num_heads unless given.")] = None,
     force: Force = False,
     shard_size: ShardSize = None,
-    checksums: Checksums = True,
+    no_checksums: NoChecksums = False,
     dry_run: DryRun = False,
     json: Json = None,
 ) -> None:
@@ -50,5 +50,5 @@ def expand(
     with one_sentence():
         from gqa_weights.port import plan_expanded
 
-        writing = Writing(dest, force, shard_size, checksums, dry_run, json)
+        writing = Writing(dest, force, shard_size, not no_checksums, dry_run, json)
         writing.run(lambda: plan_expanded(source, num_kv_heads), "expand")

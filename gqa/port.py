@@ -8,14 +8,14 @@ from typing import Annotated, Literal
 import typer
 
 from gqa.errors import one_of, one_sentence
-from gqa.options import Checksums, DryRun, Force, Json, ShardSize
+from gqa.options import DryRun, Force, Json, NoChecksums, ShardSize
 from gqa.writing import Writing
 
 Source = Annotated[Path, typer.Argument(help="A checkpoint: a file or a folder.")]
 Dest = Annotated[Path, typer.Argument(help="A folder, or a file .safetensors or .npz; one that exists needs --force.")]
 Stored = Annotated[
     Literal["float64", "float32", "float16", "bfloat16"] | None,
-    typer.Option(help="What every tensor is stored in; kept unless given."),
+    typer.Option(metavar="DTYPE", help="What every tensor is stored in: float64, float32, float16, bfloat16; or kept."),
 ]
 # Words that people use -> the name of the layout.
 ALSO = {"hf": "huggingface", "transformers": "huggingface", "nnx": "flax", "llama2": "meta"}
@@ -33,7 +33,7 @@ def port(
     ] = None,
     force: Force = False,
     shard_size: ShardSize = None,
-    checksums: Checksums = True,
+    no_checksums: NoChecksums = False,
     dry_run: DryRun = False,
     json: Json = None,
 ) -> None:
@@ -42,5 +42,5 @@ def port(
         from gqa_weights.port import TARGETS, plan
 
         layout = one_of("--to", to, TARGETS, ALSO)
-        writing = Writing(dest, force, shard_size, checksums, dry_run, json)
+        writing = Writing(dest, force, shard_size, not no_checksums, dry_run, json)
         writing.run(lambda: plan(source, layout, dtype, ignore_setting or ()), "port")

@@ -14,6 +14,7 @@ from conformance.checks.check import Check
 from conformance.report.evidence import Evidence
 from conformance.report.picture import Place
 from conformance.report.reproduce import command, feature_of
+from conformance.report.summary import UNNAMED, cause_counts, expected, in_full
 from conformance.report.tables import as_json
 
 DIGITS = 5  # of a number in a picture
@@ -34,8 +35,9 @@ def page(
 
 
 def _data(checks: list[Check], evidence: list[Evidence], not_run: list[str], arrays: str | None) -> dict[str, Any]:
-    """rows: cases. columns: who, in which dtype. checks: row, column, quantity, verdict, error (null: not finite),
-    reason, explanation. commands: by row and column. evidence: matrices; what is not finite is text.
+    """causes: what reproduces failures, and the text that finds the cases of each. rows: cases. columns: who, in which
+    dtype. checks: row, column, quantity, verdict, error (null: not finite), reason, explanation. commands: by row and
+    column. evidence: matrices; what is not finite is text.
     """
     found = as_json(checks, [], not_run)
     rows = {name: i for i, name in enumerate(dict.fromkeys(check.case for check in checks))}
@@ -44,8 +46,18 @@ def _data(checks: list[Check], evidence: list[Evidence], not_run: list[str], arr
     for check in checks:
         commands[rows[check.case]][columns[check.column]] = command(check, arrays)
     of_case = {check.case: check for check in checks}
+    failed = [check for check in checks if check.verdict == "fail"]
     return {
         "counts": found["counts"],
+        "causes": [
+            {
+                "name": in_full(cause, failed),
+                "search": "" if cause in UNNAMED else cause,
+                "count": count,
+                "expected": expected(cause),
+            }
+            for cause, count in cause_counts(failed)
+        ],
         "left_out": not_run,
         "versions": _versions(found),
         "rows": [_row(of_case[name]) for name in rows],

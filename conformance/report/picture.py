@@ -84,6 +84,8 @@ def draw(shown: Place, names: tuple[str, str], title: str, path: Path) -> None:
         axis.set_facecolor("0.6")  # where there is no finite number
         image = axis.imshow(np.where(np.isfinite(matrix), matrix, np.nan), aspect="auto", **colours)
         axis.set_title(name, fontsize=9)
+        for along in (axis.xaxis, axis.yaxis):  # indices: no ticks between whole numbers
+            along.get_major_locator().set_params(integer=True)
         axis.set_xlabel(WORDS[shown.axes[-1]], fontsize=8)
         axis.set_ylabel(WORDS[shown.axes[-2]], fontsize=8)
         figure.colorbar(image, ax=axis, shrink=0.9)

@@ -155,32 +155,42 @@ def _reasons(checks: list[Check]) -> Iterator[RenderableType]:
         yield Text(f"next: {_shown(command(_most_telling(failed)))}")
 
 
+def cause_counts(failed: list[Check]) -> list[tuple[str, int]]:
+    """Each cause with the number of failed checks that it has a part in, most frequent first."""
+    return Counter(cause for check in failed for cause in causes(check)).most_common()
+
+
 def _causes(failed: list[Check]) -> Iterator[RenderableType]:
     """Names of conventions with the number of failed checks that each has a part in, and where SPEC.md says it."""
-    counted = Counter(cause for check in failed for cause in causes(check)).most_common()
+    counted = cause_counts(failed)
     yield "Causes, with the failed checks that each has a part in"
     table = Table.grid(padding=(0, 2))
     table.add_column(justify="right")
     table.add_column(overflow="fold")
     for cause, count in counted[:MOST_CAUSES]:
-        table.add_row(f"  {count}", Text(_in_full(cause, failed) + _expected(cause), style="red"))
+        table.add_row(f"  {count}", Text(_with_expected(cause, failed), style="red"))
     yield table
     if len(counted) > MOST_CAUSES:
         yield f"  and {len(counted) - MOST_CAUSES} more with --details"
     yield ""
 
 
-def _in_full(cause: str, failed: list[Check]) -> str:
+def _with_expected(cause: str, failed: list[Check]) -> str:
+    known = expected(cause)
+    return in_full(cause, failed) + (f" ({known})" if known else "")
+
+
+def in_full(cause: str, failed: list[Check]) -> str:
     """What was raised, with the message of the first."""
     if cause.startswith("raised "):
         return next(check.reason for check in failed if check.reason.startswith(cause))
     return UNNAMED.get(cause, cause)
 
 
-def _expected(cause: str) -> str:
+def expected(cause: str) -> str:
     """What the specification says instead, by clause."""
     convention = CONVENTION.get(cause.partition(": ")[0])
-    return f" (SPEC {convention.clause}: {convention.spec})" if convention else ""
+    return f"SPEC {convention.clause}: {convention.spec}" if convention else ""
 
 
 def _most_telling(failed: Sequence[Check]) -> Check:

@@ -25,6 +25,31 @@ for (const [row, column, quantity, verdict, error, reason, explanation] of data.
 }
 const evidence = new Map(data.evidence.map(found => [found.row + "," + found.column, found]));
 
+// The names that reproduce failures, most frequent first, each with the number of failed checks that it has a part in.
+const causes = data.causes;
+
+function causesOf(row) {
+  return [...new Set(cells[row].flat().filter(check => check.verdict === "fail").map(check => check.explanation || check.reason))];
+}
+
+function drawCauses() {
+  byId("causes").hidden = !causes.length;
+  for (const cause of causes) {
+    const button = element("button", { type: "button", className: "plain" }, element("b", { textContent: cause.count }),
+      element("span", { textContent: cause.name }), element("span", { className: "expected", textContent: cause.expected }));
+    button.setAttribute("aria-pressed", "false");
+    button.addEventListener("click", () => {
+      const chosen = button.getAttribute("aria-pressed") === "true";
+      for (const each of byId("cause-list").querySelectorAll("button")) each.setAttribute("aria-pressed", "false");
+      button.setAttribute("aria-pressed", String(!chosen));
+      byId("text").value = chosen ? "" : cause.search;
+      byId("verdict").value = chosen ? "" : "fail";
+      filter();
+    });
+    byId("cause-list").append(element("li", {}, button));
+  }
+}
+
 function verdictOf(checks) {
   return ORDER.find(verdict => checks.some(check => check.verdict === verdict)) || "";
 }
@@ -47,6 +72,8 @@ function drawHead() {
     head.dataset.column = number;
     row.append(head);
   });
+  byId("matrix").classList.toggle("few", data.columns.length <= 4); // names fit side by side
+  if (causes.length) row.append(element("th", { className: "cause", scope: "col", textContent: "reproduced by" }));
   byId("matrix").tHead.append(row);
 }
 
@@ -65,6 +92,7 @@ function drawBody() {
     }));
     line.dataset.row = number;
     data.columns.forEach((_, column) => line.append(cell(number, column)));
+    if (causes.length) line.append(element("td", { className: "cause", textContent: causesOf(number).join(" · ") }));
     body.append(line);
   });
 }
@@ -89,14 +117,15 @@ function show(row, column, button) {
   const panel = byId("detail"), of = data.rows[row], at = data.columns[column];
   const close = element("button", { className: "plain", type: "button", textContent: "Close" });
   close.addEventListener("click", () => { panel.hidden = true; button.setAttribute("aria-pressed", "false"); button.focus(); });
-  panel.replaceChildren(element("header", {}, element("h2", { textContent: of.case }), close),
-    element("p", { className: "quiet", textContent: at.name + ", " + at.dtype }));
-  if (of.guards) panel.append(element("p", { className: "quiet", textContent: "SPEC " + of.clause + ", guards against " + of.guards }));
-  for (const check of cells[row][column]) panel.append(...described(check));
+  const words = element("div", {}, element("p", { className: "quiet", textContent: at.name + ", " + at.dtype }));
+  if (of.guards) words.append(element("p", { className: "quiet", textContent: "SPEC " + of.clause + ", guards against " + of.guards }));
+  for (const check of cells[row][column]) words.append(...described(check));
   const command = data.commands[row][column];
-  if (command) panel.append(element("h3", { textContent: "Again" }), ...again(command));
-  const found = evidence.get(row + "," + column);
-  if (found) panel.append(...pictures(found, at.name));
+  if (command) words.append(element("h3", { textContent: "Again" }), ...again(command));
+  const beside = element("div", { className: "columns" }, words), found = evidence.get(row + "," + column);
+  const named = cells[row][column].find(check => check.explanation);
+  if (found) beside.append(element("div", {}, ...pictures(found, at.name, named ? named.explanation : "")));
+  panel.replaceChildren(element("header", {}, element("h2", { textContent: of.case }), close), beside);
   panel.hidden = false;
   panel.scrollTop = 0;
   history.replaceState(null, "", "#" + encodeURIComponent(nameOf(row, column)));
@@ -110,7 +139,7 @@ function nameOf(row, column) {
 // A link to a cell opens it.
 function openLinked() {
   const linked = decodeURIComponent(location.hash.slice(1));
-  document.querySelectorAll("tr[data-row] td").forEach(box => {
+  document.querySelectorAll("tr[data-row] td[data-column]").forEach(box => {
     if (linked && box.firstChild && nameOf(box.parentNode.dataset.row, box.dataset.column) === linked) {
       byId("detail").hidden = false; // first, since it takes width from the matrix
       box.firstChild.scrollIntoView({ block: "center", inline: "center" });
@@ -136,11 +165,11 @@ function again(command) {
   return [element("code", { className: "command", textContent: command }), copy];
 }
 
-function pictures(found, name) {
+function pictures(found, name, diagnosis) {
   const difference = found.b.map((line, t) => line.map((x, s) => minus(x, found.a[t][s])));
   const both = Math.max(largest(found.a), largest(found.b));
   return [
-    element("h3", { textContent: found.stage + ", " + found.lead }),
+    element("h3", { textContent: (diagnosis ? diagnosis + ": " : "") + found.stage + ", " + found.lead }),
     element("div", { className: "maps" },
       heat(found.a, both, "right: the oracle", found.axes), heat(found.b, both, name, found.axes),
       heat(difference, largest(difference), "difference", found.axes)),
@@ -159,7 +188,8 @@ function largest(matrix) {
 // A number's size is its opacity, its sign the colour; what is no number (sent as text) has a colour of its own.
 function heat(matrix, edge, caption, axes) {
   const svg = document.createElementNS(SVG, "svg");
-  svg.setAttribute("viewBox", "0 0 " + matrix[0].length + " " + matrix.length);
+  const width = matrix[0].length, height = matrix.length;
+  svg.setAttribute("viewBox", "-1.6 -1.2 " + (width + 1.8) + " " + (height + 1.4));
   svg.setAttribute("role", "img");
   svg.setAttribute("aria-label", caption);
   matrix.forEach((line, t) => line.forEach((x, s) => {
@@ -171,8 +201,32 @@ function heat(matrix, edge, caption, axes) {
     box.append(title);
     svg.append(box);
   }));
+  svg.append(path("frame", "M0 0H" + width + "V" + height + "H0Z"));
+  for (const s of ticks(width)) svg.append(label(s, s + .5, -.2, "middle"));
+  for (const t of ticks(height)) svg.append(label(t, -.2, t + .7, "end"));
+  svg.append(label(axes[1], width / 2, -.75, "middle"), label(axes[0], -1.1, height / 2 + .2, "middle"));
   const scale = " · full colour: " + number(edge) + (matrix.flat().some(x => typeof x !== "number") ? " · grey: not finite" : "");
   return element("figure", {}, svg, element("figcaption", { textContent: caption + scale }));
+}
+
+// At most seven whole numbers from 0 on.
+function ticks(size) {
+  const step = Math.ceil(size / 7);
+  return [...Array(Math.ceil(size / step)).keys()].map(number => number * step);
+}
+
+function path(name, d) {
+  const made = document.createElementNS(SVG, "path");
+  made.setAttribute("class", name);
+  made.setAttribute("d", d);
+  return made;
+}
+
+function label(text, x, y, anchor) {
+  const made = document.createElementNS(SVG, "text");
+  for (const [key, value] of Object.entries({ x, y, "text-anchor": anchor })) made.setAttribute(key, value);
+  made.textContent = text;
+  return made;
 }
 
 function filter() {
@@ -198,11 +252,12 @@ function filter() {
 }
 
 byId("counts").append(element("b", { textContent: data.counts.pass }), " passed, ", element("b", { textContent: data.counts.fail }),
-  " failed, ", element("b", { textContent: data.counts.unsupported }), " unsupported. A cell: the largest error in units of the dtype's epsilon.");
+  " failed, ", element("b", { textContent: data.counts.unsupported }), " not supported.");
 byId("versions").textContent = data.versions;
 byId("left-out").append(...data.left_out.map(textContent => element("li", { textContent: "left out: " + textContent })));
 options("feature", [...new Set(data.rows.map(row => row.feature).filter(Boolean))]);
 options("target", [...new Set(data.columns.map(column => column.name))]);
+drawCauses();
 drawHead();
 drawBody();
 byId("filters").addEventListener("input", filter);
