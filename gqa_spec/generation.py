@@ -74,7 +74,7 @@ class Request:
     def of(
         cls,
         config: ModelConfig,
-        prompts: Sequence[Sequence[int]],
+        prompts: Any,
         max_new_tokens: int,
         temperature: float,
         top_k: int | None,
@@ -103,6 +103,11 @@ class Request:
     @property
     def batch_size(self) -> int:
         return len(self.prompts)
+
+    @property
+    def most_tokens(self) -> list[int]:
+        """How many tokens each row may append to a cache: its prompt, and its new tokens."""
+        return [len(prompt) + self.max_new_tokens for prompt in self.prompts]
 
     @property
     def cache_length(self) -> int:

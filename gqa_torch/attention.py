@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor as Array
 from gqa_spec import checks
 from gqa_spec.settings import KernelSettings
 from gqa_torch import fast, masks
-from gqa_torch.plain import plain_attention, zero_hidden
+from gqa_torch.plain import logsumexp, plain_attention, zero_hidden
 
 PACKED_QUERIES = 16  # with so few queries a fused kernel has rows to spare for the other heads of a group
 ROW_BYTES = 2**21  # from so many bytes of keys and values on, a row of the batch is worth a kernel call of its own
@@ -99,8 +99,8 @@ def attention_stages(
             `grouped_query_attention`.
 
     Returns:
-        scores, capped (with a softcap), masked (-inf where invisible) and weights, all (B, N, T, S) in the compute
-        dtype, then context (B, N, T, Hv) in the query's dtype.
+        scores, capped (with a softcap), masked (-inf where invisible), weights, all (B, N, T, S), and logsumexp
+        (B, N, T), in the compute dtype, then context (B, N, T, Hv) in the query's dtype.
 
     Raises:
         ValueError: For a wrong shape or setting (SPEC 14).
@@ -132,7 +132,7 @@ def attention(
     if not need_weights:
         checks.attention(query, key, value, mask, Array, settings)
         return attend(query, key, value, mask, settings), None
-    stages = stages_of(query, key, value, mask, settings)
+    stages = _plain_stages(query, key, value, mask, settings)[0]
     return stages["context"], stages["weights"].to(query.dtype)
 
 
@@ -144,13 +144,22 @@ def stages_of(
     settings: KernelSettings,
 ) -> dict[str, Array]:
     """`attention_stages`, its settings in one object."""
+    stages, visible = _plain_stages(query, key, value, mask, settings)
+    context = stages.pop("context")
+    return stages | {"logsumexp": logsumexp(stages["masked"], visible, settings.sinks), "context": context}
+
+
+def _plain_stages(
+    query: Array, key: Array, value: Array, mask: Array | None, settings: KernelSettings
+) -> tuple[dict[str, Array], Array | None]:
+    """The stages of the plain kernel, and which keys are visible."""
     checks.attention(query, key, value, mask, Array, settings)
     visible, bias = masks.split(mask)
     T, S = query.shape[2], key.shape[2]
     visible = masks.visible_keys(T, S, visible, settings, settings.offset, device=query.device)
     if visible is not None:
         query, key, value = zero_hidden(query, key, value, visible)
-    return plain_attention(query, key, value, visible, bias, settings, settings.dropout_multiplier)
+    return plain_attention(query, key, value, visible, bias, settings, settings.dropout_multiplier), visible
 
 
 # query, key, value, visible, bias, dropout_multiplier -> context
@@ -301,3 +310,28 @@ def is_finite(x: Array) -> bool:
         return bool(x.isfinite().all())
     except RuntimeError:
         return False
+
+
+def merge(
+    contexts: Sequence[Float[Array, "B N T Hv"]], logsumexps: Sequence[Float[Array, "B N T"]]
+) -> tuple[Float[Array, "B N T Hv"], Float[Array, "B N T"]]:
+    """Merge the results of attention to disjoint sets of keys, with gradients (SPEC 8).
+
+    Args:
+        contexts: The context of each part, (B, N, T, Hv).
+        logsumexps: The logsumexp of each part, (B, N, T); -inf where a query sees no key. Sinks belong into one part.
+
+    Returns:
+        Context and logsumexp of attention to all keys.
+
+    Raises:
+        ValueError: For a wrong shape or number of parts.
+        TypeError: For a wrong type or dtype.
+    """
+    checks.parts(contexts, logsumexps, Array)
+    parts = torch.stack(list(logsumexps))
+    sees = (parts > -torch.inf).any(dim=0)
+    total = torch.where(sees, parts, 0).logsumexp(dim=0)  # of nothing but -inf, its gradient would be NaN
+    shares = (parts - total).exp()[..., None]
+    context = (shares * torch.stack(list(contexts)).to(parts.dtype)).sum(dim=0)
+    return context.to(contexts[0].dtype), torch.where(sees, total, -torch.inf)

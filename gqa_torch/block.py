@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from gqa_spec import ModelConfig
-from gqa_torch.cache import DecodeStep, KVCache
+from gqa_torch.decoding import Extension
 from gqa_torch.layer import GroupedQueryAttention
 from gqa_torch.norm import layer_norm, rms_norm
 from gqa_torch.precision import widened
@@ -30,31 +29,24 @@ class Block(nn.Module):
         self.feed_forward_norm = Norm(config, **options) if before else None
         self.feed_forward = FeedForward(config, **options)
         self.feed_forward_post_norm = Norm(config, **options) if after else None
-        self.dropout = nn.Dropout(config.dropout) if config.dropout > 0 else None
+        self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Float[Array, "B T D"], mask: Array | None, rope_length: int | None) -> Float[Array, "B T D"]:
-        def attend(normed: Array) -> Array:
-            return self.attention(normed, mask=mask, rope_length=rope_length, need_weights=False)[0]
-
-        return self._residual(x, attend)
-
-    def append(
-        self, x: Float[Array, "B T D"], cache: KVCache, step: DecodeStep
-    ) -> tuple[Float[Array, "B T D"], KVCache]:
-        new_cache = cache
-
-        def attend(normed: Array) -> Array:
-            nonlocal new_cache
-            output, new_cache = self.attention.append(normed, cache, step)
-            return output
-
-        return self._residual(x, attend), new_cache
-
-    def _residual(self, x: Array, attend: Callable[[Array], Array]) -> Array:
-        attended = attend(applied(self.attention_norm, x))
-        x = x + applied(self.dropout, applied(self.attention_post_norm, attended))
+    def forward(
+        self,
+        x: Float[Array, "B T D"],
+        mask: Array | None = None,
+        *,
+        positions: Array | None = None,
+        rope_length: int | None = None,
+        extension: Extension | None = None,
+    ) -> Float[Array, "B T D"]:
+        """The block's result. extension: as for `GroupedQueryAttention`, and then without dropout."""
+        settings = {"positions": positions, "rope_length": rope_length, "need_weights": False, "extension": extension}
+        dropout = self.dropout if extension is None else None
+        attended, _ = self.attention(applied(self.attention_norm, x), mask=mask, **settings)
+        x = x + applied(dropout, applied(self.attention_post_norm, attended))
         fed = self.feed_forward(applied(self.feed_forward_norm, x))
-        return x + applied(self.dropout, applied(self.feed_forward_post_norm, fed))
+        return x + applied(dropout, applied(self.feed_forward_post_norm, fed))
 
 
 class FeedForward(nn.Module):
@@ -84,6 +76,14 @@ class Norm(nn.Module):
         self.config = config
         self.weight = nn.Parameter(torch.empty(config.hidden_size, **options))
         self.bias = nn.Parameter(torch.empty(config.hidden_size, **options)) if config.norm_bias else None
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """The identity (SPEC 17)."""
+        self.weight.fill_(0.0 if self.config.norm == "rms_plus_one" else 1.0)
+        if self.bias is not None:
+            self.bias.zero_()
 
     def forward(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         if self.config.norm == "layer":

@@ -1,21 +1,24 @@
 """Key/value caches: keys after norm and RoPE, each row of the batch with a length of its own. SPEC 13.
 
-Extending writes into the storage of a cache and returns a new KVCache on it; the old one is consumed.
+Extending writes into the storage of a cache and returns a new KVCache on it; the old one is consumed. Storage is always
+made outside inference mode, since it could not be written outside later.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from threading import Lock
+from typing import Self
 
 import torch
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Integer
 from torch import Tensor as Array
 
-from gqa_spec import AttentionConfig, RopeConfig, checks
-from gqa_torch import rope
+from gqa_spec import AttentionConfig, checks
 
-Rope = tuple[RopeConfig, int, int]  # with rotary_dim and rope_length
+Numbers = int | Sequence[int] | Integer[Array, "..."]
+_CONSUMING = Lock()
 
 
 @dataclass(eq=False)
@@ -39,21 +42,178 @@ class KVCache:
     def capacity(self) -> int:
         return self.keys.shape[2]
 
-    def clone(self) -> KVCache:
-        """A copy with storage of its own: extend both, to fork a prefix for instance.
+    @torch.inference_mode(False)
+    def clone(self) -> Self:
+        """Copy into storage of its own: extend both, to fork a prefix for instance.
 
         Raises:
-            ValueError: If this cache was extended already.
+            ValueError: For a cache that was extended already.
         """
         checks.cache_not_consumed(self.consumed)
         return replace(self, keys=self.keys.clone(), values=self.values.clone(), length=self.length.clone())
 
+    def truncate(self, lengths: Numbers) -> Self:
+        """Keep the first tokens of each row; this cache is consumed.
 
+        Args:
+            lengths: How many to keep, one number or one for each row, (B,).
+
+        Raises:
+            ValueError: For a cache that was extended already or is rolling, and for more tokens than a row holds.
+            TypeError: For numbers that are no integers.
+        """
+        kept = self.lengths_to_keep(lengths)
+        consume(self)
+        slot = torch.arange(self.capacity, device="cpu")
+        return self._emptied((slot >= kept[:, None]).to(self.keys.device), kept)
+
+    def lengths_to_keep(self, lengths: Numbers) -> Integer[Array, "B"]:
+        """The argument of `truncate` once it is checked, as (B,)."""
+        checks.cache_not_consumed(self.consumed)
+        kept = _numbers("lengths", lengths)
+        kept = kept.expand(self.length.shape) if kept.ndim == 0 else kept
+        checks.shape("lengths", kept.shape, "B", {"B": self.length.shape[0]})
+        checks.cache_truncate(self.rolling, kept.tolist(), self.length.tolist())
+        return kept.clone()
+
+    @torch.inference_mode(False)
+    def select(self, rows: Numbers) -> Self:
+        """Copy these rows, in this order: the beams that go on, for instance.
+
+        Args:
+            rows: Numbers of rows, (b,); any of them any number of times.
+
+        Raises:
+            ValueError: For a cache that was extended already, and for a row that it does not have.
+            TypeError: For numbers that are no integers.
+        """
+        checks.cache_not_consumed(self.consumed)
+        chosen = self._rows(rows)
+        there = chosen.to(self.keys.device)
+        return replace(self, keys=self.keys[there], values=self.values[there], length=self.length[chosen])
+
+    def repeat(self, n: int) -> Self:
+        """Copy each row n times, next to each other: one prefix for n continuations, for instance.
+
+        Raises:
+            ValueError: For a cache that was extended already, and for n < 1.
+            TypeError: For an n that is no integer.
+        """
+        checks.integer("n", n, at_least=1)
+        return self.select(torch.arange(self.length.shape[0], device="cpu").repeat_interleave(n))
+
+    def reset(self, rows: Numbers) -> Self:
+        """Empty these rows, for other sequences; this cache is consumed.
+
+        Args:
+            rows: Numbers of rows, (b,).
+
+        Raises:
+            ValueError: For a cache that was extended already, and for a row that it does not have.
+            TypeError: For numbers that are no integers.
+        """
+        chosen = self._rows(rows)
+        consume(self)
+        empty = torch.zeros(self.length.shape, dtype=torch.bool, device="cpu")
+        empty[chosen] = True
+        every_slot = empty[:, None].expand(-1, self.capacity).to(self.keys.device)
+        return self._emptied(every_slot, self.length.masked_fill(empty, 0))
+
+    @torch.inference_mode(False)
+    def grow(self, max_length: int) -> Self:
+        """Copy into more slots. Frequencies that depend on the length stay as they are.
+
+        Args:
+            max_length: How many tokens each row can have. A rolling cache needs no more slots.
+
+        Raises:
+            ValueError: For a cache that was extended already, and for fewer slots than it has.
+            TypeError: For a max_length that is no integer.
+        """
+        checks.cache_not_consumed(self.consumed)
+        checks.cache_grow(max_length, 0 if self.rolling else self.capacity)
+        more = 0 if self.rolling else max_length - self.capacity
+        keys, values = (torch.nn.functional.pad(x, (0, 0, 0, more)).clone() for x in (self.keys, self.values))
+        return replace(self, keys=keys, values=values, length=self.length.clone())
+
+    def _rows(self, rows: Numbers) -> Integer[Array, "b"]:
+        chosen = _numbers("rows", rows)
+        checks.shape("rows", chosen.shape, "b", {})
+        checks.cache_rows(chosen.tolist(), self.length.shape[0])
+        return chosen
+
+    @torch.no_grad()
+    def _emptied(self, slots: Array, length: Array) -> Self:
+        """With 0 in the slots (B, C) that are True, in the same storage."""
+        for held in (self.keys, self.values):
+            held.masked_fill_(slots[:, None, :, None], 0)
+        return replace(self, length=length, consumed=False)
+
+
+class ModelCache(tuple[KVCache, ...]):
+    """The caches of a model's layers, a tuple, with the operations of `KVCache` on all of them."""
+
+    __slots__ = ()
+
+    def clone(self) -> ModelCache:
+        """As `KVCache.clone`."""
+        return ModelCache(cache.clone() for cache in self)
+
+    def truncate(self, lengths: Numbers) -> ModelCache:
+        """As `KVCache.truncate`; no layer is written unless all can be."""
+        for cache in self:
+            cache.lengths_to_keep(lengths)
+        return ModelCache(cache.truncate(lengths) for cache in self)
+
+    def select(self, rows: Numbers) -> ModelCache:
+        """As `KVCache.select`."""
+        return ModelCache(cache.select(rows) for cache in self)
+
+    def repeat(self, n: int) -> ModelCache:
+        """As `KVCache.repeat`."""
+        return ModelCache(cache.repeat(n) for cache in self)
+
+    def reset(self, rows: Numbers) -> ModelCache:
+        """As `KVCache.reset`."""
+        for cache in self:
+            checks.cache_not_consumed(cache.consumed)
+        return ModelCache(cache.reset(rows) for cache in self)
+
+    def grow(self, max_length: int) -> ModelCache:
+        """As `KVCache.grow`."""
+        return ModelCache(cache.grow(max_length) for cache in self)
+
+
+def consume(*caches: KVCache) -> None:
+    """Mark caches as extended before their storage is written, all or none: of two threads one gets the error."""
+    if torch.compiler.is_compiling():  # which cannot trace a lock
+        _consume(caches)
+    else:
+        with _CONSUMING:
+            _consume(caches)
+
+
+def _consume(caches: tuple[KVCache, ...]) -> None:
+    for cache in caches:
+        checks.cache_not_consumed(cache.consumed)
+    for cache in caches:
+        cache.consumed = True
+
+
+@torch.inference_mode(False)
 def empty(
-    config: AttentionConfig, batch_size: int, max_length: int, rolling: bool, dtype: torch.dtype, device: torch.device
+    config: AttentionConfig,
+    batch_size: int,
+    max_length: int,
+    rolling: bool,
+    dtype: torch.dtype,
+    *,
+    num_kv_heads: int,
+    device: torch.device,
 ) -> KVCache:
+    """A cache without tokens. num_kv_heads: fewer than the config's where a layer is sharded by heads."""
     slots = config.window if rolling and config.window is not None else max_length
-    shape = (batch_size, config.num_kv_heads, slots)
+    shape = (batch_size, num_kv_heads, slots)
     return KVCache(
         keys=torch.zeros(*shape, config.head_dim, dtype=dtype, device=device),
         values=torch.zeros(*shape, config.v_head_dim, dtype=dtype, device=device),
@@ -63,114 +223,11 @@ def empty(
     )
 
 
-@dataclass(eq=False)
-class DecodeStep:
-    """T new tokens for each row of a batch, the first count[b] of them real, after start[b] earlier ones.
-
-    It holds what is the same for all layers of a model. common_start, common_count: the numbers that all rows are known
-    to have in common, or None. real (B, T, 1): which tokens are real; None if all are.
-    """
-
-    T: int
-    start: Integer[Array, "B"]
-    count: Integer[Array, "B"]
-    padded: bool
-    device: torch.device
-    tables: dict[Rope, tuple[Array, Array]] = field(default_factory=dict, init=False)
-
-    def __post_init__(self) -> None:
-        self.end = self.start + self.count
-        self.starts = known(self.start)
-        self.common_start, self.common_count = common(self.start), common(self.count)
-        token = torch.arange(self.T, device="cpu")
-        self.positions = self.start[:, None] + token
-        self.real = (token < self.count[:, None]).to(self.device)[..., None] if self.padded else None
-
-    def starts_at(self, cache: KVCache) -> bool:
-        """Whether a cache is known to have start[b] tokens, as all caches of a model do. Traced lengths are unknown."""
-        return self.starts is not None and self.starts == known(cache.length)
-
-    def cos_sin(self, settings: Rope, *, like: Array) -> tuple[Array, Array]:
-        if settings not in self.tables:
-            self.tables[settings] = rope.cos_sin(self.positions, *settings, like=like)
-        return self.tables[settings]
-
-
-def append(
-    cache: KVCache, key: Float[Array, "B K T H"], value: Float[Array, "B K T Hv"], step: DecodeStep
-) -> tuple[KVCache, Array, Array]:
-    """The cache with each row's real tokens, and the keys and values that the new tokens attend to."""
-    key, value = key.to(cache.keys.dtype), value.to(cache.values.dtype)
-    cache.consumed = True
-    if cache.rolling:
-        keys, values = torch.cat([cache.keys, key], dim=2), torch.cat([cache.values, value], dim=2)
-        for held, x in ((cache.keys, keys), (cache.values, values)):
-            _roll(held, x, step)
-        return replace(cache, length=step.end, consumed=False), keys, values
-    fit = fits(cache, step)
-    for held, x in ((cache.keys, key), (cache.values, value)):
-        _write(held, x, step, fit)
-    length = step.end if fit is None else torch.where(fit, step.end, cache.capacity + 1)
-    end = cache.capacity if step.starts is None else max(step.starts, default=0) + step.T
-    return replace(cache, length=length, consumed=False), cache.keys[:, :, :end], cache.values[:, :, :end]
-
-
-def _roll(held: Float[Array, "B K C h"], x: Float[Array, "B K S h"], step: DecodeStep) -> None:
-    """Keep the newest C of each row's C + count[b]."""
-    C, count = held.shape[2], step.count
-    if step.common_count is not None:
-        held.copy_(x[:, :, step.common_count : step.common_count + C])
-        return
-    slots = (count[:, None] + torch.arange(C, device=count.device)).to(x.device)
-    rows = torch.arange(x.shape[0], device=x.device)[:, None]
-    held.copy_(x[rows, :, slots].transpose(1, 2))
-
-
-def _write(
-    held: Float[Array, "B K C h"], x: Float[Array, "B K T h"], step: DecodeStep, fit: Bool[Array, "B"] | None
-) -> None:
-    """Write x's real tokens into the slots from start[b] on, but none into a row that has no free slots."""
-    C, start, stored_in_each = held.shape[2], step.common_start, step.common_count
-    if start is not None and stored_in_each is not None:
-        held[:, :, start : start + stored_in_each] = x if stored_in_each == step.T else x[:, :, :stored_in_each]
-        return
-    count = step.count if fit is None else step.count * fit
-    token = torch.arange(min(x.shape[2], C), device="cpu")
-    # all different; a slot in which nothing is stored gets its old content
-    slots = ((step.start[:, None] + token) % C).to(x.device)
-    stored = (token < count[:, None]).to(x.device)[..., None, None]
-    rows = torch.arange(x.shape[0], device=x.device)[:, None]
-    held[rows, :, slots] = torch.where(stored, x[:, :, :C].transpose(1, 2), held[rows, :, slots])
-
-
-def known(numbers: Integer[Array, "B"]) -> list[int] | None:
-    """The numbers as a list, or None while torch.compile traces."""
-    return None if torch.compiler.is_compiling() else numbers.tolist()
-
-
-def common(numbers: Integer[Array, "B"]) -> int | None:
-    """The number that all rows are known to have, or None."""
-    rows = known(numbers)
-    return rows[0] if rows and all(row == rows[0] for row in rows) else None
-
-
-def fits(cache: KVCache, step: DecodeStep) -> Bool[Array, "B"] | None:
-    """Which rows have free slots; a row that once had none never has. None where all have: without torch.compile, a row
-    without free slots has raised."""
-    if cache.rolling or not torch.compiler.is_compiling():
-        return None
-    return step.end <= cache.capacity
-
-
-def kernel_arguments(cache: KVCache, config: AttentionConfig, step: DecodeStep) -> tuple[Array | None, Any, int | None]:
-    """The kernel's mask, offset and chunk for the keys that `append` returns."""
-    if not cache.rolling:
-        return None, step.start if step.common_start is None else step.common_start, config.chunk
-    T, device = step.T, step.device
-    start = step.start.to(device)[:, None, None, None]
-    query_position = start + torch.arange(T, device=device)[:, None]
-    key_position = start - cache.capacity + torch.arange(cache.capacity + T, device=device)
-    visible = key_position >= 0
-    if config.chunk is not None:  # chunks count absolute positions, not slots
-        visible = visible & (query_position // config.chunk == key_position // config.chunk)
-    return visible, cache.capacity, None
+def _numbers(name: str, value: Numbers) -> Integer[Array, "..."]:
+    """Integers on the CPU, from one, a sequence or a tensor."""
+    numbers = value if isinstance(value, Array) else torch.as_tensor(value)
+    if numbers.numel() == 0:
+        return numbers.to("cpu", torch.int64)
+    if not checks.is_integer_dtype(numbers):
+        raise TypeError(f"{name}: expected an integer dtype, got {checks.dtype_name(numbers)}")
+    return numbers.to("cpu", torch.int64)

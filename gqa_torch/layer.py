@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 import torch
@@ -13,13 +13,13 @@ from torch import Tensor as Array
 from torch import nn
 
 from gqa_spec import AttentionConfig, checks
-from gqa_spec.config import CONFIG_FIELDS, DERIVED, symbolic_shapes, weight_shapes
+from gqa_spec.config import CONFIG_FIELDS, DERIVED, AttentionSettings, symbolic_shapes, weight_shapes
 from gqa_spec.settings import KernelSettings, RotationSettings
 from gqa_torch import cache as cache_
-from gqa_torch import rope
-from gqa_torch.arrays import array, tensor
+from gqa_torch import parameters, rope
 from gqa_torch.attention import attend, attention, stages_of
-from gqa_torch.cache import DecodeStep, KVCache
+from gqa_torch.cache import KVCache
+from gqa_torch.decoding import DecodeStep, Extension, append, fits, kernel_arguments, known
 from gqa_torch.masks import Offset, query_positions
 from gqa_torch.norm import qk_norm
 from gqa_torch.precision import autocast_dtype, compute_dtype
@@ -43,7 +43,7 @@ class GroupedQueryAttention(nn.Module):
         embed_dim: D, the width of query and output.
         num_heads: N, the number of query heads.
         num_kv_heads: K, the number of key/value heads, N by default; K divides N.
-        dropout: Probability with which an attention weight is dropped in training mode.
+        dropout: Probability with which an attention weight is dropped in training mode; later `layer.dropout.p`.
         device: Where the parameters are.
         dtype: Of the parameters, and of inputs and outputs except under autocast; PyTorch's default dtype by default.
         **settings: Every further field of `AttentionConfig`.
@@ -62,7 +62,7 @@ class GroupedQueryAttention(nn.Module):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **settings: Any,
+        **settings: Unpack[AttentionSettings],
     ) -> None:
         super().__init__()
         self.config = config = AttentionConfig(
@@ -80,8 +80,10 @@ class GroupedQueryAttention(nn.Module):
         self.q_proj, self.k_proj = linear("q_proj"), linear("k_proj")
         self.v_proj, self.o_proj = linear("v_proj"), linear("o_proj")
         if config.qk_norm is not None:
-            self.q_norm, self.k_norm = Weight(empty("q_norm.weight")), Weight(empty("k_norm.weight"))
+            initial = 0.0 if config.qk_norm == "rms_plus_one" else 1.0
+            self.q_norm, self.k_norm = (Weight(empty(f"{name}_norm.weight"), initial) for name in "qk")
         self.sinks = empty("sinks") if config.sinks else None
+        self.dropout = nn.Dropout(dropout)
         self.reset_parameters()
 
     @classmethod
@@ -99,15 +101,14 @@ class GroupedQueryAttention(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """SPEC 17: projections uniform in +-fan_in ** -0.5, biases and sinks 0, norms at the identity."""
-        for name, parameter in self.named_parameters():
+        """Draw the canonical weights again (SPEC 17): projections uniform in +-fan_in ** -0.5, biases and sinks 0,
+        norms at the identity. Other parameters, an adapter's for instance, stay as they are.
+        """
+        for name in weight_shapes(self.config):
             if name.endswith("_norm.weight"):
-                parameter.fill_(0.0 if self.config.qk_norm == "rms_plus_one" else 1.0)
-            elif not name.endswith("_proj.weight"):
-                parameter.zero_()
-            else:
-                bound = parameter.shape[1] ** -0.5
-                parameter.uniform_(-bound, bound)
+                getattr(self, name.partition(".")[0]).reset_parameters()
+            elif parameters.has(self, name):
+                parameters.draw_projection(self, name)
 
     def forward(
         self,
@@ -121,6 +122,7 @@ class GroupedQueryAttention(nn.Module):
         offset: Offset = None,
         rope_length: int | None = None,
         need_weights: bool = True,
+        extension: Extension | None = None,
     ) -> tuple[Float[Array, "B T D"], Float[Array, "B N T S"] | None]:
         """Attend from query to key and value.
 
@@ -138,6 +140,7 @@ class GroupedQueryAttention(nn.Module):
             rope_length: The length on which RoPE's frequencies depend with dynamic NTK and LongRoPE; S by default.
             need_weights: Whether to return the weights. Without them, a faster kernel is used; at T = 1024 it takes
                 about a tenth of the time.
+            extension: Only `extend` gives it: then query alone is read, and keys and values come from a cache.
 
         Returns:
             The output (B, T, D) and the weights of each head before dropout (B, N, T, S), or None for these, in the
@@ -147,6 +150,8 @@ class GroupedQueryAttention(nn.Module):
             ValueError: For a wrong shape or setting (SPEC 14).
             TypeError: For a wrong type or dtype.
         """
+        if extension is not None:
+            return self._append(query, extension), None
         rotation = _rotation(key, positions, key_positions, offset, rope_length)
         stages = self._stages(query, key, value, mask, rotation)
         q, k, v = _kernel_inputs(stages)
@@ -172,7 +177,7 @@ class GroupedQueryAttention(nn.Module):
 
         Returns:
             q_proj, k_proj, v_proj, q_norm, k_norm, q_rope, k_rope (B, heads, length, head size), scores, capped,
-            masked, weights (B, N, T, S), context (B, N, T, Hv), output (B, T, D).
+            masked, weights (B, N, T, S), logsumexp (B, N, T), context (B, N, T, Hv), output (B, T, D).
 
         Raises:
             ValueError: For a wrong shape or setting (SPEC 14).
@@ -200,9 +205,13 @@ class GroupedQueryAttention(nn.Module):
             TypeError: For a wrong type or dtype.
         """
         checks.init_cache(self.config, batch_size, max_length, rolling)
-        weight = self.q_proj.weight
-        dtype = autocast_dtype(weight.dtype, weight.device) if dtype is None else dtype
-        cache = cache_.empty(self.config, batch_size, max_length, rolling, dtype, weight.device)
+        like = self._floating()
+        device = next(self.parameters(), torch.empty(0)).device if like is None else like.device
+        if dtype is None:
+            dtype = autocast_dtype(torch.get_default_dtype() if like is None else like.dtype, device)
+        cache = cache_.empty(
+            self.config, batch_size, max_length, rolling, dtype, num_kv_heads=self.local_kv_heads(), device=device
+        )
         checks.floating("dtype", cache.keys)
         return cache
 
@@ -210,7 +219,7 @@ class GroupedQueryAttention(nn.Module):
     def extend(
         self, x: Float[Array, "B T D"], cache: KVCache, *, lengths: Integer[Array, "B"] | None = None
     ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Append tokens to a cache and attend to all so far, as one whole pass would, but without gradients.
+        """Append tokens to a cache and attend to all so far, as one whole pass would, without gradients and dropout.
 
         Args:
             x: The tokens (B, T, D). The position of token i in row b is cache.length[b] + i.
@@ -228,27 +237,29 @@ class GroupedQueryAttention(nn.Module):
         """
         count = self._count(x, cache, lengths)
         x, _, _ = self._checked(x, None, None, None, RotationSettings())
+        cache_.consume(cache)
         step = DecodeStep(x.shape[1], cache.length, count, lengths is not None, x.device)
-        return self.append(x, cache, step)
+        extension = Extension(cache, step)
+        output, _ = self(x, need_weights=False, extension=extension)
+        return output, extension.extended()
 
-    def append(
-        self, x: Float[Array, "B T D"], cache: KVCache, step: DecodeStep
-    ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """`extend` once its arguments are checked, by a step that all layers of a model share."""
+    def _append(self, x: Float[Array, "B T D"], extension: Extension) -> Float[Array, "B T D"]:
+        """`extend` once its arguments are checked and the cache is consumed."""
+        cache, step = extension.cache, extension.step
         tokens = x if step.real is None else torch.where(step.real, x, 0)
         stages = self._project(tokens, tokens, tokens)
         if self.config.rope is not None:
             tables = step.cos_sin((self.config.rope, self.config.rotary_dim, cache.rope_length), like=x)
             stages |= self._rotated(stages, tables, tables)
         q, k, v = _kernel_inputs(stages)
-        mask, offset, chunk = cache_.kernel_arguments(cache, self.config, step)
-        new_cache, keys, values = cache_.append(cache, k, v, step)
-        settings = replace(self._kernel_settings(q, keys, offset), chunk=chunk)
+        mask, offset, chunk = kernel_arguments(cache, self.config, step)
+        extension.new_cache, keys, values = append(cache, k, v, step)
+        settings = replace(self._settings(offset), chunk=chunk)
         context = attend(q, keys.to(q.dtype), values.to(q.dtype), mask, settings, finite_keys=True)
         output = self._output(context)
         output = output if step.real is None else torch.where(step.real, output, 0)
-        fits = cache_.fits(cache, step)
-        return output if fits is None else torch.where(fits.to(x.device)[:, None, None], output, torch.nan), new_cache
+        fit = fits(cache, step)
+        return output if fit is None else torch.where(fit.to(x.device)[:, None, None], output, torch.nan)
 
     @torch.no_grad()
     def load_weights(self, mapping: Mapping[str, Any]) -> Self:
@@ -262,22 +273,22 @@ class GroupedQueryAttention(nn.Module):
 
         Raises:
             ValueError: Names every missing, unexpected and misshapen weight.
-            TypeError: For a cast that could lose bits.
+            TypeError: For a cast that could lose bits, and where an adapter or a quantized layer is in the place of a
+                parameter. A parametrized or pruned one is written, the latter where its mask lets it.
         """
-        arrays = {name: x if isinstance(x, Array) else np.asarray(x) for name, x in mapping.items()}
-        dtype = checks.dtype_name(self.q_proj.weight)
-        checks.weights(arrays, weight_shapes(self.config), symbolic_shapes(self.config), dtype)
-        for name, x in {name: tensor(x) for name, x in arrays.items()}.items():
-            self.get_parameter(name).copy_(x)
+        parameters.load(self, mapping, weight_shapes(self.config), symbolic_shapes(self.config))
         return self
 
     def export_weights(self) -> dict[str, np.ndarray]:
         """Copy the weights into NumPy arrays.
 
         Returns:
-            Canonical names to arrays.
+            Canonical names to arrays; of a parametrized or pruned parameter the value that the layer computes with.
+
+        Raises:
+            TypeError: Where an adapter or a quantized layer is in the place of a parameter.
         """
-        return {name: array(self.get_parameter(name)) for name in weight_shapes(self.config)}
+        return parameters.export(self, weight_shapes(self.config))
 
     def _stages(self, query: Any, key: Any, value: Any, mask: Any, rotation: RotationSettings) -> dict[str, Array]:
         """The stages before the kernel, heads split."""
@@ -299,22 +310,35 @@ class GroupedQueryAttention(nn.Module):
         """query, key and value, with their defaults and in autocast's dtype."""
         key = query if key is None else key
         value = key if value is None else value
-        weight = self.q_proj.weight
-        dtype = autocast_dtype(weight.dtype, weight.device)
-        query, key, value = (
-            x.to(dtype) if isinstance(x, Array) and x.dtype == weight.dtype else x for x in (query, key, value)
-        )
-        name = str(dtype).removeprefix("torch.")
-        checks.layer_call(self.config, name, query, key, value, mask, Array, rotation)
+        checks.array("query", query, Array)
+        like = self._floating()
+        own, device = (query.dtype, query.device) if like is None else (like.dtype, like.device)
+        dtype = autocast_dtype(own, device)
+        query, key, value = (x.to(dtype) if isinstance(x, Array) and x.dtype == own else x for x in (query, key, value))
+        checks.layer_call(self.config, str(dtype).removeprefix("torch."), query, key, value, mask, Array, rotation)
         return query, key, value
+
+    def _floating(self) -> nn.Parameter | None:
+        """The parameter that has the layer's dtype and device; None where all projections are quantized."""
+        return parameters.floating((self.q_proj, self.k_proj, self.v_proj, self.o_proj))
+
+    def local_kv_heads(self) -> int:
+        """The local number: fewer than the config's where k_proj is sharded or pruned by heads."""
+        weight = getattr(self.k_proj, "weight", None)
+        if not isinstance(weight, Array):
+            return self.config.num_kv_heads
+        local = weight.to_local() if hasattr(weight, "to_local") else weight  # a DTensor, sharded over a mesh
+        return local.shape[0] // self.config.head_dim
 
     def _project(self, query: Array, key: Array, value: Array) -> dict[str, Array]:
         """Heads split, and normed where there is a QK-norm."""
         config = self.config
+        q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
+        checks.projected_widths(config, q.shape[-1], k.shape[-1], v.shape[-1])
         stages = {
-            "q_proj": _split(self.q_proj(query), config.num_heads),
-            "k_proj": _split(self.k_proj(key), config.num_kv_heads),
-            "v_proj": _split(self.v_proj(value), config.num_kv_heads),
+            "q_proj": _split(q, config.head_dim),
+            "k_proj": _split(k, config.head_dim),
+            "v_proj": _split(v, config.v_head_dim),
         }
         if config.qk_norm is not None:
             for name, norm in (("q", self.q_norm), ("k", self.k_norm)):
@@ -335,19 +359,23 @@ class GroupedQueryAttention(nn.Module):
         checks.array("x", x, Array)
         checks.instance("cache", cache, KVCache)
         checks.cache_not_consumed(cache.consumed)
-        checks.extend(self.config, x.shape, cache.keys.shape, cache.values.shape, cache.rolling)
+        keys, values, heads = cache.keys.shape, cache.values.shape, self.local_kv_heads()
+        checks.extend(self.config, x.shape, keys, values, cache.rolling, num_kv_heads=heads)
         B, T = x.shape[:2]
         if lengths is None:
             count = torch.full((B,), T, device="cpu")
         else:
             checks.cache_lengths(lengths, Array, B)
             count = lengths.to("cpu", torch.int64).clamp(0, T)
-            checks.cache_lengths_in_chunk(cache_.known(lengths) or (), T)
+            checks.cache_lengths_in_chunk(known(lengths) or (), T)
         if not cache.rolling:
-            checks.free_slots(cache.capacity, cache_.known(cache.length) or (), cache_.known(count) or ())
+            checks.free_slots(cache.capacity, known(cache.length) or (), known(count) or ())
         return count
 
     def _kernel_settings(self, q: Array, k: Array, offset: Offset) -> KernelSettings:
+        return self._settings(offset, self._dropout_multiplier(q, k))
+
+    def _settings(self, offset: Offset, dropout_multiplier: Array | None = None) -> KernelSettings:
         config = self.config
         return KernelSettings(
             causal=config.causal,
@@ -357,15 +385,13 @@ class GroupedQueryAttention(nn.Module):
             scale=config.scale,
             softcap=config.softcap,
             sinks=self.sinks,
-            dropout_multiplier=self._dropout_multiplier(q, k),
+            dropout_multiplier=dropout_multiplier,
         )
 
     def _dropout_multiplier(self, q: Array, k: Array) -> Array | None:
-        p = self.config.dropout
-        if not self.training or p == 0:
+        if not self.dropout.training or self.dropout.p == 0:
             return None
-        ones = torch.ones(*q.shape[:3], k.shape[2], dtype=compute_dtype(q.dtype), device=q.device)
-        return nn.functional.dropout(ones, p)
+        return self.dropout(torch.ones(*q.shape[:3], k.shape[2], dtype=compute_dtype(q.dtype), device=q.device))
 
     def _output(self, context: Float[Array, "B N T Hv"]) -> Float[Array, "B T D"]:
         return self.o_proj(context.transpose(1, 2).flatten(2))
@@ -377,13 +403,17 @@ GroupQueryAttention = GroupedQueryAttention
 class Weight(nn.Module):
     """A module with one `weight`, so that it has its canonical name; the maths is in gqa_torch.norm."""
 
-    def __init__(self, weight: nn.Parameter) -> None:
+    def __init__(self, weight: nn.Parameter, initial: float) -> None:
         super().__init__()
-        self.weight = weight
+        self.weight, self.initial = weight, initial
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.weight.fill_(self.initial)
 
 
-def _split(x: Float[Array, "B T W"], heads: int) -> Float[Array, "B heads T size"]:
-    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).transpose(1, 2)
+def _split(x: Float[Array, "B T W"], size: int) -> Float[Array, "B heads T size"]:
+    return x.reshape(*x.shape[:2], x.shape[2] // size, size).transpose(1, 2)
 
 
 def _rotation(key: Any, positions: Any, key_positions: Any, offset: Any, rope_length: Any) -> RotationSettings:

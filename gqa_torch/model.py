@@ -16,16 +16,16 @@ from torch.nn import functional
 from gqa_spec import ModelConfig, checks
 from gqa_spec.generation import Callback, Request
 from gqa_spec.model_config import model_symbolic_shapes, model_weight_shapes
-from gqa_torch import cache as cache_
-from gqa_torch import masks
-from gqa_torch.arrays import array, tensor
+from gqa_torch import masks, parameters
+from gqa_torch.arrays import tensor
 from gqa_torch.block import Block, Norm
-from gqa_torch.cache import DecodeStep, KVCache
+from gqa_torch.cache import KVCache, ModelCache, consume
+from gqa_torch.decoding import DecodeStep, Extension, known
 from gqa_torch.precision import autocast_dtype, widened
 from gqa_weights.checkpoint import Checkpoint, open_checkpoint
 from gqa_weights.families import read_model
 
-Caches = tuple[KVCache, ...]
+Prompts = Sequence[Sequence[int]] | Sequence[Array] | Array | np.ndarray
 
 
 class Transformer(nn.Module):
@@ -88,22 +88,25 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """SPEC 17: matrices uniform in +-fan_in ** -0.5, biases 0, norms at the identity."""
-        for name, parameter in self.named_parameters():
+        """Draw the canonical weights of the whole model again (SPEC 17). Other parameters stay as they are."""
+        for block in self.blocks:
+            block.attention.reset_parameters()
+        for name in model_weight_shapes(self.config):
             if ".attention." in name:
-                continue  # the layer does it
-            if name.endswith("norm.weight"):
-                parameter.fill_(0.0 if self.config.norm == "rms_plus_one" else 1.0)
-            elif name.endswith(".bias"):
-                parameter.zero_()
-            else:
-                bound = parameter.shape[1] ** -0.5
-                parameter.uniform_(-bound, bound)
+                continue
+            if name.rpartition(".")[0].endswith("norm"):
+                norm: Any = self.get_submodule(name.rpartition(".")[0])
+                norm.reset_parameters()
+            elif parameters.has(self, name):
+                parameters.draw_projection(self, name)
 
     def forward(
         self,
         tokens: Integer[Array, "B T"] | Float[Array, "B T I"],
         *,
+        mask: Array | None = None,
+        positions: Integer[Array, "..."] | None = None,
+        segments: Integer[Array, "B T"] | None = None,
         lengths: Integer[Array, "B"] | None = None,
         rope_length: int | None = None,
         hidden_states: bool = False,
@@ -112,6 +115,10 @@ class Transformer(nn.Module):
 
         Args:
             tokens: Integers (B, T), or vectors (B, T, I) of the model's dtype where the config has an input_dim.
+            mask: Which tokens a token may attend to, (T, T) or broadcastable to (B, N, T, T), as for
+                `GroupedQueryAttention`, in all layers. Left padding: `real[:, None, None]` of a mask (B, T).
+            positions: By which RoPE rotates, (T,) or (B, T); 0 to T - 1 by default.
+            segments: The number of each token's document, (B, T): a token attends only to its own document.
             lengths: How many of each row are real (right-padded), (B,); T by default. The others are not attended to,
                 and what is returned for them means nothing.
             rope_length: As for `GroupedQueryAttention`.
@@ -126,14 +133,19 @@ class Transformer(nn.Module):
             TypeError: For a wrong type or dtype.
         """
         count = self._count(tokens, lengths)
-        mask = None if lengths is None else masks.padding(count.to(tokens.device), tokens.shape[1])
-        states = [self._embed(tokens)]
-        for block in self.blocks:
-            states.append(block(states[-1], mask, rope_length))
+        checks.model_call(self.config, tokens, mask, positions, segments, Array)
+        visible = [] if mask is None else [mask]
+        visible += [] if segments is None else [masks.segments(segments, segments)]
+        visible += [] if lengths is None else [masks.padding(count.to(tokens.device), tokens.shape[1])]
+        mask = masks.combine(*visible) if visible else None
+        states = [self.dropout(self._embed(tokens))]
+        for block, layer in zip(self.blocks, self.config.attention, strict=True):
+            rotation = None if layer.rope is None else positions
+            states.append(block(states[-1], mask, positions=rotation, rope_length=rope_length))
         result = self._result(states[-1], count, last=False)
         return (result, tuple(states)) if hidden_states else result
 
-    def init_cache(self, batch_size: int, max_length: int, *, dtype: torch.dtype | None = None) -> Caches:
+    def init_cache(self, batch_size: int, max_length: int, *, dtype: torch.dtype | None = None) -> ModelCache:
         """Make an empty cache for `extend`: one for each layer, rolling where its window is shorter than max_length.
 
         Args:
@@ -145,7 +157,7 @@ class Transformer(nn.Module):
             ValueError: For a model that is not causal.
             TypeError: For a wrong type or dtype.
         """
-        return tuple(
+        return ModelCache(
             block.attention.init_cache(batch_size, max_length, rolling=rolls, dtype=dtype)
             for block, rolls in zip(self.blocks, self.config.rolling(max_length), strict=True)
         )
@@ -154,12 +166,13 @@ class Transformer(nn.Module):
     def extend(
         self,
         tokens: Integer[Array, "B T"] | Float[Array, "B T I"],
-        cache: Caches,
+        cache: tuple[KVCache, ...],
         *,
         lengths: Integer[Array, "B"] | None = None,
         last: bool = False,
-    ) -> tuple[Array, Caches]:
-        """Append tokens to a cache and return what one whole pass would for them, but without gradients.
+    ) -> tuple[Array, ModelCache]:
+        """Append tokens to a cache and return what one whole pass would for them, but without gradients
+        and dropout.
 
         Args:
             tokens: As in a call of the model.
@@ -177,18 +190,20 @@ class Transformer(nn.Module):
         """
         count = self._count(tokens, lengths)
         self._check_cache(tokens, cache, count)
+        consume(*cache)
         x, new_caches, step = self._embed(tokens), [], None
         for block, held in zip(self.blocks, cache, strict=True):
             if step is None or not step.starts_at(held):
                 step = DecodeStep(tokens.shape[1], held.length, count, lengths is not None, x.device)
-            x, new_cache = block.append(x, held, step)
-            new_caches.append(new_cache)
-        return self._result(x, count, last), tuple(new_caches)
+            extension = Extension(held, step)
+            x = block(x, extension=extension)
+            new_caches.append(extension.extended())
+        return self._result(x, count, last), ModelCache(new_caches)
 
     @torch.inference_mode()
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Prompts,
         max_new_tokens: int,
         *,
         temperature: float = 0.0,
@@ -196,12 +211,14 @@ class Transformer(nn.Module):
         top_p: float | None = None,
         stop_tokens: Collection[int] = (),
         uniforms: Any = None,
+        seed: int | None = None,
+        cache: tuple[KVCache, ...] | None = None,
         callback: Callback | None = None,
-    ) -> list[list[int]]:
+    ) -> Any:
         """Continue each prompt as if it were alone (SPEC 19).
 
         Args:
-            prompts: Lists of token ids, of any lengths.
+            prompts: Lists or arrays of token ids, of any lengths, or one array (B, T).
             max_new_tokens: How many tokens each row gets at most.
             temperature: 0 takes the likeliest token; above 0 one is sampled from softmax(logits / temperature).
             top_k: Sample from the k likeliest tokens only.
@@ -209,26 +226,47 @@ class Transformer(nn.Module):
             stop_tokens: A row ends with the first of these, which is returned too.
             uniforms: Numbers in [0, 1) that choose the tokens, (B, max_new_tokens), the same in all backends; drawn by
                 default.
+            seed: By which the uniforms are drawn, the same in all backends; another one in each call by default.
+            cache: What the prompts continue: an earlier turn, a shared prefix. It is consumed. By default, an empty one
+                with as many slots as are needed.
             callback: Called with the tokens of each step, None for a row that has ended.
 
         Returns:
-            The new tokens of each row.
+            The new tokens of each row; with a cache a pair: these, and the new cache, which holds prompts and new
+            tokens.
 
         Raises:
             ValueError: For bad prompts or settings.
             TypeError: For a wrong type.
         """
-        request = Request.of(self.config, prompts, max_new_tokens, temperature, top_k, top_p, stop_tokens, uniforms)
-        cache = self.init_cache(request.batch_size, request.cache_length)
-        device = self.norm.weight.device
+        if cache is not None:
+            checks.model_cache(cache, self.config.num_layers, KVCache)
+        request = Request.of(
+            self.config,
+            prompts,
+            max_new_tokens,
+            temperature,
+            top_k,
+            top_p,
+            stop_tokens,
+            uniforms,
+            seed=seed,
+            held=None if cache is None else cache[0].length.tolist(),
+        )
+        for layer in cache or ():
+            if not layer.rolling:
+                checks.free_slots(layer.capacity, layer.length.tolist(), request.most_tokens)
+        extended = self.init_cache(request.batch_size, request.cache_length) if cache is None else cache
+        device = self._floating().device
 
         def step(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-            nonlocal cache
+            nonlocal extended
             given = None if (lengths == tokens.shape[1]).all() else torch.from_numpy(lengths)
-            logits, cache = self.extend(torch.from_numpy(tokens).to(device), cache, lengths=given, last=True)
+            logits, extended = self.extend(torch.from_numpy(tokens).to(device), extended, lengths=given, last=True)
             return widened(logits).cpu().numpy()
 
-        return request.run(step, callback)
+        new = request.run(step, callback, complete=cache is not None)
+        return new if cache is None else (new, extended)
 
     @torch.no_grad()
     def load_weights(self, mapping: Mapping[str, Any]) -> Self:
@@ -242,13 +280,10 @@ class Transformer(nn.Module):
 
         Raises:
             ValueError: Names every missing, unexpected and misshapen weight.
-            TypeError: For a cast that could lose bits.
+            TypeError: For a cast that could lose bits, and where an adapter or a quantized layer is in the place of a
+                parameter.
         """
-        arrays = {name: x if isinstance(x, Array) else np.asarray(x) for name, x in mapping.items()}
-        dtype = checks.dtype_name(self.norm.weight)
-        checks.weights(arrays, model_weight_shapes(self.config), model_symbolic_shapes(self.config), dtype)
-        for name, x in arrays.items():
-            self.get_parameter(name).copy_(tensor(x))
+        parameters.load(self, mapping, model_weight_shapes(self.config), model_symbolic_shapes(self.config))
         return self
 
     def export_weights(self) -> dict[str, np.ndarray]:
@@ -257,42 +292,52 @@ class Transformer(nn.Module):
         Returns:
             Canonical names to arrays.
         """
-        return {name: array(self.get_parameter(name)) for name in model_weight_shapes(self.config)}
+        return parameters.export(self, model_weight_shapes(self.config))
 
     def _count(self, tokens: Array, lengths: Array | None) -> Integer[Array, "B"]:
         """How many of each row's tokens are real, after every check that needs no traced value."""
-        weight = self.norm.weight
+        weight = self._floating()
         dtype = autocast_dtype(weight.dtype, weight.device)
         if isinstance(tokens, Array) and tokens.dtype == weight.dtype:
             dtype = weight.dtype  # the embedding takes either
         checks.model_input(self.config, str(dtype).removeprefix("torch."), tokens, Array)
         B, T = tokens.shape[:2]
-        if self.config.vocab_size is not None and B and not torch.compiler.is_compiling():
-            lowest, highest = torch.stack(tokens.aminmax()).tolist()
+        if self.config.vocab_size is not None and B:
+            lowest, highest = known(torch.stack(tokens.aminmax())) or (0, 0)
             checks.token_ids(lowest, highest, self.config.vocab_size)
         if lengths is None:
             return torch.full((B,), T, device="cpu")
         checks.cache_lengths(lengths, Array, B)
-        checks.cache_lengths_in_chunk(cache_.known(lengths) or (), T)
+        checks.cache_lengths_in_chunk(known(lengths) or (), T)
         return lengths.to("cpu", torch.int64).clamp(0, T)
 
-    def _check_cache(self, tokens: Array, cache: Caches, count: Integer[Array, "B"]) -> None:
+    def _floating(self) -> nn.Parameter:
+        """The parameter that has the model's dtype and device; a norm's where all else is quantized."""
+        weight = parameters.floating((self.embed, self.norm))
+        assert weight is not None
+        return weight
+
+    def _check_cache(self, tokens: Array, cache: tuple[KVCache, ...], count: Integer[Array, "B"]) -> None:
         """Check the cache of every layer before any is written; equal ones once."""
         checks.model_cache(cache, self.config.num_layers, KVCache)
-        layers = zip(self.config.attention, cache, strict=True)
-        for layer, keys, values, rolling in {(x, c.keys.shape, c.values.shape, c.rolling) for x, c in layers}:
-            checks.extend(layer, (*tokens.shape[:2], self.config.hidden_size), keys, values, rolling)
-        counts = cache_.known(count) or ()
+        x = (*tokens.shape[:2], self.config.hidden_size)
+        local = [block.attention.local_kv_heads() for block in self.blocks]
+        layers = zip(self.config.attention, cache, local, strict=True)
+        alike = {(layer, held.keys.shape, held.values.shape, held.rolling, heads) for layer, held, heads in layers}
+        for layer, keys, values, rolling, heads in alike:
+            checks.extend(layer, x, keys, values, rolling, num_kv_heads=heads)
+        counts = known(count) or ()
         for held in cache:
             checks.cache_not_consumed(held.consumed)
             if not held.rolling:
-                checks.free_slots(held.capacity, cache_.known(held.length) or (), counts)
+                lengths = known(held.length)
+                checks.free_slots(held.capacity, lengths or (), counts if lengths is not None else ())
 
     def _embed(self, tokens: Array) -> Float[Array, "B T D"]:
         x = self.embed(tokens)
         if self.config.embedding_scale != 1:
             x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)
-        return self.dropout(x)
+        return x
 
     def _result(self, x: Float[Array, "B T D"], count: Integer[Array, "B"], last: bool) -> Array:
         """From the last block's states to logits, or to the last position's hidden state."""

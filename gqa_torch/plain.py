@@ -52,22 +52,37 @@ def plain_attention(
     return stages
 
 
+def logsumexp(
+    masked: Float[Array, "B N T S"], visible: Bool[Array, "b n T S"] | None, sinks: Float[Array, "N"] | None
+) -> Float[Array, "B N T"]:
+    """The logarithm of the softmax's denominator, the sink included; -inf for a row that sees no key (SPEC 8)."""
+    logits, sees = _logits(masked, visible, sinks)
+    total = logits.logsumexp(dim=-1)
+    return total if sees is None else torch.where(sees[..., 0], total, -torch.inf)
+
+
 def softmax(
     masked: Float[Array, "B N T S"], visible: Bool[Array, "b n T S"] | None, sinks: Float[Array, "N"] | None
 ) -> Float[Array, "B N T S"]:
-    """Softmax over the visible keys, the sink in the denominator alone; a row that sees no key is 0 (SPEC 5, 8).
+    """Softmax over the visible keys, the sink in the denominator alone; a row that sees no key is 0 (SPEC 5, 8)."""
+    logits, sees = _logits(masked, visible, sinks)
+    weights = logits.softmax(dim=-1)[..., : masked.shape[-1]]
+    return weights if sees is None else torch.where(sees, weights, 0)
 
-    The logits of such a row are replaced by 0 first: the softmax of nothing but -inf is NaN, and its gradient too.
+
+def _logits(masked: Array, visible: Array | None, sinks: Array | None) -> tuple[Array, Array | None]:
+    """Scores and sink, and which rows see a key (None: all).
+
+    The logits of a row that sees none are replaced by 0: the softmax of nothing but -inf is NaN, and its gradient too.
     """
-    logits = masked
+    logits, sees = masked, None
     if visible is not None:
         sees = visible.any(dim=-1, keepdim=True)
         logits = torch.where(sees, logits, 0)
     if sinks is not None:
         sink = sinks.to(masked.dtype)[:, None, None].expand(*masked.shape[:3], 1)
         logits = torch.cat([logits, sink], dim=-1)
-    weights = logits.softmax(dim=-1)[..., : masked.shape[-1]]
-    return weights if visible is None else torch.where(sees, weights, 0)
+    return logits, sees
 
 
 def zero_hidden(

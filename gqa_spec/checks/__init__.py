@@ -27,7 +27,7 @@ from gqa_spec.checks.caches import (
     free_slots,
     init_cache,
 )
-from gqa_spec.checks.calls import attention, layer_call, mask, offset, positions, projected_widths
+from gqa_spec.checks.calls import attention, layer_call, mask, offset, parts, positions, projected_widths
 from gqa_spec.checks.layouts import (
     expanded_heads,
     expressible,
@@ -41,7 +41,16 @@ from gqa_spec.checks.layouts import (
     tensor_size,
     weights,
 )
-from gqa_spec.checks.models import model_cache, model_input, prompts, seed, segments, token_ids, top_p, uniforms
+from gqa_spec.checks.models import (
+    model_cache,
+    model_call,
+    model_input,
+    prompts,
+    seed,
+    token_ids,
+    top_p,
+    uniforms,
+)
 from gqa_spec.checks.settings import (
     attention_settings,
     divides,
@@ -92,6 +101,7 @@ __all__ = [
     "longrope_factors",
     "mask",
     "model_cache",
+    "model_call",
     "model_ends",
     "model_input",
     "norm_bias",
@@ -99,6 +109,7 @@ __all__ = [
     "number",
     "offset",
     "one_dtype",
+    "parts",
     "placed",
     "pooled_heads",
     "positions",
@@ -109,7 +120,6 @@ __all__ = [
     "rotary_dim",
     "same_dtype",
     "seed",
-    "segments",
     "shape",
     "sliceable",
     "splits_width",

@@ -28,11 +28,21 @@ def init_cache(config: Any, batch_size: Any, max_length: Any, rolling_: Any) -> 
         rolling(config.window)
 
 
-def extend(config: Any, x: Shape, keys: Shape, values: Shape, rolling_: bool) -> None:
-    """x and the cache that a layer's `extend` is given, by their shapes."""
+def extend(
+    config: Any, x: Shape, keys: Shape, values: Shape, rolling_: bool, *, num_kv_heads: int | None = None
+) -> None:
+    """x and the cache that a layer's `extend` is given, by their shapes.
+
+    num_kv_heads: fewer than the config's where a layer is sharded by heads.
+    """
     cacheable(config)
     shape("x", x, "B T D", {"D": config.embed_dim})
-    known = {"B": x[0], "K": config.num_kv_heads, "H": config.head_dim, "Hv": config.v_head_dim}
+    known = {
+        "B": x[0],
+        "K": config.num_kv_heads if num_kv_heads is None else num_kv_heads,
+        "H": config.head_dim,
+        "Hv": config.v_head_dim,
+    }
     shape("cache.keys", keys, "B K C H", known | ({"C": config.window} if rolling_ else {}))
     shape("cache.values", values, "B K C Hv", known | {"C": keys[2]})
 

@@ -118,23 +118,37 @@ def layer_call(
 
 
 def projected_widths(config: Any, query: int, key: int, value: int) -> None:
-    """The widths that the projections returned: whole heads, as many of value as of key, in equal groups.
+    """Projections that have whole heads, and as many query heads for each KV head as the config.
 
-    A layer whose projections are sharded or pruned by heads has fewer heads than its config.
+    They may have fewer heads than the config: a part of a layer under tensor parallelism, or a pruned layer.
     """
-    sizes = {"q_proj": (query, "H", config.head_dim), "k_proj": (key, "H", config.head_dim)}
-    sizes["v_proj"] = (value, "Hv", config.v_head_dim)
-    for name, (width, symbol, size) in sizes.items():
-        if width == 0 or width % size:
-            raise ValueError(f"{name}: expected a width that is a multiple of {symbol} = {size}, got {width}")
-    heads, kv_heads = query // config.head_dim, key // config.head_dim
-    if value // config.v_head_dim != kv_heads:
+    N, K, H, Hv = config.num_heads, config.num_kv_heads, config.head_dim, config.v_head_dim
+    if (query, key, value) == (N * H, K * H, K * Hv):  # as almost always
+        return
+    for name, width, symbol, size in (("q_proj", query, "H", H), ("k_proj", key, "H", H), ("v_proj", value, "Hv", Hv)):
+        if width % size:
+            raise ValueError(f"{name}: expected a width that {symbol} = {size} divides, got {width}")
+    if value // Hv != key // H:
+        raise ValueError(f"v_proj: expected as many heads as k_proj, {key // H} of Hv = {Hv}, got {value // Hv}")
+    if query // H != key // H * config.group_size:
         raise ValueError(
-            f"v_proj: expected a width of K * Hv = {kv_heads} * {config.v_head_dim}, as k_proj has K = {kv_heads} "
-            f"heads, got {value}"
+            f"q_proj: expected G = {config.group_size} query heads for each of {key // H} KV heads, got {query // H}: "
+            "cut q_proj and k_proj into the same number of parts"
         )
-    if heads % kv_heads:
+
+
+def parts(contexts: Any, logsumexps: Any, kind: Any) -> None:
+    """The contexts and logsumexps of attention over parts of the keys."""
+    if not contexts or len(contexts) != len(logsumexps):
         raise ValueError(
-            f"k_proj: expected a width of K * H with K a divisor of N = {heads}, the heads of q_proj, "
-            f"got {key}: K is {kv_heads}"
+            f"contexts, logsumexps: expected as many of both, at least one, got {len(contexts)} and {len(logsumexps)}"
         )
+    known: dict[str, int] = {}
+    for context, logsumexp in zip(contexts, logsumexps, strict=True):
+        array("contexts", context, kind)
+        floating("contexts", context)
+        shape("contexts", context.shape, "B N T Hv", known)
+        known = dict(zip(("B", "N", "T", "Hv"), context.shape, strict=True))
+        array("logsumexps", logsumexp, kind)
+        floating("logsumexps", logsumexp)
+        shape("logsumexps", logsumexp.shape, "B N T", known)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gqa_spec.checks.arrays import array, dtype_name, floating, is_integer_dtype, same_dtype, shape
+from gqa_spec.checks.calls import mask, positions
 from gqa_spec.checks.values import instance, integer, number
 
 
@@ -25,6 +26,23 @@ def model_input(config: Any, dtype: str, x: Any, kind: Any) -> None:
         raise ValueError(f"{name}: expected at least one token, T >= 1, got {tuple(x.shape)}")
 
 
+def model_call(config: Any, tokens: Any, mask_: Any, positions_: Any, segments: Any, kind: Any) -> None:
+    """mask, positions and segments of a model's call; tokens are (B, T) or (B, T, I)."""
+    B, T = tokens.shape[:2]
+    if mask_ is not None:
+        for heads in sorted({layer.num_heads for layer in config.attention}):
+            mask(mask_, kind, (B, heads, T, T))
+    if positions_ is not None:
+        if all(layer.rope is None for layer in config.attention):
+            raise ValueError("positions: expected None for a model without rope, whose positions rotate nothing")
+        positions("positions", positions_, kind, B, T, "T")
+    if segments is not None:
+        array("segments", segments, kind)
+        if not is_integer_dtype(segments):
+            raise TypeError(f"segments: expected an integer dtype, got {dtype_name(segments)}")
+        shape("segments", segments.shape, "B T", {"B": B, "T": T})
+
+
 def token_ids(lowest: int, highest: int, vocab_size: int) -> None:
     if lowest < 0 or highest >= vocab_size:
         got = lowest if lowest < 0 else highest
@@ -38,14 +56,6 @@ def model_cache(caches: Any, num_layers: int, kind: Any) -> None:
         raise ValueError(f"cache: expected a tuple of one cache for each of {num_layers} layers, got {got}")
     for cache in caches:
         instance("cache", cache, kind)
-
-
-def segments(value: Any, kind: Any, batch_size: int, length: int) -> None:
-    """Which of the packed documents each token belongs to, by number."""
-    array("segments", value, kind)
-    if not is_integer_dtype(value):
-        raise TypeError(f"segments: expected an integer dtype, got {dtype_name(value)}")
-    shape("segments", value.shape, "B T", {"B": batch_size, "T": length})
 
 
 def seed(value: Any, uniforms_: Any) -> None:

@@ -58,11 +58,11 @@ def test_the_stages_of_a_layer(backend):
     q, k, pairs = (B, c.num_heads, T, c.head_dim), (B, c.num_kv_heads, S, c.head_dim), (B, c.num_heads, T, S)
     assert {name: tuple(x.shape) for name, x in stages.items()} == {
         "q_proj": q, "k_proj": k, "v_proj": (*k[:3], c.v_head_dim), "q_norm": q, "k_norm": k, "q_rope": q, "k_rope": k,
-        "scores": pairs, "capped": pairs, "masked": pairs, "weights": pairs,
+        "scores": pairs, "capped": pairs, "masked": pairs, "weights": pairs, "logsumexp": pairs[:3],
         "context": (*q[:3], c.v_head_dim), "output": (B, T, c.embed_dim),
     }  # fmt: skip
     expected = ["q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "q_rope", "k_rope", "scores", "capped", "masked"]
-    assert list(stages) == [*expected, "weights", "context", "output"]
+    assert list(stages) == [*expected, "weights", "logsumexp", "context", "output"]
     output, weights = layer(call)
     assert error_of(back(stages["output"]), output) <= 1e-14
     assert error_of(back(stages["weights"]), weights) <= 1e-14
@@ -71,7 +71,8 @@ def test_the_stages_of_a_layer(backend):
 def test_stages_that_are_off_are_not_shown(backend):
     gqa = new_layer(backend, embed_dim=12, num_heads=6, num_kv_heads=2)
     x = backend.framework.to(np.ones((2, 5, 12)))
-    assert list(gqa.trace(x)) == ["q_proj", "k_proj", "v_proj", "scores", "masked", "weights", "context", "output"]
+    expected = ["q_proj", "k_proj", "v_proj", "scores", "masked", "weights", "logsumexp", "context", "output"]
+    assert list(gqa.trace(x)) == expected
 
 
 def test_the_size_is_known_beforehand(backend):
