@@ -27,8 +27,9 @@ OWN_NAMES = (
     ("attention", "jax", "plain_context", "what a path runs"),
     ("attention", "torch", "plain_kernel fused_kernel fusable may_hide square", "what a path runs, and when"),
     ("attention", "torch", "values_can_be_read is_finite", "eager calls check the result for NaN"),
-    ("cache", "torch", "DecodeStep DecodeStep.starts_at DecodeStep.cos_sin known common", "work that layers share"),
-    ("cache", "torch jax", "fits", "under tracing a full row cannot raise"),
+    ("cache", "numpy jax", "append kernel_arguments", "gqa_torch has them in decoding, by a step that layers share"),
+    ("cache", "torch", "consume KVCache.lengths_to_keep", "storage is written in place, by one thread"),
+    ("cache", "jax", "fits", "under tracing a full row cannot raise"),
     ("layer", "numpy", "GroupedQueryAttention.vjp", "gradients by hand"),
     ("layer", "numpy jax", "GroupedQueryAttention.train GroupedQueryAttention.eval", "nn.Module has them"),
     (
@@ -37,8 +38,8 @@ OWN_NAMES = (
         "GroupedQueryAttention.reset_parameters GroupedQueryAttention.extra_repr",
         "nn.Module's customs",
     ),
-    ("layer", "torch", "GroupedQueryAttention.append", "`extend` by a step that layers share"),
-    ("layer", "torch", "Weight Weight.__init__", "the module that gives a parameter its canonical name"),
+    ("layer", "torch", "GroupedQueryAttention.local_kv_heads", "a layer may be sharded in place"),
+    ("layer", "torch", "Weight Weight.__init__ Weight.reset_parameters", "the module that gives a parameter its canonical name"),
     ("layer", "jax", "available", "float64 depends on a switch"),
     (
         "block",
@@ -48,8 +49,8 @@ OWN_NAMES = (
     ),
     ("block", "torch jax", "Norm Norm.__init__ Norm.__call__", "gqa_numpy has one dict of weights"),
     ("block", "numpy", "norm dropped initial", "what the frameworks' modules do elsewhere"),
-    ("block", "numpy jax", "Block.extend", "gqa_torch's is `append`, by a step that layers share"),
-    ("block", "torch", "Block.append applied", "as above; modules that may be None"),
+    ("block", "numpy jax", "Block.extend", "in gqa_torch a call extends too, so that hooks run"),
+    ("block", "torch", "applied Norm.reset_parameters", "modules that may be None; nn.Module's customs"),
     ("model", "numpy jax", "Transformer.train Transformer.eval", "nn.Module has them"),
     ("model", "torch", "Transformer.reset_parameters", "nn.Module's customs"),
     ("model", "jax", "compiled_step", "one program for each shape"),
@@ -62,9 +63,9 @@ OWN_PARAMETERS = (
     ("fast", "blocked_attention", "block block_rows block_keys", "gqa_jax cuts the keys too"),
     ("attention", "choose_path", "finite_keys", "gqa_jax decides by it; gqa_torch reads it afterwards"),
     ("attention", "attend", "finite_keys", "gqa_numpy checks the result instead"),
-    ("cache", "append", "count step", "gqa_torch's step is what all layers share"),
-    ("cache", "fits", "count step", "as above"),
-    ("cache", "kernel_arguments", "T step", "as above"),
+    ("cache", "empty", "num_kv_heads", "a layer of gqa_torch may be sharded in place"),
+    ("layer", "GroupedQueryAttention.__call__", "extension", "in gqa_torch a call extends too, so that hooks run"),
+    ("block", "Block.__call__", "extension", "as above"),
 )
 
 
@@ -114,7 +115,7 @@ def test_the_backends_have_the_same_parameters(module):
 
 
 def test_a_backend_has_no_further_modules_than_its_table_says():
-    further = {"numpy": {"gradients", "linear"}, "torch": {"arrays"}, "jax": {"linear"}}
+    further = {"numpy": {"gradients", "linear"}, "torch": {"arrays", "decoding", "parameters"}, "jax": {"linear"}}
     for backend in BACKENDS:
         modules = {path.stem for path in (ROOT / f"gqa_{backend}").glob("*.py")} - {"__init__"}
         assert modules == set(MODULES) | further[backend]
