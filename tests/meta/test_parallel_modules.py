@@ -24,6 +24,9 @@ OWN_NAMES = (
     ("fast", "numpy jax", "blocked_attention", "the fast kernels are each backend's own"),
     ("fast", "jax", "packed_attention BlockSizes Head QueryBlock", "the fast kernels are each backend's own"),
     ("fast", "torch", "packed packed_by_row fused blocked zero_hidden_keys Block cores", "as above"),
+    ("fast", "torch", "onnx_operator", "torch.onnx can export a call to ONNX's own operator"),
+    ("attention", "torch", "onnx_expressible", "as above"),
+    ("plain", "torch", "logsumexp", "the others have it as a by-product of their softmax"),
     ("attention", "jax", "plain_context", "what a path runs"),
     ("attention", "torch", "plain_kernel fused_kernel fusable may_hide square", "what a path runs, and when"),
     ("attention", "torch", "values_can_be_read is_finite", "eager calls check the result for NaN"),
@@ -39,7 +42,7 @@ OWN_NAMES = (
         "nn.Module's customs",
     ),
     ("layer", "torch", "GroupedQueryAttention.local_kv_heads", "a layer may be sharded in place"),
-    ("layer", "torch", "Weight Weight.__init__ Weight.reset_parameters", "the module that gives a parameter its canonical name"),
+    ("layer", "torch", "Weight Weight.__init__ Weight.reset_parameters", "a parameter's canonical name needs a module"),
     ("layer", "jax", "available", "float64 depends on a switch"),
     (
         "block",
