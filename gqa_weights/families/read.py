@@ -155,6 +155,8 @@ def _text(checkpoint: Checkpoint) -> Values:
 
 def _settings(checkpoint: Checkpoint, family: Family, ignore: Collection[str]) -> Values:
     values = checkpoint.manifest["config"] if family.file == MANIFEST else _text(checkpoint)
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{family.file}: config: expected an object, got {type(values).__name__}")
     for key in ignore:
         if key not in values:
             raise ValueError(f"{family.file}: no setting {key!r} to ignore")
@@ -194,12 +196,15 @@ def _require(mismatched: list[str]) -> None:
 
 @contextmanager
 def _one_sentence(checkpoint: Checkpoint, family: Family) -> Iterator[None]:
-    """Whatever a config refuses becomes an error of the file that it was read from."""
+    """Whatever a config refuses becomes an error of the file that it was read from: values of the wrong kind, which a
+    file may have anywhere, raise any kind of exception.
+    """
     try:
         yield
     except CheckpointError:
         raise
-    except (ValueError, TypeError, OverflowError) as error:
-        text = str(error)
+    except Exception as error:
+        plain = isinstance(error, ValueError | TypeError | OverflowError)
+        text = str(error) if plain else f"{type(error).__name__}: {error}"
         where = "" if text.startswith((family.file, "tensors: ")) else f"{family.file}: "
         raise CheckpointError(f"{checkpoint.path}: {where}{text}") from error

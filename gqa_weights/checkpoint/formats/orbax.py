@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,18 @@ from gqa_weights.checkpoint.job import Job, Tensor, write_settings
 from gqa_weights.checkpoint.tensors import Array, Contents, Entry, TensorInfo, bounded, refuse
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """orbax logs a warning where JAX's arrays are not registered, as those of NumPy are here."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def read(metadata: Path) -> Contents:
     """metadata: the file of that name in the checkpoint's folder. Names are joined with dots; `value`, which ends each
     name of an nnx state with variables, is left out.
@@ -28,7 +41,8 @@ def read(metadata: Path) -> Contents:
     for file in path.rglob("*"):
         if not file.is_dir():
             is_file(file, within=path)
-    tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(path)).tree
+    with _quiet():
+        tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(path)).tree
     leaves = list(_leaves(path, tree, ()))
     wrapped = all(keys[-1] == "value" for keys, _ in leaves)
     stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
@@ -58,7 +72,7 @@ def _read(path: Path, keys: tuple[str, ...]) -> Array:
     import orbax.checkpoint as ocp
 
     item, restore = _nested([(keys, 0)]), _nested([(keys, ocp.RestoreArgs(restore_type=np.ndarray))])
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with _quiet(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         args = ocp.args.PyTreeRestore(item=item, restore_args=restore, partial_restore=True)
         found = checkpointer.restore(path, args=args)
     for key in keys:
@@ -97,6 +111,7 @@ def write(job: Job) -> None:
     _check(job)
     tree = _nested([(tensor[0].split("."), Leaf(tensor)) for tensor in job.tensors])
     with (
+        _quiet(),
         _system_errors(),
         ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=handlers)) as checkpointer,
     ):

@@ -1,0 +1,173 @@
+"""Folders that must not hang, fill the memory, or lead out of themselves; and text in them that is no text."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gqa_weights.checkpoint import CheckpointError, open_checkpoint
+from gqa_weights.checkpoint.printable import printable, sentence
+from gqa_weights.families import read_model
+from gqa_weights.tokenizer import read_tokenizer
+from tests.weights.fuzz import sources
+
+pytestmark = pytest.mark.no_shape_checks
+
+MOST = 2**28  # bytes by which reading a hostile file may grow this process
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    sources.huggingface(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def read_everything(folder: Path) -> None:
+    checkpoint = open_checkpoint(folder)
+    model = read_model(checkpoint)
+    for name in model.weights:
+        model.weights[name]
+    read_tokenizer(checkpoint).encode("hello")
+
+
+NAMES = ("model.safetensors", "config.json", "tokenizer.json", "generation_config.json")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("pipe", "expected a file, got a pipe"),
+        ("device", "expected a file, got a device"),
+        ("folder", "expected a file, got a folder"),
+        ("loop", "a loop of links"),
+        ("nothing", "a link to 'nowhere', which does not exist"),
+        ("outside", "outside of the folder: copy the file, or give it alone"),
+    ],
+)
+def test_only_regular_files_of_the_folder_are_read(name: str, kind: str, said: str, folder: Path) -> None:
+    path = folder / name
+    content = path.read_bytes()
+    path.unlink()
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "outside":
+        (folder.parent / "secret").write_bytes(content)
+        path.symlink_to("../secret")
+    else:
+        path.symlink_to({"device": "/dev/zero", "loop": name, "nothing": "nowhere"}[kind])
+    with pytest.raises(CheckpointError, match=f"{name}: .*{said}"):
+        read_everything(folder)
+
+
+def test_links_within_the_folder_and_into_the_hub_cache_are_followed(folder: Path, tmp_path: Path) -> None:
+    (folder / "weights").mkdir()
+    (folder / "model.safetensors").rename(folder / "weights" / "one")
+    (folder / "model.safetensors").symlink_to("weights/one")
+    read_everything(folder)
+    blobs, snapshot = tmp_path / "hub" / "blobs", tmp_path / "hub" / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for name in NAMES:
+        (blobs / name).write_bytes((folder / name).read_bytes())
+        (snapshot / name).symlink_to(f"../../blobs/{name}")
+    read_everything(snapshot)
+
+
+# --- what would fill the memory --------------------------------------------------------------------------------------
+
+
+def deep_lists(folder: Path) -> None:
+    (folder / "config.json").write_text('{"a": [' + "[]," * 3_000_000 + "[]]}")
+
+
+def manifest(folder: Path, count: Any) -> None:
+    config = {"attention": [{"count": count, "embed_dim": 4, "num_heads": 2}, {"count": -count, "embed_dim": 4}]}
+    (folder / "config.json").unlink()
+    (folder / "gqa_manifest.json").write_text(json.dumps({"layout": "canonical", "family": "llama", "config": config}))
+
+
+def packed_settings(folder: Path) -> Path:
+    with zipfile.ZipFile(folder / "one.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("config.json", b"[" + b" " * 2**26 + b"]")
+    return folder / "one.npz"
+
+
+def gguf_list(folder: Path, kind: int, count: int, size: int) -> Path:
+    field = struct.pack("<Q", 4) + b"list" + struct.pack("<IIQ", 9, kind, count) + bytes(count * size)
+    (folder / "one.gguf").write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + field)
+    return folder / "one.gguf"
+
+
+def long_header(folder: Path) -> Path:
+    text = b'{"a":[' + b"{}," * 6_000_000 + b"{}]}"
+    (folder / "one.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    return folder / "one.safetensors"
+
+
+def long_tokenizer(folder: Path) -> None:
+    with (folder / "tokenizer.json").open("wb") as file:
+        file.truncate(2**27)
+
+
+FILLING = {
+    "config.json of 9 MB": (deep_lists, "expected at most 8,000,000 bytes, got 9,000,"),
+    "a manifest of 10**9 layers": (lambda f: manifest(f, 10**9), "expected 1 to 10000 layers in all, got counts"),
+    "settings that unpack to 64 MB": (packed_settings, "expected at most 8,000,000 bytes, got 67,108,866"),
+    "a GGUF list of 20 million bytes": (lambda f: gguf_list(f, 0, 20_000_000, 1), "at most 2,097,152 values in all"),
+    "a GGUF list of 5 million texts": (lambda f: gguf_list(f, 8, 5_000_000, 8), "at most 2,097,152 values in all"),
+    "a safetensors header of 18 MB": (long_header, "expected at most 16,000,000 bytes, got 18,000,"),
+    "a tokenizer.json of 128 MB": (long_tokenizer, "expected at most 67,108,864 bytes, got 134,217,728"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FILLING)
+def test_files_that_would_fill_the_memory_are_refused_before(case: str, folder: Path) -> None:
+    fill, said = FILLING[case]
+    path = fill(folder) or folder
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(CheckpointError, match=said):
+        read_everything(path)
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MOST
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+HOSTILE = "\x1b[31m\x1b]0;title\x07\u202egnp.exe\x00\u200b\r\n\ud800"
+
+
+def test_control_and_bidirectional_characters_are_escapes() -> None:
+    shown = printable(HOSTILE)
+    assert shown == r"\x1b[31m\x1b]0;title\x07\u202egnp.exe\x00\u200b\r\n\ud800"
+    assert shown.isprintable()
+    assert printable("näïve 漢字 [bold]") == "näïve 漢字 [bold]"
+    assert printable("a\tb\n", keep="\n\t") == "a\tb\n"
+    assert len(sentence("x" * 10**6)) < 2000
+    assert sentence("a\n b\x1b") == r"a b\x1b"
+
+
+def test_errors_show_no_raw_text_of_a_file(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    for values in ({HOSTILE: 1}, {"hidden_act": HOSTILE}, {"model_type": HOSTILE}, {"x": "y" * 3_000_000}):
+        (folder / "config.json").write_text(json.dumps({**config, **values}))
+        with pytest.raises(CheckpointError) as raised:
+            read_everything(folder)
+        assert str(raised.value).isprintable()
+        assert len(str(raised.value)) < 2000
+
+
+def test_orbax_is_read_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources.huggingface(tmp_path / "source")
+    sources.ported("tree.orbax", "canonical", tmp_path, tmp_path / "source")
+    monkeypatch.chdir(tmp_path)
+    assert np.isfinite(open_checkpoint("tree.orbax")["norm.weight"]).all()
