@@ -24,12 +24,14 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, number: int, rngs: nnx.Rngs, dtype: Any, param_dtype: Any) -> None:
         before, after = config.norm_placement != "post", config.norm_placement != "pre"
+        before_feed_forward = before and config.parallel != "shared_norm"
+        self.parallel, self.residual_scale = config.parallel, config.residual_scale
         self.attention_norm = Norm(config, param_dtype) if before else None
         self.attention = GroupedQueryAttention.from_config(
             config.attention[number], rngs=rngs, dtype=dtype, param_dtype=param_dtype
         )
         self.attention_post_norm = Norm(config, param_dtype) if after else None
-        self.feed_forward_norm = Norm(config, param_dtype) if before else None
+        self.feed_forward_norm = Norm(config, param_dtype) if before_feed_forward else None
         self.feed_forward = FeedForward(config, rngs, dtype, param_dtype)
         self.feed_forward_post_norm = Norm(config, param_dtype) if after else None
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs if config.dropout > 0 else None)
@@ -53,10 +55,18 @@ class Block(nnx.Module):
         return self._residual(x, attend), new_cache
 
     def _residual(self, x: Array, attend: Callable[[Array], Array]) -> Array:
-        attended = attend(_normed(self.attention_norm, x))
-        x = x + self.dropout(_normed(self.attention_post_norm, attended))
+        normed = _normed(self.attention_norm, x)
+        attended = self._added(_normed(self.attention_post_norm, attend(normed)))
+        if self.parallel is not None:
+            read = normed if self.parallel == "shared_norm" else _normed(self.feed_forward_norm, x)
+            return x + attended + self._added(self.feed_forward(read))
+        x = x + attended
         fed = self.feed_forward(_normed(self.feed_forward_norm, x))
-        return x + self.dropout(_normed(self.feed_forward_post_norm, fed))
+        return x + self._added(_normed(self.feed_forward_post_norm, fed))
+
+    def _added(self, x: Array) -> Array:
+        """What a sublayer adds: its result times `residual_scale`, rounded once, with dropout."""
+        return self.dropout(scaled(x, self.residual_scale))
 
 
 class FeedForward(nnx.Module):
@@ -78,23 +88,31 @@ class FeedForward(nnx.Module):
 
 
 class Norm(nnx.Module):
-    """The model's norm: RMS norm times w or 1 + w, or LayerNorm with or without bias."""
+    """The model's norm: RMS norm or LayerNorm, times w or 1 + w, the latter with or without bias."""
 
     def __init__(self, config: ModelConfig, param_dtype: Any) -> None:
         self.config = config
-        self.weight = nnx.Param(jnp.full(config.hidden_size, 0 if config.norm == "rms_plus_one" else 1, param_dtype))
+        self.weight = nnx.Param(jnp.full(config.hidden_size, 0 if config.norm.endswith("plus_one") else 1, param_dtype))
         self.bias = nnx.Param(jnp.zeros(config.hidden_size, param_dtype)) if config.norm_bias else None
 
     def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        if self.config.norm == "layer":
+        plus_one, eps = self.config.norm.endswith("plus_one"), self.config.norm_eps
+        if self.config.norm.startswith("layer"):
             bias = None if self.bias is None else self.bias[...]
-            return layer_norm(x, self.weight[...], bias, self.config.norm_eps)
-        return rms_norm(x, self.weight[...], self.config.norm_eps, plus_one=self.config.norm == "rms_plus_one")
+            return layer_norm(x, self.weight[...], bias, eps, plus_one=plus_one)
+        return rms_norm(x, self.weight[...], eps, plus_one=plus_one)
 
 
 def activation(x: Array, kind: str) -> Array:
-    """In x's dtype: SiLU, or GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415), exact or by its tanh approximation."""
+    """In x's dtype: SiLU, ReLU squared, or GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415), exact or by its tanh."""
+    if kind == "relu2":
+        return jnp.square(jax.nn.relu(x))
     return jax.nn.silu(x) if kind == "silu" else jax.nn.gelu(x, approximate=kind == "gelu_tanh")
+
+
+def scaled(x: Array, factor: float) -> Array:
+    """x * factor in the compute dtype, rounded once."""
+    return x if factor == 1 else (x.astype(compute_dtype(x.dtype)) * factor).astype(x.dtype)
 
 
 def _normed(norm: Norm | None, x: Array) -> Array:

@@ -15,7 +15,7 @@ from jax import Array
 from jaxtyping import Float, Integer
 
 from gqa_jax import masks
-from gqa_jax.block import Block, Norm
+from gqa_jax.block import Block, Norm, scaled
 from gqa_jax.cache import KVCache
 from gqa_jax.layer import available
 from gqa_jax.linear import linear, parameter, project
@@ -56,7 +56,7 @@ class Transformer(nnx.Module):
         self.blocks = nnx.List(Block(config, i, *options) for i in range(config.num_layers))
         self.norm = Norm(config, self.param_dtype)
         own_head = config.output == "logits" and not config.tied
-        self.head = linear((config.output_size, config.hidden_size), False, *options) if own_head else None
+        self.head = linear((config.output_size, config.hidden_size), config.head_bias, *options) if own_head else None
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs if config.dropout > 0 else None)
 
     @classmethod
@@ -289,6 +289,7 @@ class Transformer(nnx.Module):
             weight = self.embed.weight[...].astype(self.dtype)
             wide: Any = {"precision": matmul_precision(self.dtype), "preferred_element_type": dtype}
             logits = jnp.einsum("...d,vd->...v", x, weight, **wide).astype(self.dtype)
+        logits = scaled(logits, self.config.logit_scale)
         if self.config.logit_softcap is not None:
             cap = jnp.asarray(self.config.logit_softcap, dtype)
             logits = (jnp.tanh(logits.astype(dtype) / cap) * cap).astype(self.dtype)

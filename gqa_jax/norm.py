@@ -20,14 +20,19 @@ def rms_norm(
 
 
 def layer_norm(
-    x: Float[Array, "*axes W"], weight: Float[Array, "W"], bias: Float[Array, "W"] | None, eps: float
+    x: Float[Array, "*axes W"],
+    weight: Float[Array, "W"],
+    bias: Float[Array, "W"] | None,
+    eps: float,
+    *,
+    plus_one: bool = False,
 ) -> Float[Array, "*axes W"]:
-    """(x - mean) / sqrt(variance + eps) * w + b; in float32 for 16-bit inputs, rounded once at the end."""
+    """(x - mean) / sqrt(variance + eps) * w + b, or * (1 + w) as Nemotron stores it; rounded as rms_norm is."""
     dtype = compute_dtype(x.dtype)
     wide = x.astype(dtype)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     normed = centred / jnp.sqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + jnp.asarray(eps, dtype))
-    scaled = normed * weight.astype(dtype)
+    scaled = normed * (weight.astype(dtype) + 1 if plus_one else weight.astype(dtype))
     return (scaled if bias is None else scaled + bias.astype(dtype)).astype(x.dtype)
 
 

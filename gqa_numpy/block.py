@@ -56,10 +56,18 @@ class Block:
         return self._residual(x, attend), new_cache
 
     def _residual(self, x: Array, attend: Callable[[Array], Array]) -> Array:
-        attended = attend(self._norm("attention_norm", x))
-        x = x + dropped(self._norm("attention_post_norm", attended), self)
+        normed = self._norm("attention_norm", x)
+        attended = self._added(self._norm("attention_post_norm", attend(normed)))
+        if self.config.parallel is not None:
+            read = normed if self.config.parallel == "shared_norm" else self._norm("feed_forward_norm", x)
+            return x + attended + self._added(self._feed_forward(read))
+        x = x + attended
         fed = self._feed_forward(self._norm("feed_forward_norm", x))
-        return x + dropped(self._norm("feed_forward_post_norm", fed), self)
+        return x + self._added(self._norm("feed_forward_post_norm", fed))
+
+    def _added(self, x: Array) -> Array:
+        """What a sublayer adds: its result times `residual_scale`, rounded once, with dropout."""
+        return dropped(scaled(x, self.config.residual_scale), self)
 
     def _norm(self, name: str, x: Array) -> Array:
         """The norm of this name; nothing where the model has none in this place."""
@@ -80,16 +88,27 @@ class Block:
 
 def norm(name: str, x: Array, parameters: dict[str, Array], config: ModelConfig) -> Array:
     weight = parameters[f"{name}.weight"]
-    if config.norm == "layer":
-        return layer_norm(x, weight, parameters.get(f"{name}.bias"), config.norm_eps)
-    return rms_norm(x, weight, config.norm_eps, plus_one=config.norm == "rms_plus_one")
+    plus_one = config.norm.endswith("plus_one")
+    if config.norm.startswith("layer"):
+        return layer_norm(x, weight, parameters.get(f"{name}.bias"), config.norm_eps, plus_one=plus_one)
+    return rms_norm(x, weight, config.norm_eps, plus_one=plus_one)
+
+
+def scaled(x: Array, factor: float) -> Array:
+    """x * factor in the compute dtype, rounded once."""
+    if factor == 1:
+        return x
+    dtype = compute_dtype(x.dtype)
+    return (x.astype(dtype) * dtype.type(factor)).astype(x.dtype)
 
 
 def activation(x: Array, kind: str) -> Array:
-    """In x's dtype: SiLU, or GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415), exact or by its tanh approximation."""
+    """In x's dtype: SiLU, ReLU squared, or GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415), exact or by its tanh."""
     if kind == "silu":
         with np.errstate(over="ignore"):
             return x / (1 + np.exp(-x))
+    if kind == "relu2":
+        return np.square(np.maximum(x, 0))
     if kind == "gelu_tanh":
         return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
     return x * (0.5 * (1 + _erf(x * math.sqrt(0.5)))).astype(x.dtype)
@@ -109,7 +128,7 @@ def dropped(x: Array, owner: Any) -> Array:
 def initial(name: str, shape: tuple[int, ...], config: ModelConfig, rng: np.random.Generator) -> Array:
     """SPEC 17: matrices uniform in +-fan_in ** -0.5, biases 0, norms at the identity."""
     if name.endswith("norm.weight"):
-        return np.full(shape, 0.0 if config.norm == "rms_plus_one" else 1.0)
+        return np.full(shape, 0.0 if config.norm.endswith("plus_one") else 1.0)
     if name.endswith(".bias"):
         return np.zeros(shape)
     return rng.uniform(-1, 1, shape) * shape[1] ** -0.5

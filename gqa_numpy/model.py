@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from gqa_numpy import masks
-from gqa_numpy.block import Block, dropped, initial, norm
+from gqa_numpy.block import Block, dropped, initial, norm, scaled
 from gqa_numpy.cache import KVCache
 from gqa_numpy.linear import linear
 from gqa_numpy.precision import compute_dtype
@@ -271,7 +271,8 @@ class Transformer:
         x = norm("norm", x, self.parameters, self.config)
         if self.config.output == "last_hidden":
             return _real(x, count)
-        logits = linear(x, self.parameters["embed.weight" if self.config.tied else "head.weight"], None)
+        head = self.parameters["embed.weight" if self.config.tied else "head.weight"]
+        logits = scaled(linear(x, head, self.parameters.get("head.bias")), self.config.logit_scale)
         if self.config.logit_softcap is not None:
             dtype = compute_dtype(self.dtype)
             cap = dtype.type(self.config.logit_softcap)

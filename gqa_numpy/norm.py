@@ -21,13 +21,18 @@ def rms_norm(
 
 
 def layer_norm(
-    x: Float[Array, "*axes W"], weight: Float[Array, "W"], bias: Float[Array, "W"] | None, eps: float
+    x: Float[Array, "*axes W"],
+    weight: Float[Array, "W"],
+    bias: Float[Array, "W"] | None,
+    eps: float,
+    *,
+    plus_one: bool = False,
 ) -> Float[Array, "*axes W"]:
-    """(x - mean) / sqrt(variance + eps) * w + b; in float32 for 16-bit inputs, rounded once at the end."""
+    """(x - mean) / sqrt(variance + eps) * w + b, or * (1 + w) as Nemotron stores it; rounded as rms_norm is."""
     dtype = compute_dtype(x.dtype)
     centred = x.astype(dtype) - np.mean(x, axis=-1, keepdims=True, dtype=dtype)
     normed = centred / np.sqrt(np.mean(np.square(centred), axis=-1, keepdims=True) + dtype.type(eps))
-    scaled = normed * weight.astype(dtype)
+    scaled = normed * (weight.astype(dtype) + 1 if plus_one else weight.astype(dtype))
     return (scaled if bias is None else scaled + bias.astype(dtype)).astype(x.dtype)
 
 

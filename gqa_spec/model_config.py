@@ -11,8 +11,9 @@ from typing import Any, Literal, Self
 from gqa_spec import checks
 from gqa_spec.config import DERIVED, AttentionConfig, QKNorm, RopeConfig, sized, symbolic_shapes
 
-Activation = Literal["gelu", "gelu_tanh", "silu"]
-Norm = Literal["layer", "rms", "rms_plus_one"]
+Activation = Literal["gelu", "gelu_tanh", "relu2", "silu"]
+Norm = Literal["layer", "layer_plus_one", "rms", "rms_plus_one"]
+Parallel = Literal["own_norms", "shared_norm"]
 NormPlacement = Literal["pre", "post", "both"]
 Output = Literal["logits", "last_hidden"]
 MOST_LAYERS = 10_000  # a false count in a file must not fill the memory
@@ -28,16 +29,21 @@ class ModelConfig:
         vocab_size: V, of tokens that an embedding maps; None for a model of vectors.
         input_dim: I, the width of vectors that a linear map with bias maps; None for a model of tokens.
         output: "logits" over the vocabulary, or "last_hidden", the last position's normed state.
-        norm: LayerNorm, RMS norm times w, or RMS norm times 1 + w.
+        norm: LayerNorm or RMS norm, times w, or with `_plus_one` times 1 + w.
         norm_eps: Added to the variance or mean square in each norm.
         norm_bias: Whether LayerNorm has a bias.
         norm_placement: Norms before each sublayer, after it (OLMo 2), or both (Gemma 2 and 3). A final norm follows the
             last block in every case.
-        activation: Exact GELU, its tanh approximation, or SiLU.
+        parallel: Whether the feed-forward reads the block's input beside attention, instead of what attention left,
+            through a norm of its own or through attention's; None for one after the other.
+        residual_scale: Factor on what each sublayer adds.
+        activation: Exact GELU, its tanh approximation, the square of ReLU, or SiLU.
         gated: Whether the feed-forward is down(activation(gate(x)) * up(x)) instead of down(activation(up(x))).
         feed_forward_bias: Whether its maps have a bias.
         tied: Whether the logits come from the embedding's weight instead of a head of its own.
+        head_bias: Whether a head of its own has a bias.
         embedding_scale: Factor on the embedding.
+        logit_scale: Factor on the logits, before the cap.
         logit_softcap: Logits become c * tanh(logits / c); None for no cap.
         dropout: On the embedding and on each sublayer's result; attention has its own.
         max_length: The context that the model was made for; None for any.
@@ -56,11 +62,15 @@ class ModelConfig:
     norm_eps: float = 1e-6
     norm_bias: bool = False
     norm_placement: NormPlacement = "pre"
+    parallel: Parallel | None = None
+    residual_scale: float = 1.0
     activation: Activation = "silu"
     gated: bool = True
     feed_forward_bias: bool = False
     tied: bool = False
+    head_bias: bool = False
     embedding_scale: float = 1.0
+    logit_scale: float = 1.0
     logit_softcap: float | None = None
     dropout: float = 0.0
     max_length: int | None = None
@@ -74,14 +84,18 @@ class ModelConfig:
         checks.integer("feed_forward_size", self.feed_forward_size, symbol="F", at_least=1)
         checks.model_ends(self.vocab_size, self.input_dim, self.output, self.tied)
         checks.choice("output", self.output, ("logits", "last_hidden"))
-        checks.choice("norm", self.norm, ("layer", "rms", "rms_plus_one"))
+        checks.choice("norm", self.norm, ("layer", "layer_plus_one", "rms", "rms_plus_one"))
         checks.choice("norm_placement", self.norm_placement, ("pre", "post", "both"))
-        checks.choice("activation", self.activation, ("gelu", "gelu_tanh", "silu"))
-        for name in ("norm_bias", "gated", "feed_forward_bias", "tied"):
+        checks.choice("parallel", self.parallel, ("own_norms", "shared_norm"), optional=True)
+        checks.parallel_norms(self.parallel, self.norm_placement)
+        checks.choice("activation", self.activation, ("gelu", "gelu_tanh", "relu2", "silu"))
+        for name in ("norm_bias", "gated", "feed_forward_bias", "tied", "head_bias"):
             checks.boolean(name, getattr(self, name))
         checks.norm_bias(self.norm, self.norm_bias)
+        checks.head_bias(self.head_bias, own_head=self.output == "logits" and not self.tied)
         checks.number("norm_eps", self.norm_eps, at_least=0)
-        checks.number("embedding_scale", self.embedding_scale, above=0)
+        for name in ("embedding_scale", "logit_scale", "residual_scale"):
+            checks.number(name, getattr(self, name), above=0)
         checks.number("logit_softcap", self.logit_softcap, above=0, optional=True)
         checks.number("dropout", self.dropout, at_least=0, below=1)
         if self.max_length is not None:
@@ -261,6 +275,8 @@ def model_symbolic_shapes(config: ModelConfig) -> dict[str, str]:
         config.norm_placement != "pre",
     )
     biased, plain = config.feed_forward_bias, config.norm_bias
+    before_feed_forward = before and config.parallel != "shared_norm"
+    own_head = config.output == "logits" and not config.tied
     table = {"embed.weight": ("V, D" if tokens else "D, I", True), "embed.bias": ("D,", not tokens)}
     for i, layer in enumerate(config.attention):
         block = f"blocks.{i}."
@@ -270,8 +286,8 @@ def model_symbolic_shapes(config: ModelConfig) -> dict[str, str]:
             **{f"{block}attention.{name}": (symbols, True) for name, symbols in symbolic_shapes(layer).items()},
             f"{block}attention_post_norm.weight": ("D,", after),
             f"{block}attention_post_norm.bias": ("D,", after and plain),
-            f"{block}feed_forward_norm.weight": ("D,", before),
-            f"{block}feed_forward_norm.bias": ("D,", before and plain),
+            f"{block}feed_forward_norm.weight": ("D,", before_feed_forward),
+            f"{block}feed_forward_norm.bias": ("D,", before_feed_forward and plain),
             f"{block}feed_forward.gate.weight": ("F, D", config.gated),
             f"{block}feed_forward.gate.bias": ("F,", config.gated and biased),
             f"{block}feed_forward.up.weight": ("F, D", True),
@@ -284,7 +300,8 @@ def model_symbolic_shapes(config: ModelConfig) -> dict[str, str]:
     table |= {
         "norm.weight": ("D,", True),
         "norm.bias": ("D,", plain),
-        "head.weight": ("V, D", config.output == "logits" and not config.tied),
+        "head.weight": ("V, D", own_head),
+        "head.bias": ("V,", own_head and config.head_bias),
     }
     return {name: symbols for name, (symbols, on) in table.items() if on}
 

@@ -23,10 +23,12 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, number: int, **options: Any) -> None:
         super().__init__()
         before, after = config.norm_placement != "post", config.norm_placement != "pre"
+        before_feed_forward = before and config.parallel != "shared_norm"
+        self.parallel, self.residual_scale = config.parallel, config.residual_scale
         self.attention_norm = Norm(config, **options) if before else None
         self.attention = GroupedQueryAttention.from_config(config.attention[number], **options)
         self.attention_post_norm = Norm(config, **options) if after else None
-        self.feed_forward_norm = Norm(config, **options) if before else None
+        self.feed_forward_norm = Norm(config, **options) if before_feed_forward else None
         self.feed_forward = FeedForward(config, **options)
         self.feed_forward_post_norm = Norm(config, **options) if after else None
         self.dropout = nn.Dropout(config.dropout)
@@ -43,10 +45,19 @@ class Block(nn.Module):
         """The block's result. extension: as for `GroupedQueryAttention`, and then without dropout."""
         settings = {"positions": positions, "rope_length": rope_length, "need_weights": False, "extension": extension}
         dropout = self.dropout if extension is None else None
-        attended, _ = self.attention(applied(self.attention_norm, x), mask=mask, **settings)
-        x = x + applied(dropout, applied(self.attention_post_norm, attended))
+        normed = applied(self.attention_norm, x)
+        attended, _ = self.attention(normed, mask=mask, **settings)
+        attended = self._added(applied(self.attention_post_norm, attended), dropout)
+        if self.parallel is not None:
+            read = normed if self.parallel == "shared_norm" else applied(self.feed_forward_norm, x)
+            return x + attended + self._added(self.feed_forward(read), dropout)
+        x = x + attended
         fed = self.feed_forward(applied(self.feed_forward_norm, x))
-        return x + applied(dropout, applied(self.feed_forward_post_norm, fed))
+        return x + self._added(applied(self.feed_forward_post_norm, fed), dropout)
+
+    def _added(self, x: Array, dropout: nn.Module | None) -> Array:
+        """What a sublayer adds: its result times `residual_scale`, rounded once, with dropout."""
+        return applied(dropout, scaled(x, self.residual_scale))
 
 
 class FeedForward(nn.Module):
@@ -69,7 +80,7 @@ class FeedForward(nn.Module):
 
 
 class Norm(nn.Module):
-    """The model's norm: RMS norm times w or 1 + w, or LayerNorm with or without bias."""
+    """The model's norm: RMS norm or LayerNorm, times w or 1 + w, the latter with or without bias."""
 
     def __init__(self, config: ModelConfig, **options: Any) -> None:
         super().__init__()
@@ -81,21 +92,29 @@ class Norm(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """The identity (SPEC 17)."""
-        self.weight.fill_(0.0 if self.config.norm == "rms_plus_one" else 1.0)
+        self.weight.fill_(0.0 if self.config.norm.endswith("plus_one") else 1.0)
         if self.bias is not None:
             self.bias.zero_()
 
     def forward(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        if self.config.norm == "layer":
-            return layer_norm(x, self.weight, self.bias, self.config.norm_eps)
-        return rms_norm(x, self.weight, self.config.norm_eps, plus_one=self.config.norm == "rms_plus_one")
+        plus_one, eps = self.config.norm.endswith("plus_one"), self.config.norm_eps
+        if self.config.norm.startswith("layer"):
+            return layer_norm(x, self.weight, self.bias, eps, plus_one=plus_one)
+        return rms_norm(x, self.weight, eps, plus_one=plus_one)
 
 
 def activation(x: Array, kind: str) -> Array:
-    """In x's dtype: SiLU, or GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415), exact or by its tanh approximation."""
+    """In x's dtype: SiLU, ReLU squared, or GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415), exact or by its tanh."""
     if kind == "silu":
         return functional.silu(x)
+    if kind == "relu2":
+        return functional.relu(x).square()
     return functional.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+
+
+def scaled(x: Array, factor: float) -> Array:
+    """x * factor in the compute dtype, rounded once."""
+    return x if factor == 1 else (widened(x) * factor).to(x.dtype)
 
 
 def applied(module: nn.Module | None, x: Array) -> Array:

@@ -18,7 +18,7 @@ from gqa_spec.generation import Callback, Request
 from gqa_spec.model_config import model_symbolic_shapes, model_weight_shapes
 from gqa_torch import masks, parameters
 from gqa_torch.arrays import tensor
-from gqa_torch.block import Block, Norm
+from gqa_torch.block import Block, Norm, scaled
 from gqa_torch.cache import KVCache, ModelCache, consume
 from gqa_torch.decoding import DecodeStep, Extension, known
 from gqa_torch.precision import autocast_dtype, widened
@@ -54,7 +54,8 @@ class Transformer(nn.Module):
         self.blocks: Any = nn.ModuleList(Block(config, i, **options) for i in range(config.num_layers))
         self.norm = Norm(config, **options)
         own_head = config.output == "logits" and not config.tied
-        self.head = nn.Linear(config.hidden_size, config.output_size, bias=False, **options) if own_head else None
+        head = (config.hidden_size, config.output_size, config.head_bias)
+        self.head = nn.Linear(*head, **options) if own_head else None
         self.dropout = nn.Dropout(config.dropout)
         self.reset_parameters()
 
@@ -347,6 +348,7 @@ class Transformer(nn.Module):
         if self.config.output == "last_hidden":
             return _real(x, count)
         logits = self.head(x) if self.head is not None else functional.linear(x, self.embed.weight)
+        logits = scaled(logits, self.config.logit_scale)
         if self.config.logit_softcap is not None:
             wide = widened(logits) / self.config.logit_softcap
             logits = (wide.tanh() * self.config.logit_softcap).to(logits.dtype)

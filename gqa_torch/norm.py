@@ -20,11 +20,16 @@ def rms_norm(
 
 
 def layer_norm(
-    x: Float[Array, "*axes W"], weight: Float[Array, "W"], bias: Float[Array, "W"] | None, eps: float
+    x: Float[Array, "*axes W"],
+    weight: Float[Array, "W"],
+    bias: Float[Array, "W"] | None,
+    eps: float,
+    *,
+    plus_one: bool = False,
 ) -> Float[Array, "*axes W"]:
-    """(x - mean) / sqrt(variance + eps) * w + b; in float32 for 16-bit inputs, rounded once at the end."""
-    wide = None if bias is None else widened(bias)
-    return functional.layer_norm(widened(x), weight.shape, widened(weight), wide, eps).to(x.dtype)
+    """(x - mean) / sqrt(variance + eps) * w + b, or * (1 + w) as Nemotron stores it; rounded as rms_norm is."""
+    scale, wide = widened(weight), None if bias is None else widened(bias)
+    return functional.layer_norm(widened(x), weight.shape, scale + 1 if plus_one else scale, wide, eps).to(x.dtype)
 
 
 def qk_norm(x: Float[Array, "B N T H"], weight: Float[Array, "W"], kind: str, eps: float) -> Float[Array, "B N T H"]:

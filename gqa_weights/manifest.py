@@ -22,6 +22,7 @@ QK_NORMS = {"rms": "each head", "rms_plus_one": "each head", "rms_full": "all he
 NORMS = {
     "layer": "LayerNorm",
     "rms": "RMS norm, times the stored weight",
+    "layer_plus_one": "LayerNorm, times 1 + the stored weight",
     "rms_plus_one": "RMS norm, times 1 + the stored weight",
 }
 

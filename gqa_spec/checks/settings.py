@@ -71,5 +71,15 @@ def model_ends(vocab_size: Any, input_dim: Any, output: str, tied: bool) -> None
 
 
 def norm_bias(norm: str, bias: bool) -> None:
-    if bias and norm != "layer":
+    if bias and not norm.startswith("layer"):
         raise ValueError(f"norm_bias: expected norm='layer', got norm={norm!r}")
+
+
+def parallel_norms(parallel: str | None, placement: str) -> None:
+    if parallel is not None and placement != "pre":
+        raise ValueError(f"parallel: expected norm_placement='pre' for {parallel!r}, got {placement!r}")
+
+
+def head_bias(bias: bool, own_head: bool) -> None:
+    if bias and not own_head:
+        raise ValueError("head_bias: expected a head of its own, output='logits' and tied=False")

@@ -44,23 +44,31 @@ class _Converted(Mapping[str, Array]):
 class CanonicalWeights(_Converted):
     """Canonical names -> arrays, made of a checkpoint's tensors. Each access reads anew, an array of its own.
 
-    Where several are in one tensor, the others are kept until they are read too, so that whoever goes through the
-    names in order reads each tensor once.
+    Where several are in one tensor, the others are kept until they are read too, or until KEPT other tensors were
+    read: so whoever goes through the names in order reads each tensor once, a fused weight and its bias too.
     """
 
-    def __init__(self, source: TensorMapping, stored: Iterable[StoredTensor]) -> None:
+    KEPT = 2
+
+    def __init__(self, source: TensorMapping, stored: Iterable[StoredTensor], order: Iterable[str] = ()) -> None:
         super().__init__(source, stored)
-        self._kept: dict[str, Array] = {}
+        self._stored = {name: self._stored[name] for name in order} or self._stored
+        self._kept: dict[str, dict[str, Array]] = {}  # tensor -> the weights in it that were not read yet
 
     def _by_name(self, stored: Iterable[StoredTensor]) -> dict[str, StoredTensor]:
         return {name: tensor for tensor in stored for name in tensor.canonical}
 
     def __getitem__(self, name: str) -> Array:
-        if name not in self._kept:
-            tensor = self._stored[name]
-            self._kept = {}  # free the last tensor before the next one is read
-            self._kept = tensor.to_canonical(self._source[tensor.name])
-        return self._kept.pop(name)
+        tensor = self._stored[name]
+        if name not in self._kept.get(tensor.name, ()):
+            for oldest in list(self._kept)[: -(self.KEPT - 1)]:  # free it before the next one is read
+                del self._kept[oldest]
+            self._kept[tensor.name] = tensor.to_canonical(self._source[tensor.name])
+        weights = self._kept[tensor.name]
+        array = weights.pop(name)
+        if not weights:
+            del self._kept[tensor.name]
+        return array
 
     def info(self, name: str) -> TensorInfo:
         """Shape and dtype, without reading. Raises KeyError for a name that is not there."""

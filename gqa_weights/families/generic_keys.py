@@ -5,6 +5,7 @@ Source: `PreTrainedConfig` of transformers 5.23, and of 4, whose `to_dict()` als
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,13 @@ _TOOLS = {
 # Keys that change no result of a model in eval mode, or whose whole content is in other keys.
 IGNORED = frozenset(_BASE | _GENERATION | _TOOLS)
 
+# Keys of experts and their routers, in families of which only the attention is read.
+OF_EXPERTS = re.compile(
+    r".*(expert|router|moe|shared_intermediate|mtp|swiglu).*|norm_topk_prob|n_group|topk_(group|method)|scoring_func|"
+    r"first_k_dense_replace|decoder_sparse_step|mlp_only_layers|routed_scaling_factor|num_nextn_predict_layers|"
+    r"initial_context_length|use_routing_bias|quantization_config|mlp_bias|"
+    r"(embedding|residual)_multiplier|logits_scaling"
+)
 # Keys of which all but these values would change the maths of any family.
 ONLY: Mapping[str, tuple[Any, ...]] = {
     **dict.fromkeys(

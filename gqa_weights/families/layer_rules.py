@@ -28,6 +28,11 @@ def where_sliding_window(settings: Settings, layers: int) -> list[bool]:
     return [settings.get("sliding_window") is not None] * layers
 
 
+def all_if_used(settings: Settings, layers: int) -> list[bool]:
+    """All layers have the window, where `use_sliding_window` turns it on."""
+    return [settings.flag("use_sliding_window") and settings.get("sliding_window") is not None] * layers
+
+
 def layer_types(settings: Settings, layers: int, *, otherwise: LayerRule, superseded: tuple[str, ...]) -> list[bool]:
     """The windows of the list `layer_types`, and of files that are older than it.
 
@@ -72,9 +77,16 @@ def not_rotating(settings: Settings, layers: int) -> list[bool]:
     return [not rotates for rotates in no_rope_layers(settings, layers)]
 
 
+def where_window(settings: Settings, layers: int, *, windows: LayerRule) -> list[bool]:
+    """Which layers rotate: those with a window, or all where none has one."""
+    return windows(settings, layers) if settings.get("sliding_window") is not None else every_layer(settings, layers)
+
+
 QWEN_WINDOWS: LayerRule = partial(layer_types, otherwise=from_max_window_layers, superseded=("max_window_layers",))
 GEMMA2_WINDOWS: LayerRule = partial(layer_types, otherwise=partial(all_but_each, every=2), superseded=())
 GEMMA3_WINDOWS: LayerRule = partial(
     layer_types, otherwise=all_but_each_of_pattern, superseded=("sliding_window_pattern",)
 )
+EACH_FOURTH_FULL: LayerRule = partial(layer_types, otherwise=partial(all_but_each, every=4), superseded=())
+ALL_WINDOWS: LayerRule = partial(layer_types, otherwise=every_layer, superseded=())
 SMOLLM3_WINDOWS: LayerRule = partial(layer_types, otherwise=not_rotating, superseded=("no_rope_layer_interval",))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gqa_spec.config import AttentionConfig
-from gqa_spec.model_config import ModelConfig
+from gqa_spec.model_config import ModelConfig, model_weight_shapes
 from gqa_weights.checkpoint import Checkpoint, CheckpointError
 from gqa_weights.checkpoint.tensors import SETTINGS_ALONE
 from gqa_weights.families import config_json, gguf_fields, params_json
@@ -182,7 +182,7 @@ def _model(checkpoint: Checkpoint, family: Family, config: ModelConfig) -> Model
     left_out = {tensors.place(name): why for name, why in unread.items()}
     if isinstance(source, Dequantized):
         left_out |= source.left_out
-    return Model(family.name, config, CanonicalWeights(tensors, stored), left_out)
+    return Model(family.name, config, CanonicalWeights(tensors, stored, model_weight_shapes(config)), left_out)
 
 
 def _weights_of(checkpoint: Checkpoint) -> TensorMapping:

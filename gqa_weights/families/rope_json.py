@@ -42,12 +42,15 @@ TYPES = {
 
 @dataclass(frozen=True, kw_only=True)
 class RopeDefaults:
-    """What a family's code takes for RoPE. theta: the base. local_theta: that of layers with a window, where it is
-    another. earlier_types: types by the names that the family's first files have. unread: keys that do not matter.
+    """What a family's code takes for RoPE.
+
+    theta: the base. local_theta: that of layers with a window, where they have a RoPE of their own, and local_key the
+    key for it. earlier_types: types by the names that the family's first files have. unread: keys that do not matter.
     """
 
     theta: float = 10_000.0
     local_theta: float | None = None
+    local_key: str = "rope_local_base_freq"
     earlier_types: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
 
@@ -71,11 +74,14 @@ class RopeSettings:
         unknown = given - self.unread - SHARED_KEYS - OPTIONS[self.kind]
         if unknown:
             raise self.error(f"{', '.join(sorted(map(str, unknown)))} with type {self.kind!r}")
-        rotary = int(head_dim * self.share())
+        rotary = int(head_dim * self.share(head_dim))
         return RopeConfig(theta=self.theta, rotary_dim=None if rotary == head_dim else rotary, scaling=self.scaling())
 
-    def share(self) -> float:
+    def share(self, head_dim: int) -> float:
         """How much of a head rotates, for families whose code has a choice."""
+        if self.settings.reads("rotary_dim"):
+            rotary = self.settings.integer("rotary_dim", optional=True)
+            return self.number("partial_rotary_factor", 1.0 if rotary is None else rotary / head_dim)
         partial = self.settings.reads("partial_rotary_factor")
         usual = self.settings.number("partial_rotary_factor") if partial else 1.0
         share = self.number("partial_rotary_factor", usual)
@@ -154,7 +160,7 @@ def _by_layer_type(
     settings: Settings, head_dim: int, max_length: int, defaults: RopeDefaults
 ) -> dict[bool, RopeConfig]:
     """Gemma 3's two: the base, and in old files the scaling, of full layers; the local base of sliding ones."""
-    settings.skip(*ROPE_KEYS, "rope_local_base_freq")
+    settings.skip(*ROPE_KEYS, defaults.local_key)
     nested = settings.get("rope_parameters") if settings.given("rope_parameters") else {}
     if not isinstance(nested, Mapping) or set(nested) - {"full_attention", "sliding_attention"}:
         raise settings.wrong("rope_parameters", "a dictionary for full_attention and one for sliding_attention")
@@ -164,7 +170,7 @@ def _by_layer_type(
     result = {}
     for slides, kind, key, default, extra in (
         (False, "full_attention", "rope_theta", defaults.theta, scaling),
-        (True, "sliding_attention", "rope_local_base_freq", defaults.local_theta, {}),
+        (True, "sliding_attention", defaults.local_key, defaults.local_theta, {}),
     ):
         based = replace(defaults, theta=_base(settings, key, default))
         values = nested.get(kind) or {}

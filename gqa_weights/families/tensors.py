@@ -28,7 +28,8 @@ class TensorNames:
     ends: embed, norm and head. block: how the names of layer {} start; attention: how those of its attention go on, in
     `layout`. modules: the other modules of a layer. fused: modules of the family whose rows are those of several of
     ours. one_plus_norms: norm weights stored as 1 + w, outside of attention. unused: patterns of tensors that hold no
-    weights. tied_head: the name under which files may repeat a tied embedding.
+    weights. tied_head: the name under which files may repeat a tied embedding. shared_norm: the norm
+    of a parallel block that has one alone, where its name is another.
     """
 
     ends: Mapping[str, str]
@@ -40,6 +41,7 @@ class TensorNames:
     one_plus_norms: bool = False
     unused: tuple[str, ...] = ()
     tied_head: str = ""
+    shared_norm: str = ""
 
     @property
     def table(self) -> Layout:
@@ -121,7 +123,10 @@ def _holding(name: str, names: TensorNames, config: ModelConfig, shapes: Mapping
         if module in modules:
             pieces = {piece: shapes[piece] for piece in (f"blocks.{number}.{m}.{kind}" for m in modules)}
             return _fused(pieces, f"{block}{foreign}.{kind}")
-    return _single(name, f"{block}{names.modules[module]}.{kind}", shapes[name], names)
+    own = names.modules[module]
+    if module == "attention_norm" and config.parallel == "shared_norm" and names.shared_norm:
+        own = names.shared_norm
+    return _single(name, f"{block}{own}.{kind}", shapes[name], names)
 
 
 def _single(ours: str, theirs: str, shape: Shape, names: TensorNames) -> StoredTensor:

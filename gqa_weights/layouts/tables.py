@@ -83,6 +83,10 @@ CANONICAL = Layout("canonical", _linears("q_proj", "k_proj", "v_proj", "o_proj")
 # llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, olmo2, starcoder2, smollm3, gpt_oss
 HUGGINGFACE = Layout("huggingface", CANONICAL.rules, pairing=HALF)
 
+# glm, glm4, ernie4_5, helium, cohere2
+HUGGINGFACE_INTERLEAVED = Layout("huggingface.interleaved", CANONICAL.rules, pairing=INTERLEAVED)
+PHI = Layout("huggingface.phi", _linears("q_proj", "k_proj", "v_proj", "dense"), pairing=HALF)
+
 META_LLAMA = Layout(
     "meta.llama",
     _renamed({
@@ -264,7 +268,8 @@ GEMMA = Layout(
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
-        CANONICAL, HUGGINGFACE, PHI3, META_LLAMA, GGUF_LLAMA, GGUF_QWEN2, GGUF_GEMMA3, TORCH_MHA, FLAX_NNX, FLAX_LINEN,
-        KERAS, GEMMA, GPT_NEOX, MEGATRON, LITGPT, TORCHTUNE, TORCHTUNE_QWEN2, X_TRANSFORMERS,
+        CANONICAL, HUGGINGFACE, HUGGINGFACE_INTERLEAVED, PHI, PHI3, META_LLAMA, GGUF_LLAMA, GGUF_QWEN2, GGUF_GEMMA3,
+        TORCH_MHA, FLAX_NNX, FLAX_LINEN, KERAS, GEMMA, GPT_NEOX, MEGATRON, LITGPT, TORCHTUNE, TORCHTUNE_QWEN2,
+        X_TRANSFORMERS,
     )
 }  # fmt: skip

@@ -45,6 +45,18 @@ CONFIGS = {
     "layer norm without bias": decoder(
         attention(), norm="layer", norm_placement="both", feed_forward_bias=True, activation="gelu"
     ),
+    "pythia": decoder(
+        attention(qkv_bias=True, out_bias=True, rope=RopeConfig(rotary_dim=4)), attention(window=3),
+        norm="layer", norm_bias=True, gated=False, feed_forward_bias=True, activation="gelu", parallel="own_norms",
+    ),
+    "cohere": decoder(
+        attention(window=3), attention(rope=None), norm="layer", parallel="shared_norm", tied=True, logit_scale=0.3,
+        residual_scale=0.7, logit_softcap=4.0,
+    ),
+    "nemotron": decoder(
+        attention(), norm="layer_plus_one", norm_bias=True, gated=False, activation="relu2", head_bias=True,
+        residual_scale=0.22, logit_scale=0.125,
+    ),
     "bidirectional": decoder(attention(causal=False, window=3), attention(causal=False, qkv_bias=True), tied=True),
     "states of vectors": decoder(attention(), vocab_size=None, input_dim=11, output="last_hidden"),
     "encoder": ModelConfig.encoder(
@@ -136,7 +148,7 @@ def test_a_padded_row_is_what_it_is_alone(name: str) -> None:
         np.testing.assert_allclose(padded, alone, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["gemma", "starcoder", "encoder"])
+@pytest.mark.parametrize("name", ["gemma", "starcoder", "encoder", "pythia", "cohere"])
 def test_cached_is_whole(backend: str, name: str) -> None:
     """A prompt of unequal rows, then chunks of 2 and 1, rows that get nothing: past every window's edge."""
     config, transformer = CONFIGS[name], model(backend, name)

@@ -23,6 +23,8 @@ EVERYTHING: dict[str, Any] = {
 CAN: dict[str, dict[str, Any]] = {
     "canonical": EVERYTHING,
     "huggingface": EVERYTHING,
+    "huggingface.interleaved": EVERYTHING,
+    "huggingface.phi": {"qkv_bias": True, "out_bias": True},
     "huggingface.phi3": {},
     "meta.llama": {},
     "gguf.llama": EVERYTHING,

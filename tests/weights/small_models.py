@@ -12,6 +12,7 @@ import numpy as np
 
 from gqa_weights.checkpoint import TensorInfo
 from gqa_weights.families import FAMILIES
+from gqa_weights.families.config_json import SIZES as SIZE_KEYS
 from gqa_weights.families.config_json import HuggingFaceFamily
 
 HUGGINGFACE = {
@@ -81,6 +82,76 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "smollm3",
         {"no_rope_layers": [1, 0, 0, 1, 1], "use_sliding_window": True, "sliding_window": 5},
     ),
+    "ministral": ("ministral", {"head_dim": 10, "sliding_window": 5, "layer_types": SLIDING_FIRST}),
+    "ministral all sliding": ("ministral", {"head_dim": 10, "sliding_window": 5}),
+    "olmo3": (
+        "olmo3",
+        {"attention_bias": True, "rms_norm_eps": 1e-3, "sliding_window": 5, "rope_parameters": {
+            "full_attention": YARN | {"rope_theta": 70.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 70.0},
+        }},
+    ),
+    "exaone4": ("exaone4", {"head_dim": 10, "sliding_window": 5, "layer_types": SLIDING_FIRST}),
+    "exaone4 whole": ("exaone4", {"sliding_window": None, "layer_types": ["full_attention"] * 5}),
+    "seed_oss": (
+        "seed_oss",
+        {"head_dim": 10, "attention_bias": True, "attention_out_bias": True, "mlp_bias": True,
+         "attention_dropout": 0.0},
+    ),
+    "seed_oss out": ("seed_oss", {"head_dim": 10, "attention_bias": False, "attention_out_bias": True}),
+    "arcee": ("arcee", {"head_dim": 10, "attention_bias": True, "mlp_bias": True}),
+    "granite": (
+        "granite",
+        {"attention_bias": True, "mlp_bias": True, "embedding_multiplier": 12.0, "residual_multiplier": 0.22,
+         "attention_multiplier": 0.3, "logits_scaling": 7.0},
+    ),
+    "glm": ("glm", {"head_dim": 12, "rms_norm_eps": 1e-3}),
+    "glm4": ("glm4", {"head_dim": 8, "rope_parameters": {"rope_theta": 70.0, "partial_rotary_factor": 0.75}}),
+    "ernie4_5": ("ernie4_5", {"head_dim": 10, "use_bias": True}),
+    "helium": ("helium", {"head_dim": 4, "attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-3}),
+    "stablelm": ("stablelm", {"hidden_size": 48, "use_qkv_bias": True, "layer_norm_eps": 1e-3}),
+    "stablelm parallel": ("stablelm", {"hidden_size": 48, "use_parallel_residual": True}),
+    "cohere2": ("cohere2", {"sliding_window": 5, "attention_bias": True, "logit_scale": 0.3, "layer_norm_eps": 1e-3}),
+    "cohere2 listed": (
+        "cohere2", {"sliding_window": 5, "layer_types": SLIDING_FIRST, "tie_word_embeddings": False},
+    ),
+    "phi": ("phi", {"partial_rotary_factor": 0.5, "layer_norm_eps": 1e-3}),
+    "gpt_neox": ("gpt_neox", {"num_key_value_heads": ..., "hidden_size": 48, "rotary_pct": 0.25}),
+    "gpt_neox sequential": (
+        "gpt_neox",
+        {"num_key_value_heads": ..., "use_parallel_residual": False, "attention_bias": False, "rotary_pct": 1.0,
+         "rotary_emb_base": 50},
+    ),
+    "falcon": (
+        "falcon",
+        {"num_key_value_heads": ..., "intermediate_size": ..., "num_kv_heads": 2, "new_decoder_architecture": True,
+         "bias": True, "layer_norm_epsilon": 1e-3, "ffn_hidden_size": 37},
+    ),
+    "falcon one norm": (
+        "falcon",
+        {"num_key_value_heads": ..., "intermediate_size": ..., "num_kv_heads": 3, "new_decoder_architecture": True,
+         "num_ln_in_parallel_attn": 1, "tie_word_embeddings": False},
+    ),
+    "nemotron": ("nemotron", {"head_dim": 12, "attention_bias": True, "mlp_bias": True, "norm_eps": 1e-3}),
+    "mixtral": ("mixtral", {"head_dim": 10, "sliding_window": 5, "num_local_experts": 3}),
+    "qwen2_moe": ("qwen2_moe", {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8}),
+    "qwen3_moe": (
+        "qwen3_moe",
+        {"head_dim": 10, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "attention_bias": True,
+         "use_sliding_window": True, "sliding_window": 5},
+    ),
+    "glm4_moe": (
+        "glm4_moe",
+        {"head_dim": 12, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
+         "use_qk_norm": True, "attention_bias": True},
+    ),
+    "glm4_moe without norms": (
+        "glm4_moe",
+        {"head_dim": 12, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8},
+    ),
+    "olmoe": ("olmoe", {"num_experts": 3, "num_experts_per_tok": 2, "rms_norm_eps": 1e-3}),
+    "granitemoe": ("granitemoe", {"num_local_experts": 3, "attention_multiplier": 0.3, "embedding_multiplier": 3.0}),
+    "minimax_m2": ("minimax_m2", {"head_dim": 10, "rotary_dim": 6, "num_local_experts": 3, "num_experts_per_tok": 2}),
     "gpt_oss": ("gpt_oss", {"head_dim": 10, "num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": 5}),
 }  # fmt: skip
 WHOLE = [case for case, (family, _) in CASES.items() if not HUGGINGFACE[family].attention_only]
@@ -96,6 +167,16 @@ def transformers_config(family: str, **settings: Any) -> Any:
     return config
 
 
+def least_settings(family: str) -> dict[str, Any]:
+    """SIZES by the family's own keys, and what it cannot do without."""
+    record = HUGGINGFACE[family]
+    own = {record.keys.get(key, key): value for key, value in SIZES.items()}
+    beside = {key for key in own if key.endswith("token_id")}
+    read = {key: value for key, value in own.items() if key in record.defaults or key in SIZE_KEYS or key in beside}
+    wide = {"hidden_size": 48} if family in ("gpt_neox", "stablelm") else {}  # a quarter of whose heads rotates
+    return read | record.requires | wide
+
+
 @cache
 def saved(case: str, folder: Path) -> tuple[Any, Path]:
     """A model with random weights, none of them 0 or 1 or equal in pairs, and the folder it was saved to."""
@@ -104,9 +185,9 @@ def saved(case: str, folder: Path) -> tuple[Any, Path]:
 
     family, settings = CASES[case]
     torch.manual_seed(len(case))
-    model = getattr(transformers, f"{HUGGINGFACE[family].architecture}ForCausalLM")(
-        transformers_config(family, **SIZES | settings)
-    )
+    given = {key: value for key, value in (SIZES | settings).items() if value is not ...}
+    architecture = getattr(transformers, f"{HUGGINGFACE[family].architecture}ForCausalLM")
+    model = architecture(transformers_config(family, **given))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.1, 0.4)
@@ -129,11 +210,15 @@ def recorded(case: str, folder: Path) -> Recorded:
 
     double, layers = copy.deepcopy(saved(case, folder)[0]).double(), []
 
-    def record(_: Any, __: Any, keywords: Any, result: Any) -> None:
-        layers.append((keywords["hidden_states"].numpy(), result[0].numpy()))
+    def record(_: Any, positional: Any, keywords: Any, result: Any) -> None:
+        hidden = keywords["hidden_states"] if "hidden_states" in keywords else positional[0]
+        layers.append((hidden.numpy(), result[0].numpy()))
 
-    for layer in double.model.layers:
-        layer.self_attn.register_forward_hook(record, with_kwargs=True)
+    base = getattr(double, double.base_model_prefix)
+    for layer in base.h if hasattr(base, "h") else base.layers:
+        modules = dict(layer.named_children())
+        attention = next(modules[name] for name in ("self_attn", "attention", "self_attention") if name in modules)
+        attention.register_forward_hook(record, with_kwargs=True)
     with torch.no_grad():
         logits = double(input_ids=torch.from_numpy(PROMPTS), use_cache=False).logits
     return Recorded(layers, logits.numpy())

@@ -13,7 +13,15 @@ from gqa_weights.checkpoint import CheckpointError, TensorInfo, open_checkpoint,
 from gqa_weights.families import FAMILIES, ReadOnlyFamilyError, detect, model_settings, read_model
 from gqa_weights.families.config_json import SIZES as SIZE_KEYS
 from gqa_weights.port import plan
-from tests.weights.small_models import HUGGINGFACE, PHI3_ROPE, SIZES, saved, stand_in, transformers_config
+from tests.weights.small_models import (
+    HUGGINGFACE,
+    PHI3_ROPE,
+    SIZES,
+    least_settings,
+    saved,
+    stand_in,
+    transformers_config,
+)
 
 pytestmark = pytest.mark.no_shape_checks
 
@@ -34,7 +42,8 @@ def test_settings_there_and_back(whole_model: tuple[Any, Path]) -> None:
     written = json.loads(json.dumps(model_settings(read.family, read.config)))
     assert read_whole(read.family, written) == read.config
     original, again = (transformers_config(read.family, **s).to_dict() for s in (dict(checkpoint.settings), written))
-    matter = set(HUGGINGFACE[read.family].defaults) | set(SIZE_KEYS)
+    record = HUGGINGFACE[read.family]
+    matter = set(record.defaults) | {record.keys.get(key, key) for key in SIZE_KEYS}
     matter -= {"max_window_layers", "no_rope_layer_interval", "sliding_window_pattern"}  # said by the lists of layers
     matter &= set(original)
     if read.family == "gemma":
@@ -54,68 +63,89 @@ def plain(value: Any) -> Any:
     return kept
 
 
+# Derived in transformers where None: key -> from its config's values.
+DERIVED = {
+    "num_key_value_heads": lambda theirs: theirs["num_attention_heads"],
+    "num_kv_heads": lambda theirs: theirs["num_attention_heads"],
+    "head_dim": lambda theirs: theirs["hidden_size"] // theirs["num_attention_heads"],
+    "ffn_hidden_size": lambda theirs: 4 * theirs["hidden_size"],
+}
+LISTS = ("rope_parameters", "layer_types", "no_rope_layers")
+
+
 @pytest.mark.parametrize("family", HUGGINGFACE)
 def test_defaults_are_those_of_transformers(family: str) -> None:
     """A key left out, one after the other, means the same to both; with all left out too."""
-    theirs = transformers_config(family).to_dict()
-    for key, value in HUGGINGFACE[family].defaults.items():
-        if key in theirs and key not in ("rope_parameters", "layer_types", "no_rope_layers"):
-            expected = theirs[key]
-            if key in ("num_key_value_heads", "head_dim", "sliding_window") and value != expected:
-                sizes = {"num_key_value_heads": theirs["num_attention_heads"], "sliding_window": None}
-                sizes["head_dim"] = theirs["hidden_size"] // theirs["num_attention_heads"]
-                assert expected == sizes[key], key
-                assert value is None or (key == "sliding_window" and not theirs["use_sliding_window"]), key
-            else:
-                assert value == expected, key
-    least = {key: theirs[key] for key in SIZE_KEYS}
+    record, theirs = HUGGINGFACE[family], transformers_config(family).to_dict()
+    for key, value in record.defaults.items():
+        if key not in theirs or key in LISTS:
+            continue
+        if key in DERIVED and value is None:
+            assert theirs[key] in (None, DERIVED[key](theirs)), key
+        elif key == "sliding_window" and value != theirs[key]:
+            assert not theirs[key], key
+            assert not theirs["use_sliding_window"], key
+        else:
+            assert value == theirs[key], key
+    least = {key: theirs[key] for key in (record.keys.get(key, key) for key in SIZE_KEYS)} | record.requires
+    if family == "glm4_moe":  # whose default sizes make heads of 42, half of which is odd
+        least["head_dim"] = 128
     full = json.loads(transformers_config(family, **least).to_json_string())
     assert read_layers(family, least) == read_layers(family, full)
-    if family != "gpt_oss":
+    if not record.attention_only:
         assert read_whole(family, least) == read_whole(family, full)
+
+
+FLAGS = """attention_bias attention_out_bias tie_word_embeddings mlp_bias use_bias bias use_qkv_bias qkv_bias
+    use_sliding_window use_parallel_residual new_decoder_architecture parallel_attn alibi use_qk_norm"""
+NUMBERS = """rms_norm_eps norm_epsilon layer_norm_eps layer_norm_epsilon norm_eps attention_dropout embd_pdrop
+    resid_pdrop embedding_dropout residual_dropout hidden_dropout embedding_multiplier residual_multiplier
+    attention_multiplier logits_scaling logit_scale"""
+NOT_OF_ATTENTION = ("hidden_act", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")
 
 
 @pytest.mark.parametrize("family", HUGGINGFACE)
 def test_every_setting_that_is_understood_is_used(family: str) -> None:
     """Each key changes the config that results, or is refused: none is read and dropped."""
-    base = SIZES | {"rope_theta": 77.0, "num_hidden_layers": 7}
-    changes: dict[str, list[Any]] = {
-        "num_key_value_heads": [3], "head_dim": [14], "hidden_act": ["gelu", "silu"], "hidden_activation": ["silu"],
-        "max_position_embeddings": [99], "rms_norm_eps": [0.25], "norm_epsilon": [0.25],
-        "attention_bias": [True, False], "tie_word_embeddings": [True, False], "mlp_bias": [True],
-        "use_bias": [False], "attention_dropout": [0.5],
-        "sliding_window": [3], "query_pre_attn_scalar": [3], "final_logit_softcapping": [5.0],
-        "attn_logit_softcapping": [5.0], "rope_theta": [99.0], "rope_local_base_freq": [99.0],
-        "sliding_window_pattern": [2],
+    record = HUGGINGFACE[family]
+    base = least_settings(family) | {record.keys.get("rope_theta", "rope_theta"): 77.0, "num_hidden_layers": 7}
+    flags = {key: [True, False] for key in FLAGS.split()}
+    numbers = {key: [0.35] for key in NUMBERS.split()}
+    changes: dict[str, list[Any]] = flags | numbers | {
+        "num_key_value_heads": [3], "num_kv_heads": [3], "head_dim": [14, 16], "hidden_act": ["gelu", "silu"],
+        "hidden_activation": ["silu"], "activation": ["silu"], "ffn_hidden_size": [99],
+        "max_position_embeddings": [99], "sliding_window": [3], "query_pre_attn_scalar": [3],
+        "final_logit_softcapping": [5.0], "attn_logit_softcapping": [5.0], "rope_theta": [99.0],
+        "rotary_emb_base": [99.0], "rope_local_base_freq": [99.0], "sliding_window_pattern": [2],
         "layer_types": [["full_attention", "sliding_attention", *["full_attention"] * 5]],
-        "use_sliding_window": [True], "max_window_layers": [1], "no_rope_layers": [[1, 0, 1, 1, 1, 1, 1]],
-        "no_rope_layer_interval": [2], "partial_rotary_factor": [0.5], "embd_pdrop": [0.5], "resid_pdrop": [0.5],
-        "embedding_dropout": [0.5], "residual_dropout": [0.5], "original_max_position_embeddings": [32],
+        "max_window_layers": [1], "no_rope_layers": [[1, 0, 1, 1, 1, 1, 1]], "no_rope_layer_interval": [2],
+        "partial_rotary_factor": [0.5, 1.0], "rotary_pct": [0.5], "rotary_dim": [2],
+        "original_max_position_embeddings": [32], "num_ln_in_parallel_attn": [1],
         "rope_parameters": [{"rope_type": "linear", "factor": 2.0}, {"full_attention": {"rope_theta": 3.0}}],
         "rope_scaling": [{"rope_type": "linear", "factor": 2.0}],
     }  # fmt: skip
-    helpers = {
+    beside = {
         "max_window_layers": {"use_sliding_window": True, "sliding_window": 4},
         "use_sliding_window": {"max_window_layers": 2, "sliding_window": 4},
         "layer_types": {"use_sliding_window": True, "sliding_window": 4},
         "sliding_window": {"use_sliding_window": True, "max_window_layers": 2},
         "original_max_position_embeddings": {"rope_scaling": {**PHI3_ROPE, "partial_rotary_factor": 1.0}},
     }
-    for key in HUGGINGFACE[family].defaults:
-        helper = {k: v for k, v in helpers.get(key, {}).items() if k in HUGGINGFACE[family].defaults}
-        assert any(differs(family, base | helper, {key: value}) for value in changes[key]), key
+    for key in record.defaults:
+        given = base | {k: v for k, v in beside.get(key, {}).items() if k in record.defaults}
+        assert any(differs(family, given, {key: value}) for value in changes[key]), key
 
 
 def differs(family: str, settings: dict[str, Any], change: dict[str, Any]) -> bool:
-    read = read_layers if HUGGINGFACE[family].attention_only else read_whole
-    if family == "gpt_oss" and next(iter(change)) in ("hidden_act", "max_position_embeddings", "rms_norm_eps"):
-        return True  # not of the attention
-    if family == "gpt_oss" and "tie_word_embeddings" in change:
+    (key,) = change
+    if HUGGINGFACE[family].attention_only and key in NOT_OF_ATTENTION:
         return True
+    read = read_layers if HUGGINGFACE[family].attention_only else read_whole
+    before = read(family, settings)
     try:
-        return read(family, settings) != read(family, settings | change)
+        return before != read(family, settings | change)
     except ValueError as error:
-        return next(iter(change)) in str(error)
+        return key in str(error)
 
 
 # Files of transformers 4 have no lists of layers: the layers follow from these.
@@ -129,6 +159,10 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", {"no_rope_layer_interval": 3, "use_sliding_window": True, "sliding_window": 5}),
     "smollm3 by default": ("smollm3", {"num_hidden_layers": 9}),
     "gpt_oss": ("gpt_oss", {"sliding_window": 5}),
+    "olmo3": ("olmo3", {"sliding_window": 5}),
+    "exaone4": ("exaone4", {"sliding_window": 5, "sliding_window_pattern": 3}),
+    "cohere2": ("cohere2", {"sliding_window": 5, "sliding_window_pattern": 2}),
+    "ministral": ("ministral", {"sliding_window": 5}),
 }
 
 
@@ -142,6 +176,8 @@ def test_layers_follow_from_the_old_settings(rule: str) -> None:
         window if kind == "sliding_attention" else None for kind in theirs.layer_types
     ]
     rotates = getattr(theirs, "no_rope_layers", [1] * len(layers))
+    if family in ("cohere2", "exaone4"):
+        rotates = [kind == "sliding_attention" for kind in theirs.layer_types]
     assert [layer.rope is not None for layer in layers] == list(map(bool, rotates))
 
 
@@ -242,14 +278,15 @@ def test_what_a_family_cannot_say_is_refused_by_name() -> None:
 @pytest.mark.parametrize("family", HUGGINGFACE)
 def test_a_full_dump_of_settings_is_read(family: str) -> None:
     """`to_dict()` of transformers 5, with the keys that transformers 4 dumped beside them."""
-    dump = json.loads(json.dumps(transformers_config(family, **SIZES).to_dict(), default=str))
+    least = least_settings(family)
+    dump = json.loads(json.dumps(transformers_config(family, **least).to_dict(), default=str))
     old = {
         "max_length": 20, "min_length": 0, "num_beams": 1, "temperature": 1.0, "top_k": 50, "top_p": 1.0,
         "pruned_heads": {}, "bad_words_ids": None, "return_dict": True, "torchscript": False, "use_bfloat16": False,
         "tie_encoder_decoder": False, "cross_attention_hidden_size": None, "diversity_penalty": 0.0,
     }  # fmt: skip
     assert read_layers(family, dump | old) == read_layers(family, dump)
-    windows = [[layer.window for layer in read_layers(family, settings)] for settings in (dump, SIZES)]
+    windows = [[layer.window for layer in read_layers(family, settings)] for settings in (dump, least)]
     assert windows[0] == windows[1]
 
 
