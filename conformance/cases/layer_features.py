@@ -145,6 +145,10 @@ LAYER = (
         ))},
         positions="both", layer=True,
     ),
+    Feature(
+        "RoPE at positions of queries alone", 10, "keys rotated by j although the queries' positions are given",
+        {"rope": RopeConfig(), "causal": True}, positions="queries", square=True, layer=True,
+    ),
     Feature("key without a value", 12, "a value that defaults to the query", layer=True, given="query, key"),
     Feature("value without a key", 12, "a key that defaults to the value", layer=True, given="query, value"),
     Feature("biases of q, k and v alone", 16, "an output bias that is not there", {"qkv_bias": True}, layer=True),

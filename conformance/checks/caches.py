@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from conformance.cases import caches as cache_cases
-from conformance.cases.caches import BATCH, MAX_LENGTH, CacheCase
+from conformance.cases.caches import EQUAL, CacheCase
 from conformance.cases.compare import EPSILON, Difference, bound, compare, error_of
 from conformance.cases.inputs import DTYPES
 from conformance.checks.check import Check
@@ -22,7 +22,7 @@ from conformance.targets.fit import fit_cache
 
 Array = np.ndarray
 ROW = "caches"
-FULL = CacheCase("more tokens than it holds", ((1, 1),) * (MAX_LENGTH + 1), overfills=True, settings={"rope": None})
+FULL = CacheCase("more tokens than it holds", EQUAL, overfills=True, settings={"rope": None})
 CASES = (*cache_cases.CASES, FULL)
 
 
@@ -41,9 +41,9 @@ def cache_checks(case: CacheCase, dtype: str, target: TargetClass) -> Iterator[C
         if not target.limits.takes_dtype(dtype):
             raise Unsupported(f"takes no {dtype}")
         fitted = fit_cache(case, target.limits)
-        extend = _cache(fitted, dtype, target)
-        got = None if case.overfills else cache_cases.chunks(fitted, extend, dtype)
-        fault = _overfilled(fitted, dtype, extend) if case.overfills else ""
+        extends = _caches(fitted, dtype, target)
+        got = [] if case.overfills else cache_cases.chunks_in_turn(fitted, extends, dtype)
+        fault = _overfilled(fitted, dtype, extends[0]) if case.overfills else ""
     except (Unsupported, NotImplementedError) as reason:
         yield check("unsupported", str(reason))
         return
@@ -52,9 +52,11 @@ def cache_checks(case: CacheCase, dtype: str, target: TargetClass) -> Iterator[C
         return
     yield None
     found = Difference(np.inf if fault else 0.0, fault)
-    if got is not None:
-        oracle, plain = (cache_cases.whole(fitted, kind) for kind in ("float64", dtype))
-        found = compare(got, oracle, dtype, bound(dtype, error_of(plain, oracle)))
+    for seed, joined in enumerate(got):
+        oracle, plain = (cache_cases.whole(fitted, kind, seed) for kind in ("float64", dtype))
+        found = compare(joined, oracle, dtype, bound(dtype, error_of(plain, oracle)))
+        if found.reason:
+            break
     if not found.reason:
         yield check("pass", "", found.error)
         return
@@ -62,25 +64,28 @@ def cache_checks(case: CacheCase, dtype: str, target: TargetClass) -> Iterator[C
     yield check("fail", found.reason, found.error, named(ROUNDED) if single else "")
 
 
-def _cache(case: CacheCase, dtype: str, target: TargetClass) -> Callable[[Array, list[int]], Array]:
+Extend = Callable[[Array, list[int]], Array]
+
+
+def _caches(case: CacheCase, dtype: str, target: TargetClass) -> list[Extend]:
+    """One cache, or two of one layer."""
     layer = target.layer(case.config, dtype)
     layer.load({name: x.astype(DTYPES[dtype]) for name, x in cache_cases.weights(case).items()})
-    extend = layer.caching(BATCH, MAX_LENGTH, rolling=case.rolling, ends=case.overfills)
 
-    def extended(x: Array, counts: list[int]) -> Array:
-        padded = min(counts) < x.shape[1]
-        return extend(x, np.array(counts) if padded else None)
+    def cache() -> Extend:
+        extend = layer.caching(case.batch, case.max_length, rolling=case.rolling, ends=case.overfills)
+        return lambda x, counts: extend(x, np.array(counts) if min(counts) < x.shape[1] else None)
 
-    return extended
+    return [cache() for _ in range(2 if case.in_turn else 1)]
 
 
-def _overfilled(case: CacheCase, dtype: str, extend: Callable[[Array, list[int]], Array]) -> str:
+def _overfilled(case: CacheCase, dtype: str, extend: Extend) -> str:
     """SPEC 13: a cache without free slots raises, or where it cannot gives NaN. What is wrong, or nothing."""
     x = cache_cases.tokens(case).astype(DTYPES[dtype])
-    for i in range(MAX_LENGTH):
-        extend(x[:, i % x.shape[1]][:, None], [1] * BATCH)
+    for i in range(case.max_length):
+        extend(x[:, i % x.shape[1]][:, None], [1] * case.batch)
     try:
-        output = extend(x[:, :1], [1] * BATCH)
+        output = extend(x[:, :1], [1] * case.batch)
     except Exception:
         return ""
-    return "" if np.isnan(output).all() else f"takes token {MAX_LENGTH + 1} of {MAX_LENGTH} without an error"
+    return "" if np.isnan(output).all() else f"takes token {case.max_length + 1} of {case.max_length} without an error"

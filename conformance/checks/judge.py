@@ -9,10 +9,13 @@ from queue import Empty, SimpleQueue
 from threading import Event
 from typing import Any
 
+from conformance.cases import states
 from conformance.cases.caches import CacheCase
+from conformance.cases.states import STATES, StateCase
 from conformance.cases.table import ALL_FEATURES, Case, kernel_cases, layer_cases
 from conformance.checks import caches as cache_checks
 from conformance.checks.check import QUANTITIES, Check, quantities
+from conformance.checks.states import state_checks
 from conformance.checks.targets import target_checks
 from conformance.dialects.conventions import CONVENTIONS
 from conformance.dialects.detect import Finding, findings
@@ -20,7 +23,7 @@ from conformance.targets import PUBLIC, NotATarget, Target, TargetClass
 from conformance.targets.frameworks import framework, quick_to_compile, set_x64
 from conformance.targets.worker import Stopped, Worker
 
-SuiteCase = Case | CacheCase
+SuiteCase = Case | CacheCase | StateCase
 DTYPES = ("float64", "float32")
 NOTHING: Mapping[str, Any] = {}
 WORKERS = 2
@@ -84,18 +87,20 @@ def detect(path: str, arrays: str | None, limit: float = TIME_LIMIT) -> list[Fin
 def cases_of(path: str, kind: str) -> list[SuiteCase]:
     """Everybody's functions and classes get every case; of the public classes, which are many, one grouping does."""
     if kind == "function":
-        return list(kernel_cases())
+        return [*kernel_cases(), *(case for case in STATES if case.function)]
     layers = [case for case in layer_cases() if path not in PUBLIC or case.grouping == ALL_FEATURES]
-    return [*layers, *cache_checks.CASES]
+    return [*layers, *STATES, *cache_checks.CASES]
 
 
 def name_of(case: SuiteCase) -> str:
+    if isinstance(case, StateCase):
+        return states.name_of(case)
     return cache_checks.name_of(case) if isinstance(case, CacheCase) else case.name
 
 
 def quantities_of(case: SuiteCase, arrays: str) -> tuple[str, ...]:
     """What is compared of a target that takes these arrays."""
-    return QUANTITIES[:1] if isinstance(case, CacheCase) else quantities(case, framework(arrays))
+    return QUANTITIES[:1] if isinstance(case, CacheCase | StateCase) else quantities(case, framework(arrays))
 
 
 def checks_of(worker: Worker, path: str, case: SuiteCase, dtype: str) -> list[Check]:
@@ -103,8 +108,17 @@ def checks_of(worker: Worker, path: str, case: SuiteCase, dtype: str) -> list[Ch
     try:
         return [check for check in worker.do(_judge, case, dtype) if check is not None]
     except (Stopped, NotATarget, RuntimeError) as error:
-        row = cache_checks.ROW if isinstance(case, CacheCase) else case.grouping
-        return [Check(row, name_of(case), f"{path}, {dtype}", "output", float("inf"), "fail", str(error))]
+        return [
+            Check(
+                name_of(case).split(" / ")[0],
+                name_of(case),
+                f"{path}, {dtype}",
+                "output",
+                float("inf"),
+                "fail",
+                str(error),
+            )
+        ]
 
 
 def _judge(target: Target, case: SuiteCase, dtype: str) -> Iterator[Check | None]:
@@ -112,6 +126,8 @@ def _judge(target: Target, case: SuiteCase, dtype: str) -> Iterator[Check | None
     if isinstance(case, CacheCase):
         assert isinstance(target, TargetClass)
         yield from cache_checks.cache_checks(case, dtype, target)
+    elif isinstance(case, StateCase):
+        yield from state_checks(case, dtype, target)
     else:
         yield from target_checks(case, dtype, target)
 

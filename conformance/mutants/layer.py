@@ -87,6 +87,13 @@ class GivenPositionsIgnored(ReferenceLayer):
         return super().__call__(*args, **keywords)
 
 
+class KeysRotatedByIndex(ReferenceLayer):
+    """Self-attention with positions given for its queries, whose keys are rotated by 0 .. S - 1."""
+
+    def default_key_positions(self, positions: Any) -> Any:
+        return None
+
+
 class AnglesIn16Bit(ReferenceLayer):
     """Angles computed in bfloat16, which has no odd numbers past 256."""
 

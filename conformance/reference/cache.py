@@ -33,6 +33,8 @@ class ReferenceCache:
         q, k, v = self.layer.heads(real, real, real, places, places, self.max_length)
         before = list(zip(self.keys[b], self.values[b], strict=True))
         held = self.before_reading(before) + [(k[0, :, i], v[0, :, i]) for i in range(real.shape[1])]
+        if not held:  # a row without a token so far
+            return np.zeros(x.shape)
         keys, values = (np.stack([pair[i] for pair in held], axis=1)[None] for i in (0, 1))
         start = self.length[b]
         first = start - (len(held) - real.shape[1])  # the position of the oldest key that is held

@@ -89,6 +89,8 @@ class ReferenceLayer:
         rope_length: int | None = None,
     ) -> tuple[Array, Array]:
         c = self.config
+        if key is None and key_positions is None:
+            key_positions = self.default_key_positions(positions)
         key = query if key is None else key
         value = key if value is None else value
         B, T, S = query.shape[0], query.shape[1], key.shape[1]
@@ -98,6 +100,10 @@ class ReferenceLayer:
         q, k, v = self.heads(query, key, value, q_places, k_places, S if rope_length is None else rope_length)
         context, weights = self.attended(q, k, v, mask, offset=offset, chunk=c.chunk)
         return self.joined(context), weights
+
+    def default_key_positions(self, positions: Any) -> Any:
+        """Of self-attention: those of the queries, where these are given."""
+        return positions
 
     def heads(
         self, query: Array, key: Array, value: Array, q_places: Array, k_places: Array, length: int

@@ -40,7 +40,7 @@ def run(sample_targets):
 def test_what_is_right_passes_and_what_is_unsupported_is_skipped_with_the_reason(run):
     code, counted, output = run("-k", "plain or window")
     assert code == 0, output
-    assert counted["passed"] == 3 * 2 * 2  # one case on three groupings, two dtypes, two quantities
+    assert counted["passed"] == 4 * 2 * 2  # one case on three groupings and with one query, two dtypes, two quantities
     assert counted["skipped"] > 0
     assert "unsupported: takes no causal, window" in output
     assert "failed" not in counted
@@ -49,7 +49,7 @@ def test_what_is_right_passes_and_what_is_unsupported_is_skipped_with_the_reason
 def test_a_failure_names_the_reason_and_the_command(run):
     code, counted, output = run("-k", "empty and rows and not sinks")
     assert code == 1
-    assert counted["failed"] == 3 * 2 * 2
+    assert counted["failed"] == 4 * 2 * 2
     assert "NaN where a number is expected" in output
     assert "reproduced by: empty row, boolean: NaN" in output
     assert "gqa trace numpy numpy_kernels:kernel --case 'MHA 3 / empty rows' --dtype float64 --arrays numpy" in output
@@ -82,9 +82,9 @@ def test_files_of_skips_and_expected_failures(run):
     )
     assert code == 0, output
     assert counted["skipped"] == 4 + 1
-    assert counted["xfailed"] == 3 * 2 * 2
-    assert counted["xpassed"] == 2  # of three groupings, one is skipped
-    assert counted["passed"] == 12 - 5 - 2
+    assert counted["xfailed"] == 4 * 2 * 2
+    assert counted["xpassed"] == 3  # of four groupings, one is skipped
+    assert counted["passed"] == 16 - 5 - 3
     assert counted["warning"] == 1
     assert "--gqa-xfails xfails.txt: '* / no such case' matches no case" in output
     assert "skips.txt: MHA 3 / plain" in output

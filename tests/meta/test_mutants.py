@@ -59,6 +59,7 @@ def test_correct_code_passes_every_case():
         ("layer", "WholeHeadRotated", "RoPE partial"),
         ("layer", "PositionsWithoutOffset", "RoPE, offset per row"),
         ("layer", "FirstRowsPositionsForAll", "RoPE, offset per row"),
+        ("layer", "KeysRotatedByIndex", "RoPE at positions of queries alone"),
         ("layer", "AnglesIn16Bit", "RoPE at given positions"),
         ("layer", "NormAfterRope", "QK-norm rms"),
         ("layer", "NormWithoutPlusOne", "QK-norm rms_plus_one"),
