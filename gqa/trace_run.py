@@ -52,13 +52,13 @@ def trace_sides(wanted: Wanted, image: Path | None, json: Path | None) -> bool:
             raise ValueError(str(error)) from error
     shown = picture.place(*found.arrays, ("weights", found.first.stage if found.first else "output"))
     if json != STDOUT:
-        _print(found, agreed, shown)
+        _print(found, agreed, shown, _titles(wanted.names, found, in_full=True))
     if json is not None:
         write_json(json, _as_json(found, agreed, shown))
     drawn = image is not None and shown is not None
     if image is not None and shown is not None:
         title = found.explanation or (found.first.reason if found.first else "no difference")
-        picture.draw(shown, found.names, f"{title}\n{found.case}, {found.dtype}", image)
+        picture.draw(shown, _titles(wanted.names, found), f"{title}\n{found.case}, {found.dtype}", image)
     list_written(json, image if drawn else None)
     return found.same
 
@@ -108,11 +108,20 @@ def _until_different(compared: Iterator[Trace]) -> tuple[list[str], Trace]:
     return agreed, found
 
 
-def _print(found: Trace, agreed: list[str], shown: picture.Place | None) -> None:
+def _titles(names: tuple[str, str], found: Trace, *, in_full: bool = False) -> tuple[str, str]:
+    """The names of A and B; a checkpoint has that of its file."""
+    a, b = (
+        f"{name if in_full else Path(name).name} in {title.rpartition(' in ')[2]}" if _is_checkpoint(name) else title
+        for name, title in zip(names, found.names, strict=True)
+    )
+    return a, b
+
+
+def _print(found: Trace, agreed: list[str], shown: picture.Place | None, titles: tuple[str, str]) -> None:
     """The verdict, what is known of the difference, and the stages with their errors."""
     console = Console(highlight=False)
     console.print(_verdict(found, agreed))
-    for side, name in zip("AB", found.names, strict=True):
+    for side, name in zip("AB", titles, strict=True):
         console.print(Text(f"{side} {name}"))
     for line in _words(found, agreed, shown):
         console.print(Indented(line))
