@@ -15,6 +15,7 @@ from gqa.errors import say, usage_sentence
 from gqa.generate import generate
 from gqa.inspect import inspect
 from gqa.interrupt import EXIT_CODE, sentence
+from gqa.plan import plan
 from gqa.pool import expand, pool
 from gqa.port import port
 from gqa.start import print_start
@@ -50,7 +51,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (conform, dialect, trace, inspect, port, pool, expand, verify, generate):
+for command in (conform, dialect, trace, inspect, port, pool, expand, verify, generate, plan):
     app.command()(command)
 app.add_typer(study, name="study")
 

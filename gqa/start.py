@@ -17,6 +17,7 @@ COMMANDS = {
     "gqa port CHECKPOINT DEST --to LAYOUT": "the weights in another layout",
     "gqa verify CHECKPOINT DEST": "prove the port, layer by layer",
     "gqa study memory --num-heads 32": "cache bytes for each K",
+    "gqa plan CHECKPOINT --tensor 8": "bytes on a mesh of devices",
 }
 
 
