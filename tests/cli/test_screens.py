@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -178,6 +180,14 @@ def test_gqa_alone_shows_what_to_do_next():
     assert max(map(len, lines)) <= 80
     for name in ("conform", "dialect", "trace", "port", "verify", "study memory"):
         assert f"gqa {name}" in result.output
+
+
+def test_help_loads_nothing_that_computes():
+    """So that help and completion come at once: no array library, and none of the packages that do the work."""
+    code = "import sys, gqa.cli; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    heavy = {"numpy", "torch", "jax", "gqa_spec", "gqa_weights", "gqa_numpy", "conformance", "gqa_studies"}
+    assert not heavy & set(done.stdout.split())
 
 
 def test_the_version_is_the_packages():
