@@ -23,7 +23,7 @@ from gqa.progress import bars
 from gqa.targets import check_target
 
 MOST = 6  # differences on the screen; each takes up to three lines
-NAME = 24  # columns of a convention's name
+NAME = max(map(len, CONVENTION)) + 2  # columns of a convention's name
 
 
 def dialects(

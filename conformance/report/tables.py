@@ -95,14 +95,18 @@ def causes(check: Check) -> list[str]:
 
 
 def failures(checks: list[Check]) -> Iterator[Text]:
-    """Each failed case once, with the dtypes and quantities that failed in the same way."""
-    alike: dict[tuple[str, str], list[Check]] = defaultdict(list)
+    """Each failed case once, with what was found and where: quantities and dtypes that failed alike share a line."""
+    alike: dict[tuple[str, str], dict[tuple[str, str], list[str]]] = defaultdict(lambda: defaultdict(list))
     for check in checks:
         if check.verdict == "fail":
-            alike[check.case, check.explanation].append(check)
+            name, _, dtype = check.column.rpartition(", ")
+            alike[check.case, check.explanation][name, check.reason].append(f"{check.quantity} {dtype}")
+    names = {name for found in alike.values() for name, _ in found}
     for (case, explanation), found in alike.items():
         yield Text.assemble((case, "bold"), f"  {explanation}" if explanation else "")
-        yield from (Text(f"  {check.column}, {check.quantity}: {check.reason}", style="dim") for check in found)
+        for (name, reason), places in found.items():
+            whose = f"{name}, " if len(names) > 1 else ""
+            yield Text(f"  {whose}{', '.join(dict.fromkeys(places))}: {reason}", style="dim")
 
 
 def as_json(checks: list[Check], results: list[MutantResult], not_run: list[str]) -> dict[str, Any]:
