@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Integer
 from torch import Tensor as Array
 
-from gqa_spec import AttentionConfig, RopeConfig
+from gqa_spec import AttentionConfig, RopeConfig, checks
 from gqa_torch import rope
 from gqa_torch.cache import KVCache
 
@@ -109,6 +109,23 @@ def _write(
     stored = (token < count[:, None]).to(x.device)[..., None, None]
     rows = torch.arange(x.shape[0], device=x.device)[:, None]
     held[rows, :, slots] = torch.where(stored, x[:, :, :C].transpose(1, 2), held[rows, :, slots])
+
+
+def real_tokens(x: Array, lengths: Array | None) -> Integer[Array, "B"]:
+    """How many of each row's tokens are real, T unless given; x is (B, T, ...)."""
+    B, T = x.shape[:2]
+    if lengths is None:
+        return torch.full((B,), T, device="cpu")
+    checks.cache_lengths(lengths, Array, B)
+    checks.cache_lengths_in_chunk(known(lengths) or (), T)
+    return lengths.to("cpu", torch.int64).clamp(0, T)
+
+
+def check_free_slots(cache: KVCache, count: Integer[Array, "B"]) -> None:
+    """Whether each row has slots for its new tokens, where the numbers can be read."""
+    lengths, counts = known(cache.length), known(count)
+    if not cache.rolling and lengths is not None and counts is not None:
+        checks.free_slots(cache.capacity, lengths, counts)
 
 
 def known(numbers: Integer[Array, "B"]) -> list[int] | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Self, Unpack
 
 import numpy as np
@@ -19,9 +18,9 @@ from gqa_torch import cache as cache_
 from gqa_torch import parameters, rope
 from gqa_torch.attention import attend, attention, stages_of
 from gqa_torch.cache import KVCache
-from gqa_torch.decoding import DecodeStep, Extension, append, fits, kernel_arguments, known
+from gqa_torch.decoding import DecodeStep, Extension, append, check_free_slots, fits, kernel_arguments, real_tokens
 from gqa_torch.masks import Offset, query_positions
-from gqa_torch.norm import qk_norm
+from gqa_torch.norm import Weight, qk_norm
 from gqa_torch.precision import autocast_dtype, compute_dtype
 
 Tables = tuple[Array, Array]  # cos and sin
@@ -101,9 +100,7 @@ class GroupedQueryAttention(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw the canonical weights again (SPEC 17): projections uniform in +-fan_in ** -0.5, biases and sinks 0,
-        norms at the identity. Other parameters, an adapter's for instance, stay as they are.
-        """
+        """Draw the canonical weights again (SPEC 17). Other parameters, an adapter's for instance, stay as they are."""
         for name in weight_shapes(self.config):
             if name.endswith("_norm.weight"):
                 getattr(self, name.partition(".")[0]).reset_parameters()
@@ -254,7 +251,7 @@ class GroupedQueryAttention(nn.Module):
         q, k, v = _kernel_inputs(stages)
         mask, offset, chunk = kernel_arguments(cache, self.config, step)
         extension.new_cache, keys, values = append(cache, k, v, step)
-        settings = replace(self._settings(offset), chunk=chunk)
+        settings = self._settings(offset, chunk, None)
         context = attend(q, keys.to(q.dtype), values.to(q.dtype), mask, settings, finite_keys=True)
         output = self._output(context)
         output = output if step.real is None else torch.where(step.real, output, 0)
@@ -324,11 +321,8 @@ class GroupedQueryAttention(nn.Module):
 
     def local_kv_heads(self) -> int:
         """The local number: fewer than the config's where k_proj is sharded or pruned by heads."""
-        weight = getattr(self.k_proj, "weight", None)
-        if not isinstance(weight, Array):
-            return self.config.num_kv_heads
-        local = weight.to_local() if hasattr(weight, "to_local") else weight  # a DTensor, sharded over a mesh
-        return local.shape[0] // self.config.head_dim
+        rows = parameters.local_rows(self.k_proj)
+        return self.config.num_kv_heads if rows is None else rows // self.config.head_dim
 
     def _project(self, query: Array, key: Array, value: Array) -> dict[str, Array]:
         """Heads split, and normed where there is a QK-norm."""
@@ -336,15 +330,14 @@ class GroupedQueryAttention(nn.Module):
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
         checks.projected_widths(config, q.shape[-1], k.shape[-1], v.shape[-1])
         stages = {
-            "q_proj": _split(q, config.head_dim),
-            "k_proj": _split(k, config.head_dim),
-            "v_proj": _split(v, config.v_head_dim),
+            "q_proj": q.unflatten(2, (-1, config.head_dim)).transpose(1, 2),
+            "k_proj": k.unflatten(2, (-1, config.head_dim)).transpose(1, 2),
+            "v_proj": v.unflatten(2, (-1, config.v_head_dim)).transpose(1, 2),
         }
         if config.qk_norm is not None:
-            for name, norm in (("q", self.q_norm), ("k", self.k_norm)):
-                stages[f"{name}_norm"] = qk_norm(
-                    stages[f"{name}_proj"], norm.weight, config.qk_norm, config.qk_norm_eps
-                )
+            kind, eps = config.qk_norm, config.qk_norm_eps
+            stages["q_norm"] = qk_norm(stages["q_proj"], self.q_norm.weight, kind, eps)
+            stages["k_norm"] = qk_norm(stages["k_proj"], self.k_norm.weight, kind, eps)
         return stages
 
     def _rotated(self, stages: dict[str, Array], query_tables: Tables, key_tables: Tables) -> dict[str, Array]:
@@ -361,29 +354,22 @@ class GroupedQueryAttention(nn.Module):
         checks.cache_not_consumed(cache.consumed)
         keys, values, heads = cache.keys.shape, cache.values.shape, self.local_kv_heads()
         checks.extend(self.config, x.shape, keys, values, cache.rolling, num_kv_heads=heads)
-        B, T = x.shape[:2]
-        if lengths is None:
-            count = torch.full((B,), T, device="cpu")
-        else:
-            checks.cache_lengths(lengths, Array, B)
-            count = lengths.to("cpu", torch.int64).clamp(0, T)
-            checks.cache_lengths_in_chunk(known(lengths) or (), T)
-        if not cache.rolling:
-            checks.free_slots(cache.capacity, known(cache.length) or (), known(count) or ())
+        count = real_tokens(x, lengths)
+        check_free_slots(cache, count)
         return count
 
     def _kernel_settings(self, q: Array, k: Array, offset: Offset) -> KernelSettings:
-        return self._settings(offset, self._dropout_multiplier(q, k))
+        return self._settings(offset, self.config.chunk, self._dropout_multiplier(q, k))
 
-    def _settings(self, offset: Offset, dropout_multiplier: Array | None = None) -> KernelSettings:
-        config = self.config
+    def _settings(self, offset: Offset, chunk: int | None, dropout_multiplier: Array | None) -> KernelSettings:
+        c = self.config
         return KernelSettings(
-            causal=config.causal,
-            window=config.window,
-            chunk=config.chunk,
+            causal=c.causal,
+            window=c.window,
+            chunk=chunk,
             offset=offset,
-            scale=config.scale,
-            softcap=config.softcap,
+            scale=c.scale,
+            softcap=c.softcap,
             sinks=self.sinks,
             dropout_multiplier=dropout_multiplier,
         )
@@ -398,22 +384,6 @@ class GroupedQueryAttention(nn.Module):
 
 
 GroupQueryAttention = GroupedQueryAttention
-
-
-class Weight(nn.Module):
-    """A module with one `weight`, so that it has its canonical name; the maths is in gqa_torch.norm."""
-
-    def __init__(self, weight: nn.Parameter, initial: float) -> None:
-        super().__init__()
-        self.weight, self.initial = weight, initial
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        self.weight.fill_(self.initial)
-
-
-def _split(x: Float[Array, "B T W"], size: int) -> Float[Array, "B heads T size"]:
-    return x.reshape(*x.shape[:2], x.shape[2] // size, size).transpose(1, 2)
 
 
 def _rotation(key: Any, positions: Any, key_positions: Any, offset: Any, rope_length: Any) -> RotationSettings:

@@ -21,7 +21,17 @@ Device = torch.device | str | None
 
 
 def query_positions(T: int, S: int, offset: Offset = None, *, device: Device = None) -> Integer[Array, "..."]:
-    """The position of each query, i + offset: (T,), or (B, T) for per-row offsets (B,)."""
+    """The position of each query.
+
+    Args:
+        T: The number of queries.
+        S: The number of keys.
+        offset: Position of the first query, an integer or one for each row, (B,); S - T by default.
+        device: Where to make it.
+
+    Returns:
+        i + offset: (T,), or (B, T) for an offset of each row.
+    """
     start: Any = S - T if offset is None else offset
     if isinstance(start, Array):
         start = start.to(device or start.device, torch.int64)[..., None]
@@ -37,18 +47,58 @@ def relative_positions(T: int, S: int, offset: Offset = None, *, device: Device 
 
 
 def causal(T: int, S: int, offset: Offset = None, *, device: Device = None) -> Bool[Array, "..."]:
-    """Keys up to the query's own position: j <= i + offset. (T, S), or (B, 1, T, S) for per-row offsets."""
+    """Keys up to the query's own position.
+
+    Args:
+        T: The number of queries.
+        S: The number of keys.
+        offset: Position of the first query, an integer or one for each row, (B,); S - T by default.
+        device: Where to make the mask.
+
+    Returns:
+        True where j <= i + offset: (T, S), or (B, 1, T, S) for an offset of each row.
+    """
     return relative_positions(T, S, offset, device=device) >= 0
 
 
 def window(T: int, S: int, window: int, offset: Offset = None, *, device: Device = None) -> Bool[Array, "..."]:
-    """The band |i + offset - j| < window; with `causal`, the last `window` keys, the query's own position counted."""
+    """A band of keys around the query's own position.
+
+    Args:
+        T: The number of queries.
+        S: The number of keys.
+        window: With `causal`, the number of keys that are left, the query's own position counted.
+        offset: Position of the first query, an integer or one for each row, (B,); S - T by default.
+        device: Where to make the mask.
+
+    Returns:
+        True where |i + offset - j| < window: (T, S), or (B, 1, T, S) for an offset of each row.
+
+    Raises:
+        ValueError: For a window below 1.
+        TypeError: For a window that is no integer.
+    """
     checks.integer("window", window, at_least=1)
     return relative_positions(T, S, offset, device=device).abs() < window
 
 
 def chunk(T: int, S: int, chunk: int, offset: Offset = None, *, device: Device = None) -> Bool[Array, "..."]:
-    """Keys of the query's own chunk (Llama 4), floor division, so that negative positions have chunks too."""
+    """Keys of the query's own chunk (Llama 4).
+
+    Args:
+        T: The number of queries.
+        S: The number of keys.
+        chunk: The number of positions in a chunk. The division rounds down, so that negative positions have chunks too.
+        offset: Position of the first query, an integer or one for each row, (B,); S - T by default.
+        device: Where to make the mask.
+
+    Returns:
+        True where (i + offset) // chunk == j // chunk: (T, S), or (B, 1, T, S) for an offset of each row.
+
+    Raises:
+        ValueError: For a chunk below 1.
+        TypeError: For a chunk that is no integer.
+    """
     checks.integer("chunk", chunk, at_least=1)
     distance = relative_positions(T, S, offset, device=device)
     key_position = torch.arange(S, device=distance.device)
@@ -56,12 +106,28 @@ def chunk(T: int, S: int, chunk: int, offset: Offset = None, *, device: Device =
 
 
 def padding(lengths: Integer[Array, "B"], S: int) -> Bool[Array, "B 1 1 S"]:
-    """The first lengths[b] keys of row b."""
+    """The first lengths[b] keys of row b.
+
+    Args:
+        lengths: The number of real keys in each row, (B,).
+        S: The number of keys.
+
+    Returns:
+        (B, 1, 1, S).
+    """
     return (torch.arange(S, device=lengths.device) < lengths[:, None])[:, None, None, :]
 
 
 def segments(query_ids: Integer[Array, "B T"], key_ids: Integer[Array, "B S"]) -> Bool[Array, "B 1 T S"]:
-    """Keys of the query's own segment: packed sequences that must not see each other."""
+    """Keys of the query's own segment: packed sequences that must not see each other.
+
+    Args:
+        query_ids: The segment of each query, (B, T).
+        key_ids: The segment of each key, (B, S).
+
+    Returns:
+        (B, 1, T, S).
+    """
     return (query_ids[:, :, None] == key_ids[:, None, :])[:, None]
 
 
@@ -75,14 +141,33 @@ def alibi_slopes(num_heads: int, *, device: Device = None) -> Float[Array, "N"]:
 
 
 def alibi(num_heads: int, T: int, S: int, offset: Offset = None, *, device: Device = None) -> Float[Array, "..."]:
-    """-slope * |i + offset - j| in float32: (1, N, T, S), or (B, N, T, S) for per-row offsets."""
+    """The bias of ALiBi (Press et al. 2022, arXiv 2108.12409), by the distance of a key.
+
+    Args:
+        num_heads: N, the number of query heads; any, with the published rule for those that are no power of two.
+        T: The number of queries.
+        S: The number of keys.
+        offset: Position of the first query, an integer or one for each row, (B,); S - T by default.
+        device: Where to make the mask.
+
+    Returns:
+        -slope * |i + offset - j| in float32: (1, N, T, S), or (B, N, T, S) for an offset of each row.
+    """
     distance = relative_positions(T, S, offset, device=device).abs()
     distance = distance if distance.ndim == 4 else distance[None, None]
     return (-alibi_slopes(num_heads, device=distance.device)[:, None, None] * distance).float()
 
 
 def combine(*masks: Array) -> Array:
-    """All masks at once: booleans AND, floats add (finite sums stay finite), False becomes -inf."""
+    """All masks at once.
+
+    Args:
+        *masks: Boolean or floating masks that broadcast to each other.
+
+    Returns:
+        A boolean mask where all are: True where all are True. Else the sum, with -inf for False; finite sums stay
+        finite.
+    """
     combined = masks[0]
     for mask in masks[1:]:
         combined = _both(combined, mask)

@@ -20,7 +20,7 @@ from gqa_torch import masks, parameters
 from gqa_torch.arrays import tensor
 from gqa_torch.block import Block, Norm, scaled
 from gqa_torch.cache import KVCache, ModelCache, consume
-from gqa_torch.decoding import DecodeStep, Extension, known
+from gqa_torch.decoding import DecodeStep, Extension, check_free_slots, known, real_tokens
 from gqa_torch.precision import autocast_dtype, widened
 from gqa_weights.checkpoint import Checkpoint, open_checkpoint
 from gqa_weights.families import read_model
@@ -255,8 +255,7 @@ class Transformer(nn.Module):
             held=None if cache is None else cache[0].length.tolist(),
         )
         for layer in cache or ():
-            if not layer.rolling:
-                checks.free_slots(layer.capacity, layer.length.tolist(), request.most_tokens)
+            check_free_slots(layer, torch.tensor(request.most_tokens))
         extended = self.init_cache(request.batch_size, request.cache_length) if cache is None else cache
         device = self._floating().device
 
@@ -302,15 +301,10 @@ class Transformer(nn.Module):
         if isinstance(tokens, Array) and tokens.dtype == weight.dtype:
             dtype = weight.dtype  # the embedding takes either
         checks.model_input(self.config, str(dtype).removeprefix("torch."), tokens, Array)
-        B, T = tokens.shape[:2]
-        if self.config.vocab_size is not None and B:
+        if self.config.vocab_size is not None and tokens.shape[0]:
             lowest, highest = known(torch.stack(tokens.aminmax())) or (0, 0)
             checks.token_ids(lowest, highest, self.config.vocab_size)
-        if lengths is None:
-            return torch.full((B,), T, device="cpu")
-        checks.cache_lengths(lengths, Array, B)
-        checks.cache_lengths_in_chunk(known(lengths) or (), T)
-        return lengths.to("cpu", torch.int64).clamp(0, T)
+        return real_tokens(tokens, lengths)
 
     def _floating(self) -> nn.Parameter:
         """The parameter that has the model's dtype and device; a norm's where all else is quantized."""
@@ -327,12 +321,9 @@ class Transformer(nn.Module):
         alike = {(layer, held.keys.shape, held.values.shape, held.rolling, heads) for layer, held, heads in layers}
         for layer, keys, values, rolling, heads in alike:
             checks.extend(layer, x, keys, values, rolling, num_kv_heads=heads)
-        counts = known(count) or ()
         for held in cache:
             checks.cache_not_consumed(held.consumed)
-            if not held.rolling:
-                lengths = known(held.length)
-                checks.free_slots(held.capacity, lengths or (), counts if lengths is not None else ())
+            check_free_slots(held, count)
 
     def _embed(self, tokens: Array) -> Float[Array, "B T D"]:
         x = self.embed(tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from jaxtyping import Float
 from torch import Tensor as Array
+from torch import nn
 from torch.nn import functional
 
 from gqa_torch.precision import widened
@@ -39,3 +40,15 @@ def qk_norm(x: Float[Array, "B N T H"], weight: Float[Array, "W"], kind: str, ep
     B, N, T, H = x.shape
     flat = x.transpose(1, 2).reshape(B, T, N * H)
     return rms_norm(flat, weight, eps).reshape(B, T, N, H).transpose(1, 2)
+
+
+class Weight(nn.Module):
+    """A module with one `weight`, so that it has its canonical name; `initial` is the identity."""
+
+    def __init__(self, weight: nn.Parameter, initial: float) -> None:
+        super().__init__()
+        self.weight, self.initial = weight, initial
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        self.weight.fill_(self.initial)

@@ -27,6 +27,17 @@ def floating(modules: Iterable[nn.Module]) -> nn.Parameter | None:
     return next((p for module in modules for p in module.parameters() if p.is_floating_point()), None)
 
 
+def local_rows(module: nn.Module) -> int | None:
+    """How many rows a projection's weight has here: fewer than its config's where it is sharded or pruned by heads.
+
+    None for a replaced or quantized projection, which says nothing of its width.
+    """
+    weight: Any = getattr(module, "weight", None)
+    if type(weight) is not nn.Parameter and hasattr(weight, "to_local"):  # a DTensor, sharded over a mesh
+        weight = weight.to_local()
+    return weight.shape[0] if isinstance(weight, Array) else None
+
+
 def owner_of(module: nn.Module, name: str) -> tuple[nn.Module, str]:
     """The submodule that has a parameter of this path, and the parameter's own name.
 

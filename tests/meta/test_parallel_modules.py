@@ -42,7 +42,7 @@ OWN_NAMES = (
         "nn.Module's customs",
     ),
     ("layer", "torch", "GroupedQueryAttention.local_kv_heads", "a layer may be sharded in place"),
-    ("layer", "torch", "Weight Weight.__init__ Weight.reset_parameters", "a parameter's canonical name needs a module"),
+    ("norm", "torch", "Weight Weight.__init__ Weight.reset_parameters", "a parameter's canonical name needs a module"),
     ("layer", "jax", "available", "float64 depends on a switch"),
     (
         "block",
