@@ -11,5 +11,26 @@ Packages, each of which sees only those before it:
     trace       stage by stage: where two attentions first differ
     report      tables, JSON, JUnit XML, HTML
 
+Public: `judge`, `assert_conforms`, `Judgement`, `Limits`, `NotATarget`, `Unsupported`.
 `pytest_plugin` and `tests_for_targets` run the cases as tests: `pytest --pyargs conformance --gqa-target MODULE:NAME`.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from conformance.checks.api import Judgement, assert_conforms, judge
+    from conformance.targets import Limits, NotATarget, Unsupported
+
+__all__ = ["Judgement", "Limits", "NotATarget", "Unsupported", "assert_conforms", "judge"]
+
+
+def __getattr__(name: str) -> Any:
+    """On first use: pytest imports this package in every run of an environment."""
+    from importlib import import_module
+
+    if name not in __all__:
+        raise AttributeError(f"module 'conformance' has no attribute {name!r}")
+    owner = "targets" if name in ("Limits", "NotATarget", "Unsupported") else "checks.api"
+    return getattr(import_module(f"conformance.{owner}"), name)

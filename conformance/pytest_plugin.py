@@ -57,22 +57,23 @@ class Judge:
     answers: dict[tuple[str, str], list[Check]] = field(default_factory=dict)
 
     def items(self) -> list[Item]:
-        from conformance.checks.judge import DTYPES, cases_of, quantities_of
+        from conformance.checks.judge import cases_of, quantities_of
 
         return [
             Item(case, dtype, quantity)
-            for dtype in DTYPES
+            for dtype in self.worker.limits.judged_in
             for case in cases_of(self.worker.path, self.worker.kind)
             for quantity in quantities_of(case, self.worker.framework)
         ]
 
     def check(self, item: Item) -> Check:
         """A case that got no answer at all failed, whatever was to be compared."""
-        from conformance.checks.judge import checks_of
+        from conformance.checks.judge import checks_of, explained
 
         key = item.names[1], item.dtype
         if key not in self.answers:
-            self.answers[key] = checks_of(self.worker, self.worker.path, item.case, item.dtype)
+            found = checks_of(self.worker, self.worker.path, item.case, item.dtype)
+            self.answers[key] = explained(self.worker.path, found, [(item.case, item.dtype)], self.worker)
         checks = self.answers[key]
         return next((check for check in checks if check.quantity == item.quantity), checks[0])
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gqa.errors import one_sentence
-from gqa.options import Arrays, TimeLimit
+from gqa.options import Arrays, Device, Layout, LimitsFile, TimeLimit, WeightsLayout
 from gqa.outputs import check_files
 
 
@@ -18,6 +18,18 @@ def conform(
     ] = None,
     everyone: Annotated[bool, typer.Option("--all", help="Judge every public implementation installed.")] = False,
     arrays: Arrays = None,
+    limits: LimitsFile = None,
+    layout: Layout = None,
+    weights: WeightsLayout = None,
+    device: Device = None,
+    dtypes: Annotated[
+        str | None, typer.Option(help="Dtypes that the target is judged in, as float32,bfloat16.")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="quick, kernels or full: how many cases the target runs.  [default: full]")
+    ] = None,
+    case: Annotated[str | None, typer.Option(help="Run only the cases that this pattern matches.")] = None,
+    list_cases: Annotated[bool, typer.Option("--list-cases", help="Print the names of the cases.")] = False,
     time_limit: TimeLimit = None,
     details: Annotated[bool, typer.Option("--details", help="Print the tables of all groupings and failures.")] = False,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every check; - for stdout.")] = None,
@@ -37,12 +49,23 @@ def conform(
         _refuse_together(target=target, all=everyone)
         _refuse_together(mutants=mutants, target=target, all=everyone, junit=junit, html=html, synthetic=synthetic)
         _refuse_together(synthetic=synthetic, target=target, all=everyone)
-        _refuse_without("--target or --all", judged, arrays=arrays, time_limit=time_limit)
+        own: dict[str, object] = {"arrays": arrays, "limits": limits, "layout": layout, "weights": weights}
+        _refuse_without(
+            "--target or --all", judged, **own, device=device, dtypes=dtypes, profile=profile, case=case,
+            time_limit=time_limit,
+        )  # fmt: skip
         check_files({"--json": json, "--junit": junit, "--html": html})
         from gqa import conform_run
         from gqa.conform_files import Reports
+        from gqa.targets import judged_by
 
-        reports = Reports(json, junit, html, arrays, time_limit)
+        if list_cases:
+            conform_run.list_cases()
+            raise typer.Exit(0)
+        options = judged_by(
+            arrays, limits, layout, weights, device, dtypes=dtypes, profile=profile, case=case, limit=time_limit
+        )
+        reports = Reports(json, junit, html, options)
         if mutants:
             from gqa.conform_mutants import run_mutants
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from conformance.checks.check import Check
-from conformance.checks.judge import TIME_LIMIT
+from conformance.checks.judge import Options
 from conformance.mutants.run import MutantResult
 from conformance.report import tables
 from conformance.report.evidence import Evidence, evidence
@@ -17,13 +17,16 @@ from gqa.outputs import list_written, write_json
 
 @dataclass(frozen=True)
 class Reports:
-    """Where to write, None for what is not wanted. arrays, limit: as the targets were judged with."""
+    """Where to write, None for what is not wanted. options: those that the targets were judged with."""
 
     json: Path | None
     junit: Path | None
     html: Path | None
-    arrays: str | None
-    limit: float | None
+    options: Options
+
+    @property
+    def arrays(self) -> str | None:
+        return self.options.arrays
 
     def write(
         self, checks: list[Check], results: list[MutantResult], not_run: list[str], title: str, targets: list[str]
@@ -41,4 +44,4 @@ class Reports:
 
     def _evidence(self, target: str, checks: list[Check]) -> list[Evidence]:
         own = [check for check in checks if check.column.rpartition(", ")[0] == target]
-        return evidence(target, self.arrays, own, TIME_LIMIT if self.limit is None else self.limit)
+        return evidence(target, self.options, own)

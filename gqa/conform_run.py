@@ -47,11 +47,11 @@ def targets(target: str | None, reports: Reports, details: bool) -> int:
     console, start = console_for(reports), time.monotonic()
     if target is not None:
         check_target("--target", target)
-    checks, not_run = _judged([target] if target else list(PUBLIC), reports)
+    checks, not_run, notes = _judged([target] if target else list(PUBLIC), reports)
     console.print(summary.header(time.monotonic() - start), "")
     everything = [check for found in checks.values() for check in found]
     if target is not None:
-        screen = summary.target_screen(target, everything, reports.arrays)
+        screen = summary.target_screen(target, everything, reports.arrays, notes)
     else:
         screen = summary.targets_screen(checks, not_run)
     for part in screen:
@@ -66,28 +66,40 @@ def targets(target: str | None, reports: Reports, details: bool) -> int:
     return 1 if counted["fail"] or not counted["pass"] else 0
 
 
+def list_cases() -> None:
+    """The names of all cases, those of functions first."""
+    for kind in ("function", "class"):
+        print(f"# {kind}")
+        for case in judge.cases_of("", kind):
+            print(judge.name_of(case))
+
+
 def console_for(reports: Reports) -> Console:
     """Stdout, or stderr where the JSON goes to stdout."""
     return Console(stderr=reports.json == STDOUT)
 
 
-def _judged(names: list[str], reports: Reports) -> tuple[dict[str, list[Check]], list[str]]:
-    """The checks of each target, and why the others were not judged. Raises ValueError where the only one is none."""
+def _judged(names: list[str], reports: Reports) -> tuple[dict[str, list[Check]], list[str], list[str]]:
+    """The checks of each target, why the others were not judged, and what a target always does. Raises ValueError where
+    the only one cannot be judged.
+    """
     checks: dict[str, list[Check]] = {}
-    not_run = []
+    not_run: list[str] = []
+    notes: list[str] = []
     silence_children()
-    limit = judge.TIME_LIMIT if reports.limit is None else reports.limit
     with bars() as progress:
         for name in names:
             bar = progress.add_task(name, total=None)
             try:
-                checks[name] = judge.judge(name, reports.arrays, partial(_tell, progress, bar), limit)
+                judged = judge.judge(name, reports.options, partial(_tell, progress, bar))
+                checks[name] = judged.checks
+                notes += judged.notes
             except NotATarget as error:
                 if len(names) == 1:
                     raise ValueError(str(error)) from error
                 not_run.append(str(error))
             progress.remove_task(bar)
-    return checks, not_run
+    return checks, not_run, notes
 
 
 def _tell(progress: Progress, bar: TaskID, done: int, total: int) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gqa.errors import one_sentence
-from gqa.options import Arrays, Json
+from gqa.options import Arrays, Device, Json, Layout, LimitsFile, WeightsLayout
 from gqa.outputs import check_files
 
 
@@ -16,6 +16,10 @@ def dialect(
     target: Annotated[str | None, typer.Argument(help="MODULE:NAME, or the name of a public implementation.")] = None,
     everyone: Annotated[bool, typer.Option("--all", help="Every public implementation that is installed.")] = False,
     arrays: Arrays = None,
+    limits: LimitsFile = None,
+    layout: Layout = None,
+    weights: WeightsLayout = None,
+    device: Device = None,
     details: Annotated[bool, typer.Option("--details", help="Print every convention, not only what differs.")] = False,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table of all to this file.")] = None,
     json: Json = None,
@@ -37,6 +41,11 @@ def dialect(
             raise ValueError("--all: cannot be given with a target")
         if everyone and arrays is not None:
             raise ValueError("--arrays: applies to a target of your own, not to --all")
+        from conformance.checks.judge import TIME_LIMIT
         from gqa import dialect_run
+        from gqa.targets import judged_by
 
-        dialect_run.dialects(target, arrays, time_limit, details, json, markdown)
+        options = judged_by(
+            arrays, limits, layout, weights, device, limit=4 * TIME_LIMIT if time_limit is None else time_limit
+        )
+        dialect_run.dialects(target, options, details, json, markdown)

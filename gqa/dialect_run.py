@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from conformance.checks.judge import TIME_LIMIT, detect
+from conformance.checks.judge import Options, detect
 from conformance.dialects.conventions import CONVENTION
 from conformance.dialects.detect import UNDECIDED, Finding
 from conformance.dialects.markdown import markdown
@@ -26,16 +26,16 @@ MOST = 6  # differences on the screen; each takes up to three lines
 NAME = max(map(len, CONVENTION)) + 2  # columns of a convention's name
 
 
-def dialects(
-    target: str | None, arrays: str | None, limit: float | None, details: bool, json: Path | None, file: Path | None
-) -> None:
+def dialects(target: str | None, options: Options, details: bool, json: Path | None, file: Path | None) -> None:
     """Of one target, or without one of every public implementation."""
     if target is not None:
         check_target("TARGET", target)
-    answers, missing = _answers([target] if target else list(PUBLIC), arrays, limit or 4 * TIME_LIMIT)
+    answers, missing = _answers([target] if target else list(PUBLIC), options)
     if json != STDOUT:
         console = Console()
-        for part in _screen(target, answers, details, arrays) if target else _screen_of_all(answers, missing, details):
+        for part in (
+            _screen(target, answers, details, options.arrays) if target else _screen_of_all(answers, missing, details)
+        ):
             console.print(part, highlight=False)
     if file is not None:
         file.write_text(markdown(answers, missing))
@@ -44,7 +44,7 @@ def dialects(
     list_written(json, file)
 
 
-def _answers(names: list[str], arrays: str | None, limit: float) -> tuple[dict[str, list[Finding]], dict[str, str]]:
+def _answers(names: list[str], options: Options) -> tuple[dict[str, list[Finding]], dict[str, str]]:
     """The findings on each target, and why others have none. Raises ValueError where the only one has none."""
     silence_children()
     answers: dict[str, list[Finding]] = {}
@@ -53,7 +53,7 @@ def _answers(names: list[str], arrays: str | None, limit: float) -> tuple[dict[s
         bar = progress.add_task("targets" if len(names) > 1 else names[0], total=len(names))
         for name in names:
             try:
-                answers[name] = detect(name, arrays, limit)
+                answers[name] = detect(name, options)
             except NotATarget as error:
                 if len(names) == 1:
                     raise ValueError(str(error)) from error

@@ -32,3 +32,12 @@ NoChecksums = Annotated[
     bool, typer.Option("--no-checksums", help="Leave the checksum of each tensor out of the manifest.")
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be written, or refused; write nothing.")]
+LimitsFile = Annotated[
+    Path | None,
+    typer.Option("--limits", metavar="FILE", help="What the target takes, as TOML: dtypes, masks, ..."),
+]
+Layout = Annotated[str | None, typer.Option(help="The order of axes of the target's arrays: BNTH (the default), BTNH.")]
+WeightsLayout = Annotated[
+    str | None, typer.Option("--weights", help="The layout in which a class holds its weights, of `gqa port`.")
+]
+Device = Annotated[str | None, typer.Option(help="Where arrays are made: cuda, mps, cpu:1.")]

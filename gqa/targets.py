@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+from typing import Any
 
-from conformance.targets import BACKENDS, PUBLIC
-from gqa.errors import did_you_mean
+from conformance.checks.judge import PROFILES, TIME_LIMIT, Options
+from conformance.targets import BACKENDS, PUBLIC, NotATarget
+from conformance.targets.limits import DTYPES, Limits, read_limits, with_changes
+from gqa.errors import did_you_mean, one_of
+from gqa_weights import LAYOUTS
 
 
 def check_target(option: str, name: str) -> None:
@@ -27,3 +32,25 @@ def check_target(option: str, name: str) -> None:
         raise ValueError(
             f"{option}: expected MODULE:NAME or the name of a public implementation{listed}, got {name!r}{nearest}"
         )
+
+
+def judged_by(
+    arrays: str | None, limits: Path | None, layout: str | None, weights: str | None, device: str | None, *,
+    dtypes: str | None = None, profile: str | None = None, case: str | None = None, limit: float | None = None,
+) -> Options:  # fmt: skip
+    """The options of a run. Raises ValueError for a value that an option cannot have."""
+    changes: dict[str, Any] = {}
+    try:
+        changes |= read_limits(limits) if limits is not None else {}
+        named = {"layout": layout, "weights": weights, "device": device}
+        changes |= {name: value for name, value in named.items() if value is not None}
+        with_changes(Limits(), changes, "limits")
+    except NotATarget as error:
+        raise ValueError(str(error)) from error
+    if weights is not None:
+        one_of("--weights", weights, LAYOUTS)
+    chosen = None if dtypes is None else tuple(one_of("--dtypes", name.strip(), DTYPES) for name in dtypes.split(","))
+    return Options(
+        arrays, changes, chosen, "full" if profile is None else one_of("--profile", profile, PROFILES), case,
+        TIME_LIMIT if limit is None else limit,
+    )  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from conformance.cases.compare import Difference
 from conformance.cases.table import Case
@@ -21,7 +22,7 @@ def quantities(case: Case, framework: Framework) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class Check:
     """One comparison. column: who against whom, in which dtype. error: in units of the dtype's epsilon.
-    explanation: the dialect that reproduces what failed, if one does.
+    explanation: the dialect that reproduces what failed. answer: the target's arrays, until they are explained.
     """
 
     row: str
@@ -32,6 +33,7 @@ class Check:
     verdict: str  # "pass", "fail" or "unsupported"
     reason: str = ""
     explanation: str = ""
+    answer: Any = field(default=None, repr=False, compare=False)
 
 
 def verdict(case: Case, column: str, quantity: str, found: Difference) -> Check:

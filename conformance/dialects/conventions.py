@@ -112,6 +112,9 @@ CONVENTIONS = (
     Convention("boolean mask", 3, "True may attend", (
         Choice("True is hidden", "nn.MultiheadAttention, nn.Transformer (pytorch#21518, pytorch#120668)", "pass ~mask"),
         Choice("added as a number", "a boolean given to scores + mask", "pass 0 and -inf"),
+        Choice("added as a number, but for padding", "transformers' eager models, which make a bias of a mask "
+               "(B, S) and hand on one of four axes", "pass 0 and -inf"),
+        Choice("ignored", "a mask that is accepted and not used", "hide keys by another argument"),
     )),
     Convention("floating mask", 3, "added to the scores", (
         Choice("read as boolean", "flax: all but 0 may attend, so 0 / -1e9 attends what it should hide",
@@ -217,13 +220,13 @@ CONVENTIONS = (
         _slip("the output's once per head", "heads projected one by one, each with the bias", "add it once"),
     ), layer=True),
     Convention("RoPE pairing", 10, "as configured", (
-        Choice("the other one", "half against interleaved: HF, NeoX against Meta, GPT-J, GGUF llama (hf#25199, "
-               "llama.cpp#2376)", "permute the rows of q_proj with N heads and of k_proj with K heads, "
-               "`(N two half) D -> (N half two) D`, or set RopeConfig.pairing"),
         Choice("half, whatever is configured", "Hugging Face, NeoX",
                "permute the rows, `(N half two) D -> (N two half) D`"),
         Choice("interleaved, whatever is configured", "Meta's code, GPT-J",
                "permute the rows, `(N two half) D -> (N half two) D`"),
+        Choice("half and interleaved swapped", "HF, NeoX against Meta, GPT-J, GGUF llama "
+               "(hf#25199, llama.cpp#2376)", "permute the rows of q_proj with N heads and of k_proj with K heads, "
+               "`(N two half) D -> (N half two) D`, or set RopeConfig.pairing"),
         Choice("rows in interleaved order, halves rotated", "rows of Meta's and GGUF's files left as stored (hf#25199)",
                "permute the rows, `(N half two) D -> (N two half) D`"),
         Choice("key rows permuted with N", "one permute for both projections, with the number of query heads "

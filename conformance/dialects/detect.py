@@ -12,17 +12,8 @@ from typing import Any
 import numpy as np
 
 from conformance.dialects.conventions import CONVENTION, CONVENTIONS, SPEC, Convention, Dialect
-from conformance.dialects.probes import (
-    ClassRunner,
-    FunctionRunner,
-    Probe,
-    Runner,
-    dropout_probe,
-    overfull_probe,
-    probes,
-    runner_of,
-    training_probe,
-)
+from conformance.dialects.probes import Probe, dropout_probe, overfull_probe, probes, training_probe
+from conformance.dialects.runners import ClassRunner, FunctionRunner, Runner, runner_of
 from conformance.targets import Target, Unsupported
 
 Array = np.ndarray

@@ -1,58 +1,177 @@
-"""Why a case fails, by name: the alternative, or the pair of alternatives, that reproduces the output."""
+"""Why cases fail, by name: the fewest dialects that reproduce what failed and predict what passed.
+
+A dialect that would change a case which the target passes is no explanation, however well it fits one that fails.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 
 from conformance.cases.compare import error_of
 from conformance.dialects.conventions import CONVENTION, SPEC, Dialect, named, single_dialects
+from conformance.dialects.of_case import Answer, InDialect
 
 Array = np.ndarray
-Answer = tuple[Array, Array | None]
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 4e-2}
 ROUNDED: Dialect = frozenset({("float64", "float32 inside")})
+ROUNDING = "right but for rounding"
+LARGEST = 200_000  # pairs of a query and a key: larger cases are only held against what explains smaller ones
+SECONDS = 15.0
 
 
-def explain(in_dialect: Callable[[Dialect], Answer], got: Answer, dtype: str, clause: int) -> str:
-    """The dialect that reproduces `got`, in words; empty where none does. in_dialect computes the same case, which is
-    there to check a clause of SPEC.md: where several reproduce it, one of that clause is named.
+@dataclass(eq=False)
+class Answered:
+    """One case in one dtype that a target has answered. feature: what it switches on, in which cases are alike. size:
+    pairs of a query and a key. got: its answer where that is wrong, None where it passed. bare: it
+    returns no weights.
     """
-    tried = []
-    for dialect, answer in _candidates(in_dialect, TOLERANCE[dtype], clause):
-        if _same(got, answer, TOLERANCE[dtype]):
-            return named(dialect)
-        tried.append((dialect, answer))
-    if dtype == "float64":
-        for dialect, answer in tried:
-            if _same(got, answer, TOLERANCE["float32"]):
-                return named(dialect | ROUNDED)
+
+    feature: str
+    dtype: str
+    clause: int
+    size: int
+    in_dialect: InDialect
+    got: Answer | None = None
+    bare: bool = False
+    known: dict[Dialect, Answer] = field(default_factory=dict, repr=False)
+
+    def answer(self, dialect: Dialect) -> Answer:
+        if dialect not in self.known:
+            output, weights = self.in_dialect(dialect)
+            self.known[dialect] = output, None if self.bare else weights
+        return self.known[dialect]
+
+    def changed_by(self, dialect: Dialect) -> bool:
+        """Whether a dialect gives something else than the specification, by more than the case's bound."""
+        tolerance = 1e-12 if dialect == ROUNDED else TOLERANCE[self.dtype]
+        return not _same(self.answer(dialect), self.answer(SPEC), tolerance)
+
+    def reproduced_by(self, dialect: Dialect) -> bool:
+        rounds = self.dtype == "float64" and dialect >= ROUNDED
+        tolerance = TOLERANCE["float32" if rounds else self.dtype]
+        return self.got is not None and _same(self.got, self.answer(dialect), tolerance)
+
+
+def explanations(answered: list[Answered], seconds: float = SECONDS) -> list[str]:
+    """For each case what explains it, in words; empty for one that passed and where nothing does.
+
+    Args:
+        answered: every case that the target answered, right or wrong.
+        seconds: how long names are looked for; cases that are left then are held against the names found.
+    """
+    search = _Search([a for a in answered if a.got is None and a.size < LARGEST], time.monotonic() + seconds)
+    failing = sorted((a for a in answered if a.got is not None), key=lambda a: a.size)
+    first_of: dict[tuple[str, str], Answered] = {}
+    for a in failing:
+        first_of.setdefault((a.feature, a.dtype), a)
+    small = [a for a in first_of.values() if a.size < LARGEST]
+    found = search.cover(small)
+    found.sort(key=lambda d: -sum(a.reproduced_by(d) for a in small))
+    return ["" if a.got is None else search.words(a, found) for a in answered]
+
+
+@dataclass
+class _Search:
+    """passing: what an explanation must leave as it is. deadline: when looking for names ends."""
+
+    passing: list[Answered]
+    deadline: float
+    refuted: dict[Dialect, bool] = field(default_factory=dict)
+
+    def cover(self, failing: list[Answered]) -> list[Dialect]:
+        """The fewest dialects that reproduce the failing cases: at each step the one that reproduces most."""
+        fits = {id(a): [d for d in self._singles(a) if self._predicts(d)] for a in failing}
+        found: list[Dialect] = []
+        left = [a for a in failing if not a.reproduced_by(SPEC)]
+        while left:
+            counted: dict[Dialect, int] = {}
+            for a in left:
+                for dialect in fits[id(a)]:
+                    counted[dialect] = counted.get(dialect, 0) + 1
+            if not counted:
+                break
+            best = max(counted, key=lambda d: counted[d])  # the first of equals: of the case's own clause
+            found.append(best)
+            left = [a for a in left if best not in fits[id(a)]]
+        for a in left:
+            if not any(a.reproduced_by(d) for d in found):
+                pair = next((d for d in self._pairs(a, found) if a.reproduced_by(d) and self._predicts(d)), None)
+                found += [pair] if pair is not None else []
+        return found
+
+    def _singles(self, a: Answered) -> Iterator[Dialect]:
+        """The single alternatives that reproduce a case, those of its clause first."""
+        for dialect in _by_clause(single_dialects(), a.clause):
+            if time.monotonic() > self.deadline:
+                return
+            if a.reproduced_by(dialect) and a.changed_by(dialect):
+                yield dialect
+        if a.dtype == "float64" and a.reproduced_by(ROUNDED):
+            yield ROUNDED
+
+    def _pairs(self, a: Answered, found: list[Dialect]) -> Iterator[Dialect]:
+        """Two alternatives at once, with one that is known first; of slips no two are looked for."""
+        relevant = [d for d in _by_clause(single_dialects(), a.clause) if a.changed_by(d)]
+        common = [d for d in relevant if not _is_slip(d)]
+        for one, other in [*((d, other) for d in found for other in relevant), *combinations(common, 2)]:
+            if time.monotonic() > self.deadline:
+                return
+            if {name for name, _ in one}.isdisjoint(name for name, _ in other):
+                yield one | other
+
+    def _predicts(self, dialect: Dialect) -> bool:
+        """Whether no case that passed would have failed in the dialect."""
+        if dialect not in self.refuted:
+            self.refuted[dialect] = any(
+                a.changed_by(dialect) for a in self.passing if dialect != ROUNDED or a.dtype == "float64"
+            )
+        return not self.refuted[dialect]
+
+    def words(self, a: Answered, found: Iterable[Dialect]) -> str:
+        assert a.got is not None
+        for dialect in found:
+            if a.reproduced_by(dialect) and not any(a.reproduced_by(dialect - {part}) for part in dialect):
+                return named(dialect)
+        expected = a.answer(SPEC)
+        if _same(a.got, expected, TOLERANCE["float32" if a.dtype == "float64" else a.dtype]):
+            return ROUNDING
+        if a.dtype == "float64":  # what float32 adds to a name
+            for dialect in found:
+                if _same(a.got, a.answer(dialect), TOLERANCE["float32"]):
+                    return named(dialect | ROUNDED) if self._predicts(ROUNDED) else named(dialect)
+        return relation(a.got[0], expected[0], TOLERANCE[a.dtype])
+
+
+def relation(got: Array, expected: Array, tolerance: float) -> str:
+    """A factor or a shift that makes what is expected of what was got, in words; empty where there is neither."""
+    if got.shape != expected.shape or not np.isfinite(got).all() or not np.isfinite(expected).all():
+        return ""
+    x, y = (np.asarray(z, np.float64) for z in (expected, got))
+    if not y.any():
+        return "0 everywhere" if x.any() else ""
+    factor = float((x * y).sum() / max(float((x * x).sum()), 1e-300))
+    if error_of(factor * x, y) <= 10 * tolerance and abs(factor - 1) > 10 * tolerance:
+        return f"times {factor:.4g}"
+    shift = float((y - x).mean())
+    if error_of(x + shift, y) <= 10 * tolerance and abs(shift) > 10 * tolerance:
+        return f"{shift:+.4g} everywhere"
     return ""
 
 
-def _candidates(
-    in_dialect: Callable[[Dialect], Answer], tolerance: float, clause: int
-) -> Iterator[tuple[Dialect, Answer]]:
-    """The specification, every alternative that changes the case, and every pair of those that are no slips."""
-    expected = in_dialect(SPEC)
-    yield SPEC, expected
-    relevant = []
-    for dialect in sorted(single_dialects(), key=lambda d: all(CONVENTION[name].clause != clause for name, _ in d)):
-        answer = in_dialect(dialect)
-        if not _same(answer, expected, tolerance):
-            if not any(CONVENTION[name].choice(choice).slip for name, choice in dialect):
-                relevant.append(dialect)
-            yield dialect, answer
-    for one, other in combinations(relevant, 2):
-        if {name for name, _ in one}.isdisjoint(name for name, _ in other):
-            yield one | other, in_dialect(one | other)
+def _by_clause(dialects: list[Dialect], clause: int) -> list[Dialect]:
+    return sorted(dialects, key=lambda d: all(CONVENTION[name].clause != clause for name, _ in d))
+
+
+def _is_slip(dialect: Dialect) -> bool:
+    return any(CONVENTION[name].choice(choice).slip for name, choice in dialect)
 
 
 def _same(a: Answer, b: Answer, tolerance: float) -> bool:
-    return all(
-        x.shape == y.shape and error_of(x, y) <= tolerance
-        for x, y in zip(a, b, strict=True)
-        if x is not None and y is not None
-    )
+    pairs: list[tuple[Any, Any]] = list(zip(a, b, strict=True))
+    return all(x.shape == y.shape and error_of(x, y) <= tolerance for x, y in pairs if x is not None and y is not None)

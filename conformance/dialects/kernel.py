@@ -92,6 +92,7 @@ class DialectKernel:
         nothing, everyone = np.zeros(shape), np.ones(shape, bool)
         if mask is None or (causal and self.does("mask with causal") == "causal alone"):
             return everyone, nothing
+        padding = mask.ndim == 4 and mask.shape[1:3] == (1, 1)
         mask = self._one_for_all(np.broadcast_to(mask, shape), "mask of each row and head")
         order = self.does("softcap order") if capped else ""
         if order == ("boolean masks added as numbers" if mask.dtype == bool else "floating masks before cap"):
@@ -102,6 +103,10 @@ class DialectKernel:
                     return ~mask, nothing
                 case "added as a number":
                     return everyone, mask.astype(np.float64)
+                case "added as a number, but for padding" if not padding:
+                    return everyone, mask.astype(np.float64)
+                case "ignored":
+                    return everyone, nothing
             return mask, nothing
         mask = mask.astype(np.float64)
         match self.does("floating mask"):

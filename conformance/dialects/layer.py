@@ -191,7 +191,7 @@ class DialectLayer:
         assert self.config.rope is not None
         configured = self.config.rope.pairing == "interleaved"
         interleaved = {
-            "the other one": not configured,
+            "half and interleaved swapped": not configured,
             "half, whatever is configured": False,
             "interleaved, whatever is configured": True,
         }.get(self.does("RoPE pairing"), configured)

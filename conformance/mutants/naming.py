@@ -77,7 +77,7 @@ EXPECTED: dict[str, dict[str, str]] = {
     "WeightsAveraged": {"returned weights": "averaged over heads"},
     "DropoutNotRescaled": {"dropout": "kept, not rescaled"},
     "DropoutSharedByHeads": {"dropout": "the first head's for all"},
-    "OtherRopePairing": {"RoPE pairing": "the other one"},
+    "OtherRopePairing": {"RoPE pairing": "half and interleaved swapped"},
     "AlwaysHalfPairs": {"RoPE pairing": "half, whatever is configured"},
     "AlwaysInterleavedPairs": {"RoPE pairing": "interleaved, whatever is configured"},
     "RotatedBackwards": {"RoPE rotates": "keys backwards"},

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from conformance.cases.table import kernel_cases, layer_cases
 from conformance.checks.check import Check
+from conformance.checks.judge import Options
 from conformance.report.picture import Place, place
 from conformance.targets import NotATarget, Unsupported, fit
 from conformance.targets.worker import Stopped, Worker
@@ -26,13 +27,13 @@ class Evidence:
     shown: Place
 
 
-def evidence(path: str, arrays: str | None, checks: list[Check], limit: float) -> list[Evidence]:
+def evidence(path: str, options: Options, checks: list[Check]) -> list[Evidence]:
     """The weights, or of a layer that returns none the output, of up to MOST failing cases, each feature once first."""
     failing = _spread((c.case, c.column) for c in checks if c.verdict == "fail" and _answered(c))[:MOST]
     if not failing:
         return []
     found: list[Evidence] = []
-    with Worker(path, arrays, limit) as worker:
+    with Worker(path, options.arrays, options.limit, options.changes) as worker:
         side = target_side(worker)
         for case in kernel_cases() if side.kernel else layer_cases():
             try:

@@ -65,7 +65,9 @@ def backends_screen(checks: list[Check], results: list[MutantResult], not_run: l
     yield Text("yours: gqa conform --target my_module:MyAttention")
 
 
-def target_screen(name: str, checks: list[Check], arrays: str | None = None) -> Iterator[RenderableType]:
+def target_screen(
+    name: str, checks: list[Check], arrays: str | None = None, notes: Sequence[str] = ()
+) -> Iterator[RenderableType]:
     """Somebody's attention against the specification: what differs and why, and what it does not take."""
     counted = counts(checks)
     failed = [check for check in checks if check.verdict == "fail"]
@@ -74,6 +76,7 @@ def target_screen(name: str, checks: list[Check], arrays: str | None = None) -> 
         word = "[bold yellow]NOT COMPARED[/]"
     yield f"{word}  {_counted(counted)}"
     yield Text(f"target {name}")
+    yield from (Text(f"  {note}") for note in notes)
     yield ""
     if failed:
         yield from _causes(failed)

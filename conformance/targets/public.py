@@ -147,7 +147,7 @@ def find_target(path: str, arrays: str | None = None, changes: Mapping[str, Any]
     if not callable(found):
         raise NotATarget(f"target {path}: expected a class or a function, got {type(found).__name__}")
     limits = with_changes(limits_of(found, f"target {path}"), changes, f"target {path}")
-    return target_of(path, found, arrays or limits.arrays or _framework_of(found), limits)
+    return target_of(path, found, arrays or limits.arrays or framework_of(found), limits)
 
 
 def target_of(name: str, found: Any, arrays: str, limits: Limits, options: Mapping[str, Any] = NOTHING) -> Target:
@@ -177,7 +177,8 @@ def _imported(target: str, path: str) -> Any:
         sys.path.pop(0)
 
 
-def _framework_of(found: Any) -> str:
+def framework_of(found: Any) -> str:
+    """The framework that a class is a module of; "numpy" for everything else."""
     bases = {base.__module__.split(".")[0] for base in getattr(found, "__mro__", ())}
     return "torch" if "torch" in bases else "jax" if "flax" in bases else "numpy"
 

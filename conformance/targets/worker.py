@@ -106,6 +106,11 @@ class Worker:
         self._end()
         return f"ended its process with exit code {code}"
 
+    def stop(self) -> None:
+        """From another thread: what waits for the process gets Stopped."""
+        if self.process is not None:
+            self.process.kill()
+
     def _end(self) -> None:
         if self.process is not None:
             self.process.kill()

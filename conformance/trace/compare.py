@@ -12,7 +12,8 @@ from typing import Any
 
 from conformance.cases.compare import error_of
 from conformance.cases.table import ALL_FEATURES, Case, kernel_cases, layer_cases
-from conformance.dialects.explain import explain
+from conformance.dialects.explain import Answered, explanations
+from conformance.dialects.of_case import in_dialects
 from conformance.targets import Limits, NotATarget, Target, Unsupported, fit
 from conformance.targets.frameworks import quick_to_compile, set_x64
 from conformance.targets.worker import Stopped, Worker
@@ -26,7 +27,7 @@ from conformance.trace.models import (
     layer_of,
     layer_traces,
 )
-from conformance.trace.stages import Stages, backend_stages, in_dialect, target_stages
+from conformance.trace.stages import Stages, backend_stages, target_stages
 
 
 class Fault(Exception):
@@ -113,12 +114,7 @@ Side = BackendSide | TargetSide
 
 def target_side(worker: Worker) -> TargetSide:
     """The target of a worker that has started."""
-    [limits] = worker.do(_limits)
-    return TargetSide(worker.path, worker, worker.kind == "function", limits)
-
-
-def _limits(target: Target) -> Iterator[Limits]:
-    yield target.limits
+    return TargetSide(worker.path, worker, worker.kind == "function", worker.limits)
 
 
 def _answer(target: Target, case: Case, dtype: str) -> Iterator[tuple[str, Any]]:
@@ -215,10 +211,13 @@ def _explained(found: Trace, case: Case, kernel: bool) -> str:
         stages = found.arrays[i]
         wrong = any(c.reason and (c.errors[i] is not None) and f"{name}: " in c.reason for c in found.compared)
         if wrong and last in stages:
-            words = explain(
-                lambda dialect: in_dialect(case, found.dtype, kernel, dialect),
-                (stages[last], stages.get("weights")), found.dtype, case.feature.clause,
+            size = case.B * case.config.num_heads * case.T * case.S
+            answered = Answered(
+                case.feature.name, found.dtype, case.feature.clause, size,
+                in_dialects(case, found.dtype, kernel=kernel), (stages[last], stages.get("weights")),
             )  # fmt: skip
+            [words] = explanations([answered])
+            words = words if ": " in words else ""  # a factor or a rounding is no convention
             sentences += [f"{name} computes {words}"] if words else []
     return "; ".join(sentences)
 

@@ -18,9 +18,6 @@ from conformance.cases import inputs
 from conformance.cases.inputs import DTYPES, Call
 from conformance.cases.table import Case
 from conformance.checks.expected import in_dtype
-from conformance.dialects.conventions import Dialect
-from conformance.dialects.kernel import DialectKernel
-from conformance.dialects.layer import DialectLayer
 from conformance.targets import Backend, Target, TargetFunction, TargetLayer
 from conformance.trace.models import STAGES
 
@@ -97,13 +94,3 @@ def _watched(layer: TargetLayer, case: Case) -> dict[str, Array]:
         if stage in HEADS:
             module.register_forward_hook(watch(stage))
     return seen
-
-
-def in_dialect(case: Case, dtype: str, kernel: bool, dialect: Dialect) -> tuple[Array, Array | None]:
-    """The case in a dialect, in float64: context or output, and weights."""
-    if kernel:
-        call = in_dtype(inputs.kernel_call(case, dtype), "float64")
-        return DialectKernel(dialect)(*call.arguments, **call.keywords)
-    call = in_dtype(inputs.layer_call(case, dtype), "float64")
-    weights = {name: x.astype(np.float64) for name, x in inputs.weights(case, dtype).items()}
-    return DialectLayer(case.config, dialect).load_weights(weights)(*call.arguments, **call.keywords)

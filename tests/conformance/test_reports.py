@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from conformance.checks.check import Check
+from conformance.checks.judge import Options
 from conformance.report.evidence import MOST, Evidence, evidence
 from conformance.report.junit import junit
 from conformance.report.page import page
@@ -271,7 +272,7 @@ def test_the_command_of_a_backends_cell(column, words):
 
 def test_evidence_is_what_the_target_gave_beside_what_is_right(sample_targets):
     asked = [failed("MQA 5 / causal"), failed("MQA 5 / plain", "raised ValueError: so there are no arrays")]
-    [found] = evidence("numpy_kernels:top_left", "numpy", asked, 60.0)
+    [found] = evidence("numpy_kernels:top_left", Options("numpy", limit=60.0), asked)
     assert (found.case, found.shown.stage) == ("MQA 5 / causal", "weights")
     right, given = found.shown.a, found.shown.b
     T, S = right.shape

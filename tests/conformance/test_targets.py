@@ -32,10 +32,11 @@ def few_cases(sample_targets, monkeypatch):
     names = ("plain", "causal", "bool mask")
     few = [c for c in kernel_cases() if c.grouping == "GQA 6 over 2" and c.feature.name in names]
     monkeypatch.setattr(judge, "kernel_cases", lambda: few)
+    monkeypatch.setattr(judge, "STATES", ())
 
 
 def judged(name, limit=20.0):
-    return judge.judge(f"faulty_kernels:{name}", None, lambda done, total: None, limit)
+    return judge.judge(f"faulty_kernels:{name}", judge.Options(limit=limit)).checks
 
 
 @pytest.mark.no_shape_checks
@@ -105,6 +106,7 @@ def few(monkeypatch):
         kept = [c for c in cases if c.grouping == "GQA 6 over 2" and c.feature.name in names]
         monkeypatch.setattr(judge, kind, lambda kept=kept: kept)
     monkeypatch.setattr(judge.cache_checks, "CASES", ())
+    monkeypatch.setattr(judge, "STATES", ())
 
 
 @pytest.mark.no_shape_checks
@@ -113,7 +115,7 @@ def test_any_signature_is_judged_as_what_it_is(sample_targets, few, key):
     name, changes = key
     with Worker(f"any_signature:{name}", None, 30.0, dict(changes)) as worker:
         assert list(worker.notes) == RECOGNISED[key]
-    checks = judge.judge(f"any_signature:{name}", None, lambda done, total: None, changes=dict(changes))
+    checks = judge.judge(f"any_signature:{name}", judge.Options(changes=dict(changes))).checks
     failed = [
         c for c in checks if c.verdict == "fail" and c.column.rpartition(", ")[2] not in KNOWN_FAULTS.get(name, ())
     ]
@@ -127,7 +129,7 @@ def test_any_signature_is_judged_as_what_it_is(sample_targets, few, key):
     [("FusedSplitWrongly", {}), ("rows_of_tokens_tiled", {"layout": "BTNH"}), ("half_only_tiled", {})],
 )
 def test_a_fault_in_any_signature_is_found(sample_targets, few, name, changes):
-    checks = judge.judge(f"any_signature:{name}", None, lambda done, total: None, changes=changes)
+    checks = judge.judge(f"any_signature:{name}", judge.Options(changes=changes)).checks
     assert counts(checks)["fail"] >= 1
     if name.endswith("tiled"):
         assert {c.explanation for c in checks if c.verdict == "fail"} == {"head order: tiled: n % K"}
@@ -217,7 +219,7 @@ def test_a_worker_starts_again_after_a_job_that_does_not_end(few_cases):
     ],
 )
 def test_gradients_are_judged_where_the_output_is_right(few_cases, name, arrays, verdict, sentence):
-    checks = judge.judge(f"kernels_with_gradients:{name}", arrays, lambda done, total: None)
+    checks = judge.judge(f"kernels_with_gradients:{name}", judge.Options(arrays)).checks
     of_gradients = [check for check in checks if check.quantity == "gradients"]
     assert len(of_gradients) == 3 * 2  # cases, dtypes
     assert {check.verdict for check in of_gradients} == {verdict}
@@ -291,7 +293,7 @@ KNOWN = {
         "causal window of W: W + 1 keys", "alignment: top-left + causal window of W: W + 1 keys",
         "alignment: top-left + window without causal: W + 1 keys, the future open", "window without causal: ignored",
     },
-    "transformers.gpt_oss.eager": {"boolean mask: added as a number"},
+    "transformers.gpt_oss.eager": {"boolean mask: added as a number, but for padding"},
     "onnxruntime.GroupQueryAttention": set(),
 }  # fmt: skip
 # Differences without a name: ONNX pads a mask of one column with -inf, and takes no (B, 1, 1, S) mask with causal.
@@ -301,7 +303,7 @@ UNNAMED = {"onnx.reference": {"mask of queries", "causal and padding", "B equals
 @pytest.mark.no_shape_checks
 @pytest.mark.parametrize("name", KNOWN)
 def test_public_implementations_differ_in_what_is_known(name):
-    checks = judge.judge(name, None, lambda done, total: None)
+    checks = judge.judge(name, judge.Options(dtypes=("float32",))).checks
     single = [check for check in checks if check.column.endswith("float32")]
     assert counts(single)["pass"] >= 10
     of_values = [check for check in single if check.verdict == "fail" and check.quantity != "gradients"]

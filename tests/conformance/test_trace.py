@@ -46,6 +46,7 @@ class Here:
         sys.modules.pop(self.path.partition(":")[0], None)
         self.target = find_target(self.path)
         self.kind = "class" if isinstance(self.target, TargetClass) else "function"
+        self.limits = self.target.limits
 
     def do(self, job, *arguments):
         return job(self.target, *arguments)
