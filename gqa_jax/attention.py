@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from jax import Array
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
 from jaxtyping import Float
 
 from gqa_jax import fast, masks
-from gqa_jax.plain import plain_attention
+from gqa_jax.arrays import as_array, check_sharding
+from gqa_jax.plain import logsumexp, plain_attention
 from gqa_spec import checks
 from gqa_spec.settings import KernelSettings
 
@@ -95,8 +98,9 @@ def attention_stages(
             `grouped_query_attention`.
 
     Returns:
-        scores, capped (with a softcap), masked (-inf where invisible) and weights, all (B, N, T, S) in the compute
-        dtype, then context (B, N, T, Hv) in the query's dtype.
+        scores, capped (with a softcap), masked (-inf where invisible) and weights, all (B, N, T, S), and logsumexp
+        (B, N, T), the logarithm of the softmax's denominator, in the compute dtype; context (B, N, T, Hv) in the
+        query's dtype.
 
     Raises:
         ValueError: For a wrong shape or setting (SPEC 14).
@@ -115,6 +119,36 @@ def attention_stages(
     return stages_of(query, key, value, mask, settings)
 
 
+def merge(
+    contexts: Sequence[Float[Array, "B N T Hv"]], logsumexps: Sequence[Float[Array, "B N T"]]
+) -> tuple[Float[Array, "B N T Hv"], Float[Array, "B N T"]]:
+    """Combine attention over parts of the keys into attention over all of them.
+
+    Args:
+        contexts: The context over each part, (B, N, T, Hv).
+        logsumexps: The logsumexp over each part, (B, N, T), as `attention_stages` gives it. A sink is in the
+            denominator once: give it to one of the parts.
+
+    Returns:
+        The context (B, N, T, Hv), in the dtype of the contexts, and the logsumexp (B, N, T) over all keys.
+
+    Raises:
+        ValueError: For a wrong number of arrays or a wrong shape.
+        TypeError: For a wrong type or dtype.
+    """
+    contexts, logsumexps = [as_array(x) for x in contexts], [as_array(x) for x in logsumexps]
+    checks.parts(contexts, logsumexps, Array)
+    parts, dtype = jnp.stack(logsumexps), logsumexps[0].dtype
+    peak = lax.stop_gradient(parts.max(axis=0))
+    peak = jnp.where(peak == -jnp.inf, 0, peak)
+    shares = jnp.exp(parts - peak[None])
+    total = shares.sum(axis=0)
+    sees = total > 0
+    total = jnp.where(sees, total, 1)
+    context = ((shares / total[None])[..., None] * jnp.stack(contexts).astype(dtype)).sum(axis=0)
+    return context.astype(contexts[0].dtype), jnp.where(sees, peak + jnp.log(total), -jnp.inf)
+
+
 def attention(
     query: Float[Array, "B N T H"],
     key: Float[Array, "B K S H"],
@@ -125,6 +159,8 @@ def attention(
     need_weights: bool,
 ) -> tuple[Float[Array, "B N T Hv"], Float[Array, "B N T S"] | None]:
     """`grouped_query_attention`, its settings in one object."""
+    query, key, value, mask, settings = jax.tree.map(as_array, (query, key, value, mask, settings))
+    check_sharding("query", query)
     if not need_weights:
         checks.attention(query, key, value, mask, Array, settings)
         return attend(query, key, value, mask, settings), None
@@ -140,10 +176,14 @@ def stages_of(
     settings: KernelSettings,
 ) -> dict[str, Array]:
     """`attention_stages`, its settings in one object."""
+    query, key, value, mask, settings = jax.tree.map(as_array, (query, key, value, mask, settings))
+    check_sharding("query", query)
     checks.attention(query, key, value, mask, Array, settings)
     visible, bias = masks.split(mask)
     visible = masks.visible_keys(query.shape[2], key.shape[2], visible, settings, settings.offset)
-    return plain_attention(query, key, value, visible, bias, settings, settings.dropout_multiplier)
+    stages = plain_attention(query, key, value, visible, bias, settings, settings.dropout_multiplier)
+    context = stages.pop("context")
+    return stages | {"logsumexp": logsumexp(stages["masked"], visible, settings.sinks), "context": context}
 
 
 # query, key, value, mask, settings -> context
@@ -172,7 +212,8 @@ def choose_path(
     finite_keys: the caller has made sure that no key or value is inf or NaN.
     """
     (B, N, T, _), (K, S) = query.shape, key.shape[1:3]
-    if 0 in (B, T, S):
+    symbolic = not all(isinstance(size, int) for size in (B, T, S))  # in jax.export: one program for every length
+    if symbolic or 0 in (B, T, S):
         return Path("plain", plain_context)
     rows = N // K * T
     visible_keys = min(size for size in (settings.window, settings.chunk, S) if size is not None)

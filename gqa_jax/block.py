@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -36,11 +37,14 @@ class Block(nnx.Module):
         self.feed_forward_post_norm = Norm(config, param_dtype) if after else None
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs if config.dropout > 0 else None)
 
-    def __call__(self, x: Float[Array, "B T D"], mask: Array | None, rope_length: int | None) -> Float[Array, "B T D"]:
+    def __call__(
+        self, x: Float[Array, "B T D"], mask: Array | None, positions: Array | None, rope_length: int | None
+    ) -> Float[Array, "B T D"]:
         def attend(normed: Array) -> Array:
-            return self.attention(normed, mask=mask, rope_length=rope_length, need_weights=False)[0]
+            rotation = {} if self.attention.config.rope is None else {"positions": positions}
+            return self.attention(normed, mask=mask, **rotation, rope_length=rope_length, need_weights=False)[0]
 
-        return self._residual(x, attend)
+        return self._residual(x, attend, deterministic=None)
 
     def extend(
         self, x: Float[Array, "B T D"], cache: KVCache, lengths: Integer[Array, "B"] | None
@@ -52,21 +56,23 @@ class Block(nnx.Module):
             output, new_cache = self.attention.extend(normed, cache, lengths=lengths)
             return output
 
-        return self._residual(x, attend), new_cache
+        return self._residual(x, attend, deterministic=True), new_cache
 
-    def _residual(self, x: Array, attend: Callable[[Array], Array]) -> Array:
+    def _residual(self, x: Array, attend: Callable[[Array], Array], *, deterministic: bool | None) -> Array:
+        """Attention and feed-forward. deterministic: as for `nnx.Dropout`, whose own mode is taken where None."""
+        added = partial(self._added, deterministic=deterministic)
         normed = _normed(self.attention_norm, x)
-        attended = self._added(_normed(self.attention_post_norm, attend(normed)))
+        attended = added(_normed(self.attention_post_norm, attend(normed)))
         if self.parallel is not None:
             read = normed if self.parallel == "shared_norm" else _normed(self.feed_forward_norm, x)
-            return x + attended + self._added(self.feed_forward(read))
+            return x + attended + added(self.feed_forward(read))
         x = x + attended
         fed = self.feed_forward(_normed(self.feed_forward_norm, x))
-        return x + self._added(_normed(self.feed_forward_post_norm, fed))
+        return x + added(_normed(self.feed_forward_post_norm, fed))
 
-    def _added(self, x: Array) -> Array:
+    def _added(self, x: Array, *, deterministic: bool | None) -> Array:
         """What a sublayer adds: its result times `residual_scale`, rounded once, with dropout."""
-        return self.dropout(scaled(x, self.residual_scale))
+        return self.dropout(scaled(x, self.residual_scale), deterministic=deterministic)
 
 
 class FeedForward(nnx.Module):

@@ -6,8 +6,8 @@ value is read once for all query heads of its group.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -24,11 +24,6 @@ from gqa_spec.settings import KernelSettings
 FEW_ROWS = 32
 BLOCK_ROWS = 1024  # rows of one block of scores: its queries times the heads of a group
 BLOCK_KEYS = 256  # such a block, 1 MiB in float32, stays in a core's cache from one product to the next
-
-# jit takes the settings whole: what changes the program is static, the rest is traced
-STATIC = ("causal", "window", "chunk")
-TRACED = tuple(field.name for field in fields(KernelSettings) if field.name not in STATIC)
-jax.tree_util.register_dataclass(KernelSettings, data_fields=TRACED, meta_fields=STATIC)
 
 
 def packed_attention(
@@ -181,9 +176,18 @@ def _block_attention(
     sink = lax.dynamic_slice_in_dim(settings.sinks, head.first, G)[:, None, None]
     peak = jnp.maximum(jnp.full((G, t, 1), np.finfo(dtype).min), lax.stop_gradient(sink))
     state = peak, jnp.exp(sink - peak), jnp.zeros((G, t, 1), bool), jnp.zeros((G, t, Hv), dtype)
+    state = _varying(state, head.query, head.key, head.value, head.mask, settings)
     body = partial(_scan_keys, block=block, head=head, settings=settings, sizes=sizes)
     (_, total, sees, context), _ = lax.scan(body, state, jnp.arange(0, S, sizes.keys))
     return (context / jnp.where(sees, total, 1)).astype(head.query.dtype)
+
+
+def _varying(state: State, *inputs: Any) -> State:
+    """The state, varying over each axis of a mesh over which an input varies: no loop in shard_map may change that."""
+    zero = reduce(jnp.logical_or, [jnp.zeros_like(x, shape=(), dtype=bool) for x in jax.tree.leaves(inputs)])
+    number = zero.astype(state[0].dtype)
+    peak, total, sees, context = state
+    return peak + number, total + number, sees | zero, context + number
 
 
 def _scan_keys(
@@ -193,7 +197,8 @@ def _scan_keys(
     j = jnp.minimum(start, len(head.key) - sizes.keys)  # the last block overlaps the one before it
     key_index = jnp.arange(sizes.keys) + j
     step = partial(_add_keys, j=j, block=block, head=head, settings=settings, sizes=sizes)
-    reached = (key_index >= jnp.maximum(block.first[:, None], start)) & (key_index <= block.last[:, None])
+    after_first = key_index[None] >= jnp.maximum(block.first[:, None], start)
+    reached = after_first & (key_index[None] <= block.last[:, None])
     steps: list[Any] = [lambda state: state, partial(step, reached=reached)]
     case = jnp.where((key_index[-1] < block.first[0]) | (start > block.last[-1]), 0, 1)
     if head.mask is None:  # most blocks of a causal pass hide nothing

@@ -14,10 +14,11 @@ from jax import Array
 from jaxtyping import Float, Integer
 
 from gqa_jax import cache as cache_
-from gqa_jax import rope
+from gqa_jax import decoding, rope
+from gqa_jax.arrays import as_array, check_sharding, known
 from gqa_jax.attention import attend, attention, stages_of
 from gqa_jax.cache import KVCache
-from gqa_jax.linear import linear, parameter, project
+from gqa_jax.linear import join_heads, linear, parameter, project, split_heads
 from gqa_jax.masks import Offset, query_positions
 from gqa_jax.norm import qk_norm
 from gqa_jax.precision import compute_dtype
@@ -42,7 +43,8 @@ class GroupedQueryAttention(nnx.Module):
         embed_dim: D, the width of query and output.
         num_heads: N, the number of query heads.
         num_kv_heads: K, the number of key/value heads, N by default; K divides N.
-        dropout: Probability with which an attention weight is dropped in training mode.
+        dropout: Probability with which an attention weight is dropped in training mode, never by `extend`. The
+            `rate` of the attribute of this name may be set.
         rngs: Draws the initial values (stream `params`) and dropout (stream `dropout`).
         dtype: Of inputs and outputs; param_dtype by default.
         param_dtype: Of the weights.
@@ -162,7 +164,7 @@ class GroupedQueryAttention(nnx.Module):
 
         Returns:
             q_proj, k_proj, v_proj, q_norm, k_norm, q_rope, k_rope (B, heads, length, head size), scores, capped,
-            masked, weights (B, N, T, S), context (B, N, T, Hv), output (B, T, D).
+            masked, weights (B, N, T, S), logsumexp (B, N, T), context (B, N, T, Hv), output (B, T, D).
 
         Raises:
             ValueError: For a wrong shape or setting (SPEC 14).
@@ -211,19 +213,21 @@ class GroupedQueryAttention(nnx.Module):
                 raise, its output is NaN from then on.
             TypeError: For a wrong type or dtype.
         """
+        x, lengths = as_array(x), as_array(lengths)
         count = self._count(x, cache, lengths)
         T = x.shape[1]
-        real = (jnp.arange(T) < count[:, None])[..., None]
-        positions = None if self.config.rope is None else cache.length[:, None] + jnp.arange(T)
+        token = jnp.arange(T)[None]
+        real = (token < count[:, None])[..., None]
+        positions = None if self.config.rope is None else cache.length[:, None] + token
         rotation = RotationSettings(positions=positions, key_positions=positions, rope_length=cache.rope_length)
         tokens = x if lengths is None else jnp.where(real, x, 0)
         q, k, v = _kernel_inputs(self._stages(tokens, None, None, None, rotation))
-        mask, offset, chunk = cache_.kernel_arguments(cache, self.config, T)
-        new_cache, keys, values = cache_.append(cache, k, v, count)
-        settings = replace(self._kernel_settings(q, keys, offset), chunk=chunk)
+        mask, offset, chunk = decoding.kernel_arguments(cache, self.config, T)
+        new_cache, keys, values = decoding.append(cache, k, v, count)
+        settings = replace(self._kernel_settings(q, keys, offset, training=False), chunk=chunk)
         context = attend(q, keys.astype(q.dtype), values.astype(q.dtype), mask, settings, finite_keys=True)
         output = jnp.where(real, self._output(context), 0)
-        return jnp.where(cache_.fits(cache, count)[:, None, None], output, jnp.nan), new_cache
+        return jnp.where(decoding.fits(cache, count)[:, None, None], output, jnp.nan), new_cache
 
     def load_weights(self, mapping: Mapping[str, Any]) -> Self:
         """Copy weights into place, all or none.
@@ -262,12 +266,16 @@ class GroupedQueryAttention(nnx.Module):
         """The stages before the kernel, heads split."""
         key = query if key is None else key
         value = key if value is None else value
-        config = self.config
+        query, key, value, mask = (as_array(x) for x in (query, key, value, mask))
+        rotation, config = jax.tree.map(as_array, rotation), self.config
+        check_sharding("query", query)
         checks.layer_call(config, str(self.dtype), query, key, value, mask, Array, rotation)
+        q, k, v = project(self.q_proj, query), project(self.k_proj, key), project(self.v_proj, value)
+        checks.projected_widths(config, q.shape[-1], k.shape[-1], v.shape[-1])
         stages = {
-            "q_proj": _split(project(self.q_proj, query), config.num_heads),
-            "k_proj": _split(project(self.k_proj, key), config.num_kv_heads),
-            "v_proj": _split(project(self.v_proj, value), config.num_kv_heads),
+            "q_proj": split_heads(q, config.head_dim),
+            "k_proj": split_heads(k, config.head_dim),
+            "v_proj": split_heads(v, config.v_head_dim),
         }
         if config.qk_norm is not None:
             for name, module in (("q", self.q_norm), ("k", self.k_norm)):
@@ -287,19 +295,11 @@ class GroupedQueryAttention(nnx.Module):
         checks.array("x", x, Array)
         checks.instance("cache", cache, KVCache)
         checks.extend(self.config, x.shape, cache.keys.shape, cache.values.shape, cache.rolling)
-        B, T = x.shape[:2]
-        if lengths is None:
-            count = jnp.full(B, T)
-        else:
-            checks.cache_lengths(lengths, Array, B)
-            if not isinstance(lengths, jax.core.Tracer):
-                checks.cache_lengths_in_chunk(lengths.tolist(), T)
-            count = jnp.clip(lengths.astype(int), 0, T)
-        if not (cache.rolling or any(isinstance(n, jax.core.Tracer) for n in (cache.length, count))):
-            checks.free_slots(cache.capacity, cache.length.tolist(), count.tolist())
+        count = decoding.real_tokens(x, lengths)
+        cache.check_free_slots(x.shape[1] if lengths is None else known(lengths))
         return count
 
-    def _kernel_settings(self, q: Array, k: Array, offset: Offset) -> KernelSettings:
+    def _kernel_settings(self, q: Array, k: Array, offset: Offset, *, training: bool = True) -> KernelSettings:
         config = self.config
         return KernelSettings(
             causal=config.causal,
@@ -309,24 +309,19 @@ class GroupedQueryAttention(nnx.Module):
             scale=config.scale,
             softcap=config.softcap,
             sinks=self.sinks[...] if config.sinks else None,
-            dropout_multiplier=self._dropout_multiplier((*q.shape[:3], k.shape[2])),
+            dropout_multiplier=self._dropout_multiplier((*q.shape[:3], k.shape[2])) if training else None,
         )
 
     def _dropout_multiplier(self, shape: tuple[int, ...]) -> Array | None:
-        if self.dropout.deterministic or self.config.dropout == 0:
+        if self.dropout.deterministic or self.dropout.rate == 0:
             return None
         return self.dropout(jnp.ones(shape, compute_dtype(self.dtype)))
 
     def _output(self, context: Float[Array, "B N T Hv"]) -> Float[Array, "B T D"]:
-        B, N, T, Hv = context.shape
-        return project(self.o_proj, context.swapaxes(1, 2).reshape(B, T, N * Hv))
+        return project(self.o_proj, join_heads(context))
 
 
 GroupQueryAttention = GroupedQueryAttention
-
-
-def _split(x: Float[Array, "B T W"], heads: int) -> Float[Array, "B heads T size"]:
-    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).swapaxes(1, 2)
 
 
 def _rotation(key: Any, positions: Any, key_positions: Any, offset: Any, rope_length: Any) -> RotationSettings:

@@ -1,4 +1,4 @@
-"""Linear maps of the last axis, as `nnx.Linear`, whose kernel is the transposed canonical weight."""
+"""Linear maps of the last axis, as `nnx.Linear`, whose kernel is the transposed canonical weight; splits into heads."""
 
 from __future__ import annotations
 
@@ -47,3 +47,13 @@ def _promote(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:
     inputs, kernel, bias = arrays
     bias = None if bias is None else bias.astype(compute_dtype(dtype))
     return inputs.astype(dtype), kernel.astype(dtype), bias
+
+
+def split_heads(x: Float[Array, "B T W"], size: int) -> Float[Array, "B heads T size"]:
+    """As many heads of this size as the width has: a part of a layer has fewer than its config."""
+    return x.reshape(*x.shape[:2], x.shape[2] // size, size).swapaxes(1, 2)
+
+
+def join_heads(x: Float[Array, "B heads T size"]) -> Float[Array, "B T W"]:
+    B, heads, T, size = x.shape
+    return x.swapaxes(1, 2).reshape(B, T, heads * size)

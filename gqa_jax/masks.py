@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Integer
 
+from gqa_jax.arrays import as_array
 from gqa_spec import checks
 from gqa_spec.settings import KernelSettings
 
@@ -21,12 +22,14 @@ Offset = int | np.integer[Any] | Integer[Array, "..."] | None
 
 def query_positions(T: int, S: int, offset: Offset = None) -> Integer[Array, "..."]:
     """The position of each query, i + offset: (T,), or (B, T) for per-row offsets (B,)."""
-    return jnp.asarray(S - T if offset is None else offset, dtype=int)[..., None] + jnp.arange(T)
+    start = jnp.asarray(S - T if offset is None else offset, dtype=int)
+    return start[..., None] + _last_axis(jnp.arange(T), start.ndim + 1)
 
 
 def relative_positions(T: int, S: int, offset: Offset = None) -> Integer[Array, "..."]:
     """The distance from key j to query i, i + offset - j: (T, S), or (B, 1, T, S) for per-row offsets (B,)."""
-    distance = query_positions(T, S, offset)[..., None] - jnp.arange(S)
+    position = query_positions(T, S, offset)
+    distance = position[..., None] - _last_axis(jnp.arange(S), position.ndim + 1)
     return distance[:, None] if distance.ndim == 3 else distance
 
 
@@ -45,10 +48,16 @@ def window(T: int, S: int, window: int, offset: Offset = None) -> Bool[Array, ".
 def chunk(T: int, S: int, chunk: int, offset: Offset = None) -> Bool[Array, "..."]:
     """Keys of the query's own chunk (Llama 4), floor division, so that negative positions have chunks too."""
     checks.integer("chunk", chunk, at_least=1)
-    key_position = jnp.arange(S)
-    query_position = relative_positions(T, S, offset) + key_position
+    distance = relative_positions(T, S, offset)
+    key_position = _last_axis(jnp.arange(S), distance.ndim)
+    query_position = distance + key_position
     size = _representable(chunk, key_position)
     return query_position // size == key_position // size
+
+
+def _last_axis(x: Integer[Array, "n"], axes: int) -> Array:
+    """x as the last of so many axes: `jax_numpy_rank_promotion` may forbid to leave the others out."""
+    return x.reshape((1,) * (axes - 1) + x.shape)
 
 
 def _representable(size: int, positions: Integer[Array, "..."]) -> int:
@@ -58,7 +67,7 @@ def _representable(size: int, positions: Integer[Array, "..."]) -> int:
 
 def padding(lengths: Integer[Array, "B"], S: int) -> Bool[Array, "B 1 1 S"]:
     """The first lengths[b] keys of row b."""
-    return (jnp.arange(S) < jnp.asarray(lengths, dtype=int)[:, None])[:, None, None, :]
+    return (jnp.arange(S)[None] < jnp.asarray(lengths, dtype=int)[:, None])[:, None, None, :]
 
 
 def segments(query_ids: Integer[Array, "B T"], key_ids: Integer[Array, "B S"]) -> Bool[Array, "B 1 T S"]:
@@ -79,18 +88,19 @@ def alibi(num_heads: int, T: int, S: int, offset: Offset = None) -> Float[Array,
     """-slope * |i + offset - j| in float32: (1, N, T, S), or (B, N, T, S) for per-row offsets."""
     slopes, distance = alibi_slopes(num_heads), jnp.abs(relative_positions(T, S, offset))
     distance = distance if distance.ndim == 4 else distance[None, None]
-    return (-slopes[:, None, None] * distance.astype(slopes.dtype)).astype(jnp.float32)
+    return (-slopes[None, :, None, None] * distance.astype(slopes.dtype)).astype(jnp.float32)
 
 
 def combine(*masks: Array) -> Array:
     """All masks at once: booleans AND, floats add (finite sums stay finite), False becomes -inf."""
-    combined = masks[0]
-    for mask in masks[1:]:
+    combined, *others = (as_array(mask) for mask in masks)
+    for mask in others:
         combined = _both(combined, mask)
     return combined
 
 
 def _both(a: Array, b: Array) -> Array:
+    a, b = (x[None, None] if x.ndim == 2 and other.ndim == 4 else x for x, other in ((a, b), (b, a)))
     if a.dtype == bool and b.dtype == bool:
         return a & b
     a, b = (_as_bias(x, like=y) for x, y in ((a, b), (b, a)))
@@ -106,7 +116,8 @@ def _as_bias(mask: Array, like: Array) -> Array:
 
 
 def split(mask: Array | None) -> tuple[Array | None, Array | None]:
-    """A user's mask as (visible, bias): a boolean has no bias; in a float -inf is invisible, all else is bias."""
+    """A user's mask as (visible, bias), of 4 axes: a boolean has no bias; in a float -inf is invisible, else bias."""
+    mask = mask[None, None] if mask is not None and mask.ndim == 2 else mask
     if mask is None or mask.dtype == bool:
         return mask, None
     visible = mask != -jnp.inf

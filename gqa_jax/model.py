@@ -14,9 +14,10 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float, Integer
 
-from gqa_jax import masks
+from gqa_jax import decoding, masks
+from gqa_jax.arrays import as_array, check_sharding, known
 from gqa_jax.block import Block, Norm, scaled
-from gqa_jax.cache import KVCache
+from gqa_jax.cache import KVCache, ModelCache
 from gqa_jax.layer import available
 from gqa_jax.linear import linear, parameter, project
 from gqa_jax.precision import compute_dtype, matmul_precision
@@ -97,6 +98,9 @@ class Transformer(nnx.Module):
         self,
         tokens: Integer[Array, "B T"] | Float[Array, "B T I"],
         *,
+        mask: Array | None = None,
+        positions: Integer[Array, "..."] | None = None,
+        segments: Integer[Array, "B T"] | None = None,
         lengths: Integer[Array, "B"] | None = None,
         rope_length: int | None = None,
         hidden_states: bool = False,
@@ -105,6 +109,11 @@ class Transformer(nnx.Module):
 
         Args:
             tokens: Integers (B, T), or vectors (B, T, I) of the model's dtype where the config has an input_dim.
+            mask: As for `GroupedQueryAttention`: (T, T), or 4 axes that broadcast to (B, N, T, T). For left padding,
+                `real[:, None, None, :]` where real (B, T) is False at the padding.
+            positions: By which RoPE rotates, (T,) or (B, T); 0 to T - 1 by default. With left padding, count from the
+                first real token.
+            segments: Which document each token is of, (B, T); tokens attend only to their own document.
             lengths: How many of each row are real (right-padded), (B,); T by default. The others are not attended to,
                 and what is returned for them means nothing.
             rope_length: As for `GroupedQueryAttention`.
@@ -119,15 +128,20 @@ class Transformer(nnx.Module):
                 gives NaN.
             TypeError: For a wrong type or dtype.
         """
+        tokens, mask, positions, segments, lengths = map(as_array, (tokens, mask, positions, segments, lengths))
         count = self._count(tokens, lengths)
-        mask = None if lengths is None else masks.padding(count, tokens.shape[1])
-        states = [self._embed(tokens)]
+        checks.model_call(self.config, tokens, mask, positions, segments, Array)
+        conditions = [] if mask is None else [mask]
+        conditions += [] if segments is None else [masks.segments(segments, segments)]
+        conditions += [] if lengths is None else [masks.padding(count, tokens.shape[1])]
+        mask = masks.combine(*conditions) if conditions else None
+        states = [self._embed(tokens, deterministic=None)]
         for block in self.blocks:
-            states.append(block(states[-1], mask, rope_length))
+            states.append(block(states[-1], mask, positions, rope_length))
         result = self._result(states[-1], count, last=False)
         return (result, tuple(states)) if hidden_states else result
 
-    def init_cache(self, batch_size: int, max_length: int, *, dtype: Any = None) -> Caches:
+    def init_cache(self, batch_size: int, max_length: int, *, dtype: Any = None) -> ModelCache:
         """Make an empty cache for `extend`: one for each layer, rolling where its window is shorter than max_length.
 
         Args:
@@ -139,7 +153,7 @@ class Transformer(nnx.Module):
             ValueError: For a model that is not causal.
             TypeError: For a wrong type or dtype.
         """
-        return tuple(
+        return ModelCache(
             block.attention.init_cache(batch_size, max_length, rolling=rolls, dtype=dtype)
             for block, rolls in zip(self.blocks, self.config.rolling(max_length), strict=True)
         )
@@ -151,7 +165,7 @@ class Transformer(nnx.Module):
         *,
         lengths: Integer[Array, "B"] | None = None,
         last: bool = False,
-    ) -> tuple[Array, Caches]:
+    ) -> tuple[Array, ModelCache]:
         """Append tokens to a cache and return what one whole pass would for them.
 
         Args:
@@ -169,17 +183,18 @@ class Transformer(nnx.Module):
                 raise, its output is NaN from then on.
             TypeError: For a wrong type or dtype.
         """
+        tokens, lengths = as_array(tokens), as_array(lengths)
         count = self._count(tokens, lengths)
         checks.model_cache(cache, self.config.num_layers, KVCache)
-        x, new_caches = self._embed(tokens), []
+        x, new_caches = self._embed(tokens, deterministic=True), []
         for block, held in zip(self.blocks, cache, strict=True):
             x, new_cache = block.extend(x, held, lengths)
             new_caches.append(new_cache)
-        return self._result(x, count, last), tuple(new_caches)
+        return self._result(x, count, last), ModelCache(new_caches)
 
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Sequence[int]] | Any,
         max_new_tokens: int,
         *,
         temperature: float = 0.0,
@@ -187,14 +202,16 @@ class Transformer(nnx.Module):
         top_p: float | None = None,
         stop_tokens: Collection[int] = (),
         uniforms: Any = None,
+        seed: int | None = None,
+        cache: Caches | None = None,
         callback: Callback | None = None,
-    ) -> list[list[int]]:
+    ) -> Any:
         """Continue each prompt as if it were alone (SPEC 19).
 
         Compiled once for each bucket of prompt lengths and once for all later steps.
 
         Args:
-            prompts: Lists of token ids, of any lengths.
+            prompts: Lists of token ids, of any lengths, or an array (B, T).
             max_new_tokens: How many tokens each row gets at most.
             temperature: 0 takes the likeliest token; above 0 one is sampled from softmax(logits / temperature).
             top_k: Sample from the k likeliest tokens only.
@@ -202,26 +219,46 @@ class Transformer(nnx.Module):
             stop_tokens: A row ends with the first of these, which is returned too.
             uniforms: Numbers in [0, 1) that choose the tokens, (B, max_new_tokens), the same in all backends; drawn by
                 default.
+            seed: Of the numbers that are drawn.
+            cache: What comes before the prompts: earlier turns, or a prefix that all rows share (`repeat`). It needs
+                free slots for prompts and new tokens. It stays as it is.
             callback: Called with the tokens of each step, None for a row that has ended.
 
         Returns:
-            The new tokens of each row.
+            The new tokens of each row. With cache a pair: these, and the new cache, which holds every one of them.
 
         Raises:
             ValueError: For bad prompts or settings.
             TypeError: For a wrong type.
         """
-        request = Request.of(self.config, prompts, max_new_tokens, temperature, top_k, top_p, stop_tokens, uniforms)
-        cache = self.init_cache(request.batch_size, request.cache_length)
+        held_tokens = None if cache is None else self._lengths_of(cache)
+        request = Request.of(
+            self.config,
+            prompts,
+            max_new_tokens,
+            temperature,
+            top_k,
+            top_p,
+            stop_tokens,
+            uniforms,
+            seed=seed,
+            held=held_tokens,
+        )
+        if cache is None:
+            held = self.init_cache(request.batch_size, request.cache_length)
+        else:
+            self._check_free_slots(cache, request.most_tokens)
+            held = ModelCache(cache).clone()  # each step is given the storage of the cache before
         graph, state = nnx.split(self)
         structure = _Structure(graph)
 
         def step(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-            nonlocal cache
-            logits, cache = compiled_step(structure, state, jnp.asarray(tokens), cache, jnp.asarray(lengths))
+            nonlocal held
+            logits, held = compiled_step(structure, state, jnp.asarray(tokens), held, jnp.asarray(lengths))
             return np.asarray(logits.astype(compute_dtype(logits.dtype)))
 
-        return request.run(step, callback, bucketed=True)
+        new_tokens = request.run(step, callback, bucketed=True, complete=cache is not None)
+        return new_tokens if cache is None else (new_tokens, held)
 
     def load_weights(self, mapping: Mapping[str, Any]) -> Self:
         """Copy weights into place, all or none.
@@ -258,22 +295,29 @@ class Transformer(nnx.Module):
 
     def _count(self, tokens: Array, lengths: Array | None) -> Integer[Array, "B"]:
         """How many of each row's tokens are real, after every check that needs no traced value."""
+        check_sharding("tokens", tokens)
         checks.model_input(self.config, str(self.dtype), tokens, Array)
-        B, T = tokens.shape[:2]
-        if self.config.vocab_size is not None and B and not isinstance(tokens, jax.core.Tracer):
-            checks.token_ids(int(tokens.min()), int(tokens.max()), self.config.vocab_size)
-        if lengths is None:
-            return jnp.full(B, T)
-        checks.cache_lengths(lengths, Array, B)
-        if not isinstance(lengths, jax.core.Tracer):
-            checks.cache_lengths_in_chunk(lengths.tolist(), T)
-        return jnp.clip(lengths.astype(int), 0, T)
+        vocab_size, numbers = self.config.vocab_size, known(tokens)
+        if vocab_size is not None and numbers is not None and numbers.size:
+            checks.token_ids(int(numbers.min()), int(numbers.max()), vocab_size)
+        return decoding.real_tokens(tokens, lengths)
 
-    def _embed(self, tokens: Array) -> Float[Array, "B T D"]:
+    def _lengths_of(self, cache: Any) -> list[int] | None:
+        """How many tokens each row of a cache has, where that is known."""
+        checks.model_cache(cache, self.config.num_layers, KVCache)
+        length = known(cache[0].length)
+        return None if length is None else length.tolist()
+
+    def _check_free_slots(self, cache: Caches, counts: list[int]) -> None:
+        for held in cache:
+            held.check_free_slots(np.array(counts))
+
+    def _embed(self, tokens: Array, *, deterministic: bool | None) -> Float[Array, "B T D"]:
         if self.config.vocab_size is None:
-            return self.dropout(project(self.embed, tokens))
+            return self.dropout(project(self.embed, tokens), deterministic=deterministic)
         rows = self.embed.weight[...].at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
-        return self.dropout(rows.astype(self.dtype) * jnp.asarray(self.config.embedding_scale, self.dtype))
+        scaled = rows.astype(self.dtype) * jnp.asarray(self.config.embedding_scale, self.dtype)
+        return self.dropout(scaled, deterministic=deterministic)
 
     def _result(self, x: Float[Array, "B T D"], count: Integer[Array, "B"], last: bool) -> Array:
         """From the last block's states to logits, or to the last position's hidden state."""

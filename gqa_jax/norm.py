@@ -14,7 +14,7 @@ def rms_norm(
 ) -> Float[Array, "*axes W"]:
     """x / rms(x) * w, or * (1 + w) as Gemma stores it; in float32 for 16-bit inputs, rounded once at the end."""
     dtype = compute_dtype(x.dtype)
-    wide, scale = x.astype(dtype), weight.astype(dtype)
+    wide, scale = x.astype(dtype), _with_axes_of(x, weight).astype(dtype)
     normed = wide / jnp.sqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + jnp.asarray(eps, dtype))
     return (normed * (scale + 1 if plus_one else scale)).astype(x.dtype)
 
@@ -32,8 +32,14 @@ def layer_norm(
     wide = x.astype(dtype)
     centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
     normed = centred / jnp.sqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + jnp.asarray(eps, dtype))
-    scaled = normed * (weight.astype(dtype) + 1 if plus_one else weight.astype(dtype))
-    return (scaled if bias is None else scaled + bias.astype(dtype)).astype(x.dtype)
+    scale = _with_axes_of(x, weight).astype(dtype)
+    scaled = normed * (scale + 1 if plus_one else scale)
+    return (scaled if bias is None else scaled + _with_axes_of(x, bias).astype(dtype)).astype(x.dtype)
+
+
+def _with_axes_of(x: Float[Array, "*axes W"], weight: Float[Array, "W"]) -> Array:
+    """weight with axes of size 1 in front: `jax_numpy_rank_promotion` may forbid to leave them out."""
+    return weight.reshape((1,) * (x.ndim - 1) + weight.shape)
 
 
 def qk_norm(x: Float[Array, "B N T H"], weight: Float[Array, "W"], kind: str, eps: float) -> Float[Array, "B N T H"]:

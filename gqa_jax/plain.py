@@ -61,21 +61,35 @@ def plain_attention(
 def softmax(
     masked: Float[Array, "B N T S"], visible: Bool[Array, "b n T S"] | None, sinks: Float[Array, "N"] | None
 ) -> Float[Array, "B N T S"]:
-    """Softmax over the visible keys, the sink in the denominator alone; a row that sees no key is 0 (SPEC 5, 8).
+    """Softmax over the visible keys, the sink in the denominator alone; a row that sees no key is 0 (SPEC 5, 8)."""
+    exponentials, total, _, _ = _exponentials(masked, visible, sinks)
+    return exponentials / total
 
-    In a row that sees no key the sink's exponent and the sum are replaced: else the sink's gradient is 0 * inf.
+
+def logsumexp(
+    masked: Float[Array, "B N T S"], visible: Bool[Array, "b n T S"] | None, sinks: Float[Array, "N"] | None
+) -> Float[Array, "B N T"]:
+    """The logarithm of the softmax's denominator, the sink included; -inf for a row that sees no key (SPEC 8)."""
+    _, total, peak, sees = _exponentials(masked, visible, sinks)
+    return jnp.where(sees, peak + jnp.log(total), -jnp.inf)[..., 0]
+
+
+def _exponentials(masked: Array, visible: Array | None, sinks: Array | None) -> tuple[Array, Array, Array, Any]:
+    """exp(masked - peak), their sum with the sink, the peak, and which rows see a key.
+
+    In a row that sees none, the sink's exponent and the sum are replaced: else the sink's gradient is 0 * inf.
     """
     peak = lax.stop_gradient(masked).max(axis=-1, keepdims=True, initial=-jnp.inf)
     sees: Any = masked.shape[-1] > 0 if visible is None else visible.any(axis=-1, keepdims=True)
     if sinks is not None:
-        sink = sinks.astype(masked.dtype)[:, None, None]
+        sink = sinks.astype(masked.dtype)[None, :, None, None]
         peak = jnp.maximum(peak, lax.stop_gradient(sink))
     peak = jnp.where(sees, peak, 0)
-    weights = jnp.exp(masked - peak)
-    total = weights.sum(axis=-1, keepdims=True)
+    exponentials = jnp.exp(masked - peak)
+    total = exponentials.sum(axis=-1, keepdims=True)
     if sinks is not None:
         total = total + jnp.exp(jnp.where(sees, sink - peak, 0))
-    return weights / jnp.where(sees, total, 1)
+    return exponentials, jnp.where(sees, total, 1), peak, sees
 
 
 def zero_hidden(

@@ -29,10 +29,10 @@ def rotate(
 def cos_sin(
     positions: Integer[Array, "..."], rope: RopeConfig, rotary_dim: int, rope_length: int, dtype: jnp.dtype[Any]
 ) -> tuple[Array, Array]:
-    """cos and sin of every angle, times the attention factor: (T, pairs), or (B, 1, T, pairs) for positions (B, T)."""
+    """cos and sin of every angle, times the attention factor: (1, 1, T, pairs), or (B, 1, T, pairs)."""
     frequencies = inv_freq(rope, rotary_dim, rope_length).astype(dtype)
-    angles = positions.astype(dtype)[..., None] * frequencies
-    angles = angles if angles.ndim == 2 else angles[:, None]
+    angles = positions.astype(dtype)[..., None] * frequencies.reshape((1,) * positions.ndim + frequencies.shape)
+    angles = angles[None, None] if angles.ndim == 2 else angles[:, None]
     factor = jnp.asarray(attention_factor(rope), dtype)
     return jnp.cos(angles) * factor, jnp.sin(angles) * factor
 

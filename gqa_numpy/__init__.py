@@ -1,7 +1,7 @@
 """Grouped-query attention in NumPy: the oracle that the other backends are held against."""
 
 from gqa_numpy import masks
-from gqa_numpy.attention import attention_stages, grouped_query_attention
+from gqa_numpy.attention import attention_stages, grouped_query_attention, merge
 from gqa_numpy.cache import KVCache
 from gqa_numpy.gradients import grouped_query_attention_vjp
 from gqa_numpy.layer import GroupedQueryAttention, GroupQueryAttention
@@ -16,4 +16,5 @@ __all__ = [
     "grouped_query_attention",
     "grouped_query_attention_vjp",
     "masks",
+    "merge",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from gqa_numpy import fast, masks
 from gqa_numpy.fast import blocked_attention
-from gqa_numpy.plain import plain_attention
+from gqa_numpy.plain import logsumexp, plain_attention
 from gqa_spec import checks
 from gqa_spec.settings import KernelSettings
 
@@ -94,8 +94,9 @@ def attention_stages(
             `grouped_query_attention`.
 
     Returns:
-        scores, capped (with a softcap), masked (-inf where invisible) and weights, all (B, N, T, S) in the compute
-        dtype, then context (B, N, T, Hv) in the query's dtype.
+        scores, capped (with a softcap), masked (-inf where invisible) and weights, all (B, N, T, S), and logsumexp
+        (B, N, T), the logarithm of the softmax's denominator, in the compute dtype; context (B, N, T, Hv) in the
+        query's dtype.
 
     Raises:
         ValueError: For a wrong shape or setting (SPEC 14).
@@ -112,6 +113,35 @@ def attention_stages(
         dropout_multiplier=dropout_multiplier,
     )
     return stages_of(query, key, value, mask, settings)
+
+
+def merge(
+    contexts: Sequence[Float[Array, "B N T Hv"]], logsumexps: Sequence[Float[Array, "B N T"]]
+) -> tuple[Float[Array, "B N T Hv"], Float[Array, "B N T"]]:
+    """Combine attention over parts of the keys into attention over all of them.
+
+    Args:
+        contexts: The context over each part, (B, N, T, Hv).
+        logsumexps: The logsumexp over each part, (B, N, T), as `attention_stages` gives it. A sink is in the
+            denominator once: give it to one of the parts.
+
+    Returns:
+        The context (B, N, T, Hv), in the dtype of the contexts, and the logsumexp (B, N, T) over all keys.
+
+    Raises:
+        ValueError: For a wrong number of arrays or a wrong shape.
+        TypeError: For a wrong type or dtype.
+    """
+    checks.parts(contexts, logsumexps, Array)
+    parts, dtype = np.stack(logsumexps), logsumexps[0].dtype
+    peak = parts.max(axis=0)
+    peak = np.where(peak == -np.inf, dtype.type(0), peak)
+    shares = np.exp(parts - peak)
+    total = shares.sum(axis=0)
+    sees = total > 0
+    total = np.where(sees, total, dtype.type(1))
+    context = sum((share / total)[..., None] * x.astype(dtype) for share, x in zip(shares, contexts, strict=True))
+    return context.astype(contexts[0].dtype), np.where(sees, peak + np.log(total), dtype.type(-np.inf))
 
 
 def attention(
@@ -142,7 +172,9 @@ def stages_of(
     checks.attention(query, key, value, mask, Array, settings)
     visible, bias = masks.split(mask)
     visible = masks.visible_keys(query.shape[2], key.shape[2], visible, settings, settings.offset)
-    return plain_attention(query, key, value, visible, bias, settings, settings.dropout_multiplier)
+    stages = plain_attention(query, key, value, visible, bias, settings, settings.dropout_multiplier)
+    context = stages.pop("context")
+    return stages | {"logsumexp": logsumexp(stages["masked"], visible, settings.sinks), "context": context}
 
 
 # query, key, value, mask, settings, queries in a block -> context

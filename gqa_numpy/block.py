@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ class Block:
     """
 
     def __init__(self, config: ModelConfig, number: int, rng: np.random.Generator, dtype: Any) -> None:
-        self.config, self.rng, self.training = config, rng, True
+        self.config, self.rng, self.training, self.dropout = config, rng, True, config.dropout
         self.attention = GroupedQueryAttention.from_config(config.attention[number], rng=rng, dtype=dtype)
         prefix = f"blocks.{number}."
         names = {name.removeprefix(prefix): shape for name, shape in model_weight_shapes(config).items()}
@@ -37,11 +38,14 @@ class Block:
             if name.startswith(("attention_", "feed_forward"))
         }
 
-    def __call__(self, x: Float[Array, "B T D"], mask: Array | None, rope_length: int | None) -> Float[Array, "B T D"]:
+    def __call__(
+        self, x: Float[Array, "B T D"], mask: Array | None, positions: Array | None, rope_length: int | None
+    ) -> Float[Array, "B T D"]:
         def attend(normed: Array) -> Array:
-            return self.attention(normed, mask=mask, rope_length=rope_length, need_weights=False)[0]
+            rotation = {} if self.attention.config.rope is None else {"positions": positions}
+            return self.attention(normed, mask=mask, **rotation, rope_length=rope_length, need_weights=False)[0]
 
-        return self._residual(x, attend)
+        return self._residual(x, attend, training=self.training)
 
     def extend(
         self, x: Float[Array, "B T D"], cache: KVCache, lengths: Integer[Array, "B"] | None
@@ -53,21 +57,23 @@ class Block:
             output, new_cache = self.attention.extend(normed, cache, lengths=lengths)
             return output
 
-        return self._residual(x, attend), new_cache
+        return self._residual(x, attend, training=False), new_cache
 
-    def _residual(self, x: Array, attend: Callable[[Array], Array]) -> Array:
+    def _residual(self, x: Array, attend: Callable[[Array], Array], *, training: bool) -> Array:
+        added = partial(self._added, training=training)
         normed = self._norm("attention_norm", x)
-        attended = self._added(self._norm("attention_post_norm", attend(normed)))
+        attended = added(self._norm("attention_post_norm", attend(normed)))
         if self.config.parallel is not None:
             read = normed if self.config.parallel == "shared_norm" else self._norm("feed_forward_norm", x)
-            return x + attended + self._added(self._feed_forward(read))
+            return x + attended + added(self._feed_forward(read))
         x = x + attended
         fed = self._feed_forward(self._norm("feed_forward_norm", x))
-        return x + self._added(self._norm("feed_forward_post_norm", fed))
+        return x + added(self._norm("feed_forward_post_norm", fed))
 
-    def _added(self, x: Array) -> Array:
+    def _added(self, x: Array, *, training: bool) -> Array:
         """What a sublayer adds: its result times `residual_scale`, rounded once, with dropout."""
-        return dropped(scaled(x, self.config.residual_scale), self)
+        x = scaled(x, self.config.residual_scale)
+        return dropped(x, self.dropout, self.rng) if training else x
 
     def _norm(self, name: str, x: Array) -> Array:
         """The norm of this name; nothing where the model has none in this place."""
@@ -117,12 +123,9 @@ def activation(x: Array, kind: str) -> Array:
 _erf = np.vectorize(math.erf, otypes=[np.float64])  # NumPy has none
 
 
-def dropped(x: Array, owner: Any) -> Array:
-    """x with dropout, by the owner's config, mode and generator."""
-    p = owner.config.dropout
-    if not owner.training or p == 0:
-        return x
-    return x * ((owner.rng.random(x.shape) >= p) / (1 - p)).astype(x.dtype)
+def dropped(x: Array, p: float, rng: np.random.Generator) -> Array:
+    """x with dropout."""
+    return x if p == 0 else x * ((rng.random(x.shape) >= p) / (1 - p)).astype(x.dtype)
 
 
 def initial(name: str, shape: tuple[int, ...], config: ModelConfig, rng: np.random.Generator) -> Array:

@@ -5,15 +5,19 @@ Extending writes into the storage of a cache and returns a new KVCache on it; th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Integer
+from jaxtyping import Integer
 
 from gqa_spec import AttentionConfig, checks
 
 Array = np.ndarray
+
+
+Numbers = int | Sequence[int] | Integer[Array, "..."]
 
 
 @dataclass(eq=False)
@@ -21,8 +25,9 @@ class KVCache:
     """The keys and values of the tokens so far. Slots that hold no token are exactly 0.
 
     keys (B, K, C, H), values (B, K, C, Hv), length (B,): tokens seen so far. A rolling cache holds the last C = window
-    positions in order, the newest last; any other holds position j in slot j. rope_length fixes the frequencies that
-    depend on the length. consumed: extended already, and of no further use.
+    positions in order, the newest last, and written, the length that they were written for; any other holds position j
+    in slot j. rope_length fixes the frequencies that depend on the length. consumed: extended, truncated or reset
+    already, and of no further use.
     """
 
     keys: Array
@@ -30,20 +35,167 @@ class KVCache:
     length: Array
     rope_length: int
     rolling: bool
+    written: Array | None = None
     consumed: bool = False
 
     @property
     def capacity(self) -> int:
         return self.keys.shape[2]
 
+    def check_free_slots(self, counts: list[int]) -> None:
+        """Whether each row can be extended by so many tokens."""
+        checks.cache_not_consumed(self.consumed)
+        if self.written is not None:
+            checks.cache_length_unchanged(self.length.tolist(), self.written.tolist())
+        else:
+            checks.free_slots(self.capacity, self.length.tolist(), counts)
+
     def clone(self) -> KVCache:
         """A copy with storage of its own: extend both, to fork a prefix for instance.
 
         Raises:
-            ValueError: If this cache was extended already.
+            ValueError: If this cache is consumed.
+        """
+        return self.select(np.arange(len(self.length)))
+
+    def truncate(self, lengths: Numbers) -> KVCache:
+        """Roll back to the first tokens of each row, as if the others had never been appended.
+
+        Args:
+            lengths: How many tokens each row keeps, an integer or (B,).
+
+        Returns:
+            The new cache, on the storage of this one, which is consumed.
+
+        Raises:
+            ValueError: For a rolling cache, for a length that is negative or above the row's, and if this cache is
+                consumed.
+        """
+        keep = self.lengths_to_keep(lengths)
+        for b, (length, end) in enumerate(zip(keep, self.length, strict=True)):
+            self.keys[b, :, length:end] = self.values[b, :, length:end] = 0
+        self.consumed = True
+        return replace(self, length=keep, consumed=False)
+
+    def lengths_to_keep(self, lengths: Numbers) -> Integer[Array, "B"]:
+        """The argument of `truncate` once it is checked, as (B,)."""
+        checks.cache_not_consumed(self.consumed)
+        keep = _numbers("lengths", lengths)
+        keep = np.full_like(self.length, keep) if keep.ndim == 0 else keep
+        checks.shape("lengths", keep.shape, "B", {"B": len(self.length)})
+        checks.cache_truncate(self.rolling, keep.tolist(), self.length.tolist())
+        return keep
+
+    def select(self, rows: Numbers) -> KVCache:
+        """Copy some rows, in any order and as often as they are given: the survivors of a beam search, for instance.
+
+        Args:
+            rows: Their numbers, 0 to B - 1.
+
+        Returns:
+            A cache with storage of its own, of as many rows.
+
+        Raises:
+            ValueError: For a row that there is not, and if this cache is consumed.
         """
         checks.cache_not_consumed(self.consumed)
-        return replace(self, keys=self.keys.copy(), values=self.values.copy(), length=self.length.copy())
+        rows = self._rows(rows)
+        written = None if self.written is None else self.written[rows]
+        return replace(self, keys=self.keys[rows], values=self.values[rows], length=self.length[rows], written=written)
+
+    def repeat(self, n: int) -> KVCache:
+        """Copy each row n times, next to each other: one prefix for n continuations.
+
+        Returns:
+            A cache with storage of its own, of n * B rows.
+
+        Raises:
+            ValueError: For n < 1, and if this cache is consumed.
+        """
+        checks.integer("n", n, at_least=1)
+        return self.select(np.repeat(np.arange(len(self.length)), n))
+
+    def reset(self, rows: Numbers) -> KVCache:
+        """Empty some rows, for other sequences.
+
+        Args:
+            rows: Their numbers, 0 to B - 1.
+
+        Returns:
+            The new cache, on the storage of this one, which is consumed.
+
+        Raises:
+            ValueError: For a row that there is not, and if this cache is consumed.
+        """
+        checks.cache_not_consumed(self.consumed)
+        rows = self._rows(rows)
+        self.keys[rows] = self.values[rows] = 0
+        length, written = self.length.copy(), None if self.written is None else self.written.copy()
+        for each in (length, written):
+            if each is not None:
+                each[rows] = 0
+        self.consumed = True
+        return replace(self, length=length, written=written, consumed=False)
+
+    def grow(self, max_length: int) -> KVCache:
+        """Copy into a cache with slots for max_length tokens in each row. A rolling cache has slots already.
+
+        rope_length stays, since the keys were rotated with it.
+
+        Returns:
+            A cache with storage of its own.
+
+        Raises:
+            ValueError: For fewer slots than there are, and if this cache is consumed.
+        """
+        checks.cache_not_consumed(self.consumed)
+        if self.rolling:
+            return self.clone()
+        checks.cache_grow(max_length, self.capacity)
+        added = ((0, 0), (0, 0), (0, max_length - self.capacity), (0, 0))
+        return replace(
+            self, keys=np.pad(self.keys, added), values=np.pad(self.values, added), length=self.length.copy()
+        )
+
+    def _rows(self, rows: Numbers) -> Integer[Array, "b"]:
+        chosen = _numbers("rows", rows)
+        checks.shape("rows", chosen.shape, "b", {})
+        checks.cache_rows(chosen.tolist(), len(self.length))
+        return chosen
+
+
+class ModelCache(tuple[KVCache, ...]):
+    """The caches of a model's layers, a tuple, with the operations of one for all of them."""
+
+    __slots__ = ()
+
+    def clone(self) -> ModelCache:
+        """`KVCache.clone` of each."""
+        return ModelCache(cache.clone() for cache in self)
+
+    def truncate(self, lengths: Numbers) -> ModelCache:
+        """`KVCache.truncate` of each, or of none where one refuses."""
+        for cache in self:
+            cache.lengths_to_keep(lengths)
+        return ModelCache(cache.truncate(lengths) for cache in self)
+
+    def select(self, rows: Numbers) -> ModelCache:
+        """`KVCache.select` of each."""
+        return ModelCache(cache.select(rows) for cache in self)
+
+    def repeat(self, n: int) -> ModelCache:
+        """`KVCache.repeat` of each."""
+        return ModelCache(cache.repeat(n) for cache in self)
+
+    def reset(self, rows: Numbers) -> ModelCache:
+        """`KVCache.reset` of each, or of none where one refuses."""
+        for cache in self:
+            checks.cache_not_consumed(cache.consumed)
+        return ModelCache(cache.reset(rows) for cache in self)
+
+    def grow(self, max_length: int) -> ModelCache:
+        """`KVCache.grow` of each."""
+        return ModelCache(cache.grow(max_length) for cache in self)
 
 
 def empty(config: AttentionConfig, batch_size: int, max_length: int, rolling: bool, dtype: Any) -> KVCache:
@@ -55,37 +207,13 @@ def empty(config: AttentionConfig, batch_size: int, max_length: int, rolling: bo
         length=np.zeros(batch_size, np.int64),
         rope_length=max_length,
         rolling=rolling,
+        written=np.zeros(batch_size, np.int64) if rolling else None,
     )
 
 
-def append(
-    cache: KVCache, key: Float[Array, "B K T H"], value: Float[Array, "B K T Hv"], count: Integer[Array, "B"]
-) -> tuple[KVCache, Array, Array]:
-    """The cache with the first count[b] tokens of each row, and the keys and values that the new tokens attend to."""
-    key, value = key.astype(cache.keys.dtype), value.astype(cache.values.dtype)
-    cache.consumed = True
-    new_cache = replace(cache, length=cache.length + count, consumed=False)
-    if cache.rolling:
-        keys, values = np.concatenate([cache.keys, key], axis=2), np.concatenate([cache.values, value], axis=2)
-        for b, new in enumerate(count):
-            cache.keys[b], cache.values[b] = (x[b, :, new : new + cache.capacity] for x in (keys, values))
-        return new_cache, keys, values
-    for b, (start, new) in enumerate(zip(cache.length, count, strict=True)):
-        cache.keys[b, :, start : start + new] = key[b, :, :new]
-        cache.values[b, :, start : start + new] = value[b, :, :new]
-    end = new_cache.length.max(initial=0)
-    return new_cache, cache.keys[:, :, :end], cache.values[:, :, :end]
-
-
-def kernel_arguments(
-    cache: KVCache, config: AttentionConfig, T: int
-) -> tuple[Bool[Array, "B 1 T S"] | None, Any, int | None]:
-    """The kernel's mask, offset and chunk for T new tokens and the keys that `append` returns."""
-    if not cache.rolling:
-        return None, cache.length, config.chunk
-    query_position = cache.length[:, None, None, None] + np.arange(T)[:, None]
-    key_position = (cache.length - cache.capacity)[:, None, None, None] + np.arange(cache.capacity + T)
-    visible = key_position >= 0
-    if config.chunk is not None:  # chunks count absolute positions, not slots
-        visible = visible & (query_position // config.chunk == key_position // config.chunk)
-    return visible, cache.capacity, None
+def _numbers(name: str, value: Numbers) -> Integer[Array, "..."]:
+    """Integers, from one, a sequence or an array."""
+    numbers = np.asarray(value)
+    if numbers.size and not checks.is_integer_dtype(numbers):
+        raise TypeError(f"{name}: expected an integer dtype, got {checks.dtype_name(numbers)}")
+    return numbers.astype(np.int64)

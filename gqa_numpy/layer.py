@@ -10,13 +10,14 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from gqa_numpy import cache as cache_
-from gqa_numpy import rope
+from gqa_numpy import decoding, rope
 from gqa_numpy.attention import attend, attention, stages_of
 from gqa_numpy.cache import KVCache
 from gqa_numpy.gradients import Gradients, attention_vjp
-from gqa_numpy.linear import linear
+from gqa_numpy.layer_gradients import LayerGradients
+from gqa_numpy.linear import join_heads, linear, split_heads
 from gqa_numpy.masks import Offset, query_positions
-from gqa_numpy.norm import qk_norm, qk_norm_vjp
+from gqa_numpy.norm import qk_norm
 from gqa_spec import AttentionConfig, checks
 from gqa_spec.config import CONFIG_FIELDS, DERIVED, symbolic_shapes, weight_shapes
 from gqa_spec.settings import KernelSettings, RotationSettings
@@ -40,7 +41,8 @@ class GroupedQueryAttention:
         embed_dim: D, the width of query and output.
         num_heads: N, the number of query heads.
         num_kv_heads: K, the number of key/value heads, N by default; K divides N.
-        dropout: Probability with which an attention weight is dropped in training mode.
+        dropout: Probability with which an attention weight is dropped in training mode, never by `extend`. The
+            attribute of this name may be set.
         rng: Draws the initial values and dropout; `numpy.random.default_rng()` by default.
         dtype: Of weights, inputs and outputs.
         **settings: Every further field of `AttentionConfig`.
@@ -66,7 +68,7 @@ class GroupedQueryAttention:
         )
         self.rng = np.random.default_rng() if rng is None else rng
         self.dtype = np.dtype(dtype)
-        self.training = True
+        self.training, self.dropout = True, dropout
         self.parameters = {
             name: _initial(name, shape, self.config, self.rng).astype(self.dtype)
             for name, shape in weight_shapes(self.config).items()
@@ -133,7 +135,9 @@ class GroupedQueryAttention:
         rotation = _rotation(key, positions, key_positions, offset, rope_length)
         stages = self._stages(query, key, value, mask, rotation)
         q, k, v = _kernel_inputs(stages)
-        context, weights = attention(q, k, v, mask, self._kernel_settings(q, k, offset), need_weights=need_weights)
+        context, weights = attention(
+            q, k, v, mask, self._kernel_settings(q, k, offset, training=self.training), need_weights=need_weights
+        )
         return self._output(context), weights
 
     def trace(
@@ -155,7 +159,7 @@ class GroupedQueryAttention:
 
         Returns:
             q_proj, k_proj, v_proj, q_norm, k_norm, q_rope, k_rope (B, heads, length, head size), scores, capped,
-            masked, weights (B, N, T, S), context (B, N, T, Hv), output (B, T, D).
+            masked, weights (B, N, T, S), logsumexp (B, N, T), context (B, N, T, Hv), output (B, T, D).
 
         Raises:
             ValueError: For a wrong shape or setting (SPEC 14).
@@ -164,7 +168,7 @@ class GroupedQueryAttention:
         rotation = _rotation(key, positions, key_positions, offset, rope_length)
         stages = self._stages(query, key, value, mask, rotation)
         q, k, v = _kernel_inputs(stages)
-        stages |= stages_of(q, k, v, mask, self._kernel_settings(q, k, offset))
+        stages |= stages_of(q, k, v, mask, self._kernel_settings(q, k, offset, training=self.training))
         return stages | {"output": self._output(stages["context"])}
 
     def init_cache(self, batch_size: int, max_length: int, *, rolling: bool = False, dtype: Any = None) -> KVCache:
@@ -210,9 +214,9 @@ class GroupedQueryAttention:
         rotation = RotationSettings(positions=positions, key_positions=positions, rope_length=cache.rope_length)
         tokens = x if lengths is None else np.where(real, x, self.dtype.type(0))
         q, k, v = _kernel_inputs(self._stages(tokens, None, None, None, rotation))
-        mask, offset, chunk = cache_.kernel_arguments(cache, self.config, T)
-        new_cache, keys, values = cache_.append(cache, k, v, count)
-        settings = replace(self._kernel_settings(q, keys, offset), chunk=chunk)
+        mask, offset, chunk = decoding.kernel_arguments(cache, self.config, T)
+        new_cache, keys, values = decoding.append(cache, k, v, count)
+        settings = replace(self._kernel_settings(q, keys, offset, training=False), chunk=chunk)
         context = attend(q, keys.astype(q.dtype, copy=False), values.astype(q.dtype, copy=False), mask, settings)
         return np.where(real, self._output(context), self.dtype.type(0)), new_cache
 
@@ -245,23 +249,19 @@ class GroupedQueryAttention:
         rotation = _rotation(key, positions, key_positions, offset, rope_length)
         stages = self._stages(query, key, value, mask, rotation)
         q, k, v = _kernel_inputs(stages)
-        context, kernel_vjp = attention_vjp(q, k, v, mask, self._kernel_settings(q, k, offset))
+        context, kernel_vjp = attention_vjp(q, k, v, mask, self._kernel_settings(q, k, offset, training=self.training))
         key = query if key is None else key
-        inputs = {"query": query, "key": key, "value": key if value is None else value}
-
-        def vjp(d_output: Float[Array, "B T D"]) -> Gradients:
-            d_joined, gradients = self._projection_vjp("o_proj", _joined_heads(context), d_output)
-            d_heads = kernel_vjp(_split(d_joined, self.config.num_heads))
-            gradients |= {name: d_heads[name] for name in ("mask", "sinks") if name in d_heads}
-            T, S = query.shape[1], key.shape[1]
-            length = S if rope_length is None else rope_length
-            positions_of = dict(zip(("query", "key"), _positions(T, S, rotation), strict=True))
-            for name, x in inputs.items():
-                d_x, weights = self._heads_vjp(name, x, stages, d_heads[name], positions_of.get(name), length)
-                gradients |= weights | {name: d_x}
-            return gradients
-
-        return self._output(context), vjp
+        backward = LayerGradients(
+            config=self.config,
+            parameters=self.parameters,
+            inputs={"query": query, "key": key, "value": key if value is None else value},
+            stages=stages,
+            context=context,
+            kernel_vjp=kernel_vjp,
+            positions=dict(zip(("query", "key"), _positions(query.shape[1], key.shape[1], rotation), strict=True)),
+            rope_length=key.shape[1] if rope_length is None else rope_length,
+        )
+        return self._output(context), backward.of
 
     def load_weights(self, mapping: Mapping[str, Any]) -> Self:
         """Copy weights into place, all or none.
@@ -295,10 +295,12 @@ class GroupedQueryAttention:
         value = key if value is None else value
         config = self.config
         checks.layer_call(config, str(self.dtype), query, key, value, mask, Array, rotation)
+        q, k, v = self._project("q_proj", query), self._project("k_proj", key), self._project("v_proj", value)
+        checks.projected_widths(config, q.shape[-1], k.shape[-1], v.shape[-1])
         stages = {
-            "q_proj": _split(self._project("q_proj", query), config.num_heads),
-            "k_proj": _split(self._project("k_proj", key), config.num_kv_heads),
-            "v_proj": _split(self._project("v_proj", value), config.num_kv_heads),
+            "q_proj": split_heads(q, config.head_dim),
+            "k_proj": split_heads(k, config.head_dim),
+            "v_proj": split_heads(v, config.v_head_dim),
         }
         if config.qk_norm is not None:
             for name in ("q", "k"):
@@ -324,11 +326,10 @@ class GroupedQueryAttention:
             checks.cache_lengths(lengths, Array, B)
             checks.cache_lengths_in_chunk(lengths.tolist(), T)
         count = np.full(B, T) if lengths is None else lengths
-        if not cache.rolling:
-            checks.free_slots(cache.capacity, cache.length.tolist(), count.tolist())
+        cache.check_free_slots(count.tolist())
         return count
 
-    def _kernel_settings(self, q: Array, k: Array, offset: Offset) -> KernelSettings:
+    def _kernel_settings(self, q: Array, k: Array, offset: Offset, *, training: bool) -> KernelSettings:
         config = self.config
         return KernelSettings(
             causal=config.causal,
@@ -338,51 +339,23 @@ class GroupedQueryAttention:
             scale=config.scale,
             softcap=config.softcap,
             sinks=self.parameters.get("sinks"),
-            dropout_multiplier=self._dropout_multiplier((*q.shape[:3], k.shape[2])),
+            dropout_multiplier=self._dropout_multiplier((*q.shape[:3], k.shape[2])) if training else None,
         )
 
     def _dropout_multiplier(self, shape: tuple[int, ...]) -> Array | None:
-        p = self.config.dropout
-        if not self.training or p == 0:
+        p = self.dropout
+        if p == 0:
             return None
         return ((self.rng.random(shape) >= p) / (1 - p)).astype(self.dtype)
 
     def _project(self, name: str, x: Array) -> Array:
         return linear(x, self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias"))
 
-    def _heads_vjp(
-        self, name: str, x: Array, stages: dict[str, Array], d_heads: Array, positions: Array | None, length: int
-    ) -> tuple[Array, Gradients]:
-        """From the gradient of query, key or value heads to that of its input x, and of the weights between."""
-        config, gradients, letter = self.config, {}, name[0]
-        if f"{letter}_rope" in stages and config.rope is not None and positions is not None:
-            d_heads = rope.rotate_vjp(d_heads, positions, config.rope, length)
-        if f"{letter}_norm" in stages and config.qk_norm is not None:
-            weight, projected = f"{letter}_norm.weight", stages[f"{letter}_proj"]
-            d_heads, gradients[weight] = qk_norm_vjp(
-                projected, self.parameters[weight], config.qk_norm, config.qk_norm_eps, d_heads
-            )
-        d_x, weights = self._projection_vjp(f"{letter}_proj", x, _joined_heads(d_heads))
-        return d_x, gradients | weights
-
-    def _projection_vjp(self, name: str, x: Array, d_y: Array) -> tuple[Array, Gradients]:
-        """The gradient of a projection's input, and those of its weight and bias."""
-        tokens, d_tokens = x.reshape(-1, x.shape[-1]), d_y.reshape(-1, d_y.shape[-1])
-        with np.errstate(over="ignore", invalid="ignore"):  # of a poisoned token
-            gradients = {f"{name}.weight": d_tokens.T @ tokens}
-        if f"{name}.bias" in self.parameters:
-            gradients[f"{name}.bias"] = d_tokens.sum(axis=0)
-        return d_y @ self.parameters[f"{name}.weight"], gradients
-
     def _output(self, context: Float[Array, "B N T Hv"]) -> Float[Array, "B T D"]:
-        return self._project("o_proj", _joined_heads(context))
+        return self._project("o_proj", join_heads(context))
 
 
 GroupQueryAttention = GroupedQueryAttention
-
-
-def _split(x: Float[Array, "B T W"], heads: int) -> Float[Array, "B heads T size"]:
-    return x.reshape(*x.shape[:2], heads, x.shape[2] // heads).swapaxes(1, 2)
 
 
 def _rotation(key: Any, positions: Any, key_positions: Any, offset: Any, rope_length: Any) -> RotationSettings:
@@ -403,11 +376,6 @@ def _positions(T: int, S: int, rotation: RotationSettings) -> tuple[Array, Array
     positions, key_positions = rotation.positions, rotation.key_positions
     positions = query_positions(T, S, rotation.offset) if positions is None else positions
     return positions, np.arange(S) if key_positions is None else key_positions
-
-
-def _joined_heads(x: Float[Array, "B heads T size"]) -> Float[Array, "B T W"]:
-    B, heads, T, size = x.shape
-    return x.swapaxes(1, 2).reshape(B, T, heads * size)
 
 
 def _initial(name: str, shape: tuple[int, ...], config: AttentionConfig, rng: np.random.Generator) -> Array:

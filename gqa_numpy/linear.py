@@ -1,4 +1,4 @@
-"""A linear map of the last axis."""
+"""A linear map of the last axis, and its split into heads."""
 
 from __future__ import annotations
 
@@ -20,3 +20,23 @@ def linear(
         y = rows @ weight.astype(dtype, copy=False).T
     y = y if bias is None else y + bias.astype(dtype)
     return y.astype(weight.dtype, copy=False).reshape(*x.shape[:-1], weight.shape[0])
+
+
+def linear_vjp(
+    x: Float[Array, "*axes I"], weight: Float[Array, "O I"], d_y: Float[Array, "*axes O"]
+) -> tuple[Float[Array, "*axes I"], Float[Array, "O I"], Float[Array, "O"]]:
+    """The gradients of x, weight and bias."""
+    tokens, d_tokens = x.reshape(-1, x.shape[-1]), d_y.reshape(-1, d_y.shape[-1])
+    with np.errstate(over="ignore", invalid="ignore"):  # of a poisoned token
+        d_weight = d_tokens.T @ tokens
+    return d_y @ weight, d_weight, d_tokens.sum(axis=0)
+
+
+def split_heads(x: Float[Array, "B T W"], size: int) -> Float[Array, "B heads T size"]:
+    """As many heads of this size as the width has: a part of a layer has fewer than its config."""
+    return x.reshape(*x.shape[:2], x.shape[2] // size, size).swapaxes(1, 2)
+
+
+def join_heads(x: Float[Array, "B heads T size"]) -> Float[Array, "B T W"]:
+    B, heads, T, size = x.shape
+    return x.swapaxes(1, 2).reshape(B, T, heads * size)

@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 
 from gqa_numpy import masks
 from gqa_numpy.block import Block, dropped, initial, norm, scaled
-from gqa_numpy.cache import KVCache
+from gqa_numpy.cache import KVCache, ModelCache
 from gqa_numpy.linear import linear
 from gqa_numpy.precision import compute_dtype
 from gqa_spec import ModelConfig, checks
@@ -40,7 +40,7 @@ class Transformer:
         self.config = config
         self.rng = np.random.default_rng() if rng is None else rng
         self.dtype = np.dtype(dtype)
-        self.training = True
+        self.training, self.dropout = True, config.dropout
         self.blocks = [Block(config, i, self.rng, self.dtype) for i in range(config.num_layers)]
         self.parameters = {
             name: initial(name, shape, config, self.rng).astype(self.dtype)
@@ -83,6 +83,9 @@ class Transformer:
         self,
         tokens: Integer[Array, "B T"] | Float[Array, "B T I"],
         *,
+        mask: Array | None = None,
+        positions: Integer[Array, "..."] | None = None,
+        segments: Integer[Array, "B T"] | None = None,
         lengths: Integer[Array, "B"] | None = None,
         rope_length: int | None = None,
         hidden_states: bool = False,
@@ -91,6 +94,11 @@ class Transformer:
 
         Args:
             tokens: Integers (B, T), or vectors (B, T, I) of the model's dtype where the config has an input_dim.
+            mask: As for `GroupedQueryAttention`: (T, T), or 4 axes that broadcast to (B, N, T, T). For left padding,
+                `real[:, None, None, :]` where real (B, T) is False at the padding.
+            positions: By which RoPE rotates, (T,) or (B, T); 0 to T - 1 by default. With left padding, count from the
+                first real token.
+            segments: Which document each token is of, (B, T); tokens attend only to their own document.
             lengths: How many of each row are real (right-padded), (B,); T by default. The others are not attended to,
                 and what is returned for them means nothing.
             rope_length: As for `GroupedQueryAttention`.
@@ -105,14 +113,18 @@ class Transformer:
             TypeError: For a wrong type or dtype.
         """
         count = self._count(tokens, lengths)
-        mask = None if lengths is None else masks.padding(lengths, tokens.shape[1])
-        states = [self._embed(tokens)]
+        checks.model_call(self.config, tokens, mask, positions, segments, Array)
+        conditions = [] if mask is None else [mask]
+        conditions += [] if segments is None else [masks.segments(segments, segments)]
+        conditions += [] if lengths is None else [masks.padding(count, tokens.shape[1])]
+        mask = masks.combine(*conditions) if conditions else None
+        states = [self._embed(tokens, training=self.training)]
         for block in self.blocks:
-            states.append(block(states[-1], mask, rope_length))
+            states.append(block(states[-1], mask, positions, rope_length))
         result = self._result(states[-1], count, last=False)
         return (result, tuple(states)) if hidden_states else result
 
-    def init_cache(self, batch_size: int, max_length: int, *, dtype: Any = None) -> Caches:
+    def init_cache(self, batch_size: int, max_length: int, *, dtype: Any = None) -> ModelCache:
         """Make an empty cache for `extend`: one for each layer, rolling where its window is shorter than max_length.
 
         Args:
@@ -124,7 +136,7 @@ class Transformer:
             ValueError: For a model that is not causal.
             TypeError: For a wrong type or dtype.
         """
-        return tuple(
+        return ModelCache(
             block.attention.init_cache(batch_size, max_length, rolling=rolls, dtype=dtype)
             for block, rolls in zip(self.blocks, self.config.rolling(max_length), strict=True)
         )
@@ -136,7 +148,7 @@ class Transformer:
         *,
         lengths: Integer[Array, "B"] | None = None,
         last: bool = False,
-    ) -> tuple[Array, Caches]:
+    ) -> tuple[Array, ModelCache]:
         """Append tokens to a cache and return what one whole pass would for them.
 
         Args:
@@ -155,19 +167,16 @@ class Transformer:
         """
         count = self._count(tokens, lengths)
         checks.model_cache(cache, self.config.num_layers, KVCache)
-        for held in cache:
-            checks.cache_not_consumed(held.consumed)
-            if not held.rolling:
-                checks.free_slots(held.capacity, held.length.tolist(), count.tolist())
-        x, new_caches = self._embed(tokens), []
+        self._check_free_slots(cache, count.tolist())
+        x, new_caches = self._embed(tokens, training=False), []
         for block, held in zip(self.blocks, cache, strict=True):
             x, new_cache = block.extend(x, held, lengths)
             new_caches.append(new_cache)
-        return self._result(x, count, last), tuple(new_caches)
+        return self._result(x, count, last), ModelCache(new_caches)
 
     def generate(
         self,
-        prompts: Sequence[Sequence[int]],
+        prompts: Sequence[Sequence[int]] | Any,
         max_new_tokens: int,
         *,
         temperature: float = 0.0,
@@ -175,12 +184,14 @@ class Transformer:
         top_p: float | None = None,
         stop_tokens: Collection[int] = (),
         uniforms: Any = None,
+        seed: int | None = None,
+        cache: Caches | None = None,
         callback: Callback | None = None,
-    ) -> list[list[int]]:
+    ) -> Any:
         """Continue each prompt as if it were alone (SPEC 19).
 
         Args:
-            prompts: Lists of token ids, of any lengths.
+            prompts: Lists of token ids, of any lengths, or an array (B, T).
             max_new_tokens: How many tokens each row gets at most.
             temperature: 0 takes the likeliest token; above 0 one is sampled from softmax(logits / temperature).
             top_k: Sample from the k likeliest tokens only.
@@ -188,24 +199,41 @@ class Transformer:
             stop_tokens: A row ends with the first of these, which is returned too.
             uniforms: Numbers in [0, 1) that choose the tokens, (B, max_new_tokens), the same in all backends; drawn by
                 default.
+            seed: Of the numbers that are drawn.
+            cache: What comes before the prompts: earlier turns, or a prefix that all rows share (`repeat`). It needs
+                free slots for prompts and new tokens. It is consumed.
             callback: Called with the tokens of each step, None for a row that has ended.
 
         Returns:
-            The new tokens of each row.
+            The new tokens of each row. With cache a pair: these, and the new cache, which holds every one of them.
 
         Raises:
             ValueError: For bad prompts or settings.
             TypeError: For a wrong type.
         """
-        request = Request.of(self.config, prompts, max_new_tokens, temperature, top_k, top_p, stop_tokens, uniforms)
-        cache = self.init_cache(request.batch_size, request.cache_length)
+        held_tokens = None if cache is None else self._lengths_of(cache)
+        request = Request.of(
+            self.config,
+            prompts,
+            max_new_tokens,
+            temperature,
+            top_k,
+            top_p,
+            stop_tokens,
+            uniforms,
+            seed=seed,
+            held=held_tokens,
+        )
+        held = self.init_cache(request.batch_size, request.cache_length) if cache is None else cache
+        self._check_free_slots(held, request.most_tokens)
 
         def step(tokens: Array, lengths: Array) -> Array:
-            nonlocal cache
-            logits, cache = self.extend(tokens, cache, lengths=lengths, last=True)
+            nonlocal held
+            logits, held = self.extend(tokens, held, lengths=lengths, last=True)
             return logits
 
-        return request.run(step, callback)
+        new_tokens = request.run(step, callback, complete=cache is not None)
+        return new_tokens if cache is None else (new_tokens, held)
 
     def load_weights(self, mapping: Mapping[str, Any]) -> Self:
         """Copy weights into place, all or none.
@@ -258,11 +286,23 @@ class Transformer:
         checks.cache_lengths_in_chunk(lengths.tolist(), T)
         return lengths
 
-    def _embed(self, tokens: Array) -> Float[Array, "B T D"]:
+    def _lengths_of(self, cache: Any) -> list[int]:
+        """How many tokens each row of a cache has."""
+        checks.model_cache(cache, self.config.num_layers, KVCache)
+        return cache[0].length.tolist()
+
+    def _check_free_slots(self, cache: Caches, counts: list[int]) -> None:
+        """Check every layer's cache before any is written."""
+        for held in cache:
+            held.check_free_slots(counts)
+
+    def _embed(self, tokens: Array, *, training: bool) -> Float[Array, "B T D"]:
         weight = self.parameters["embed.weight"]
         if self.config.vocab_size is None:
-            return dropped(linear(tokens, weight, self.parameters["embed.bias"]), self)
-        return dropped(weight[tokens] * self.dtype.type(self.config.embedding_scale), self)
+            x = linear(tokens, weight, self.parameters["embed.bias"])
+        else:
+            x = weight[tokens] * self.dtype.type(self.config.embedding_scale)
+        return dropped(x, self.dropout, self.rng) if training else x
 
     def _result(self, x: Float[Array, "B T D"], count: Integer[Array, "B"], last: bool) -> Array:
         """From the last block's states to logits, or to the last position's hidden state."""

@@ -75,6 +75,23 @@ def softmax(
     return weights / np.where(sees, total, masked.dtype.type(1))
 
 
+def logsumexp(
+    masked: Float[Array, "B N T S"], visible: Bool[Array, "b n T S"] | None, sinks: Float[Array, "N"] | None
+) -> Float[Array, "B N T"]:
+    """The logarithm of the softmax's denominator, the sink included; -inf for a row that sees no key (SPEC 8)."""
+    peak = masked.max(axis=-1, initial=-np.inf)
+    sees: Any = np.asarray(masked.shape[-1] > 0) if visible is None else visible.any(axis=-1)
+    if sinks is not None:
+        sink = sinks.astype(masked.dtype)[:, None]
+        peak = np.maximum(peak, sink)
+    peak = np.where(sees, peak, masked.dtype.type(0))
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.exp(masked - peak[..., None]).sum(axis=-1)
+        total = total if sinks is None else total + np.exp(sink - peak)
+        total = np.where(sees, total, masked.dtype.type(1))
+        return np.where(sees, peak + np.log(total), masked.dtype.type(-np.inf))
+
+
 def zero_hidden(
     query: Float[Array, "B N T H"],
     key: Float[Array, "B K S H"],

@@ -33,7 +33,7 @@ Stages = Mapping[str, Array]
 LayerWeights = tuple[AttentionConfig, Weights]
 STAGES = (
     "q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "q_rope", "k_rope",
-    "scores", "capped", "masked", "weights", "context", "output",
+    "scores", "capped", "masked", "weights", "logsumexp", "context", "output",
 )  # fmt: skip
 STORED = "stored weights"
 TOKENS, FAR = 12, 4096

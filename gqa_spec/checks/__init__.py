@@ -8,6 +8,7 @@ from gqa_spec.checks.arrays import (
     FLOATING,
     WIDER,
     array,
+    automatic_axes,
     broadcastable,
     dtype_name,
     floating,
@@ -17,6 +18,7 @@ from gqa_spec.checks.arrays import (
 )
 from gqa_spec.checks.caches import (
     cache_grow,
+    cache_length_unchanged,
     cache_lengths,
     cache_lengths_in_chunk,
     cache_not_consumed,
@@ -73,9 +75,11 @@ __all__ = [
     "array",
     "attention",
     "attention_settings",
+    "automatic_axes",
     "boolean",
     "broadcastable",
     "cache_grow",
+    "cache_length_unchanged",
     "cache_lengths",
     "cache_lengths_in_chunk",
     "cache_not_consumed",

@@ -47,8 +47,14 @@ def floating(name: str, value: Any) -> None:
 
 
 def same_dtype(name: str, value: Any, owner: str, expected: str) -> None:
-    if dtype_name(value) != expected:
-        raise TypeError(f"{name}: expected {owner} dtype {expected}, got {dtype_name(value)}")
+    """value has the dtype of its owner: the query, a layer or a model."""
+    got = dtype_name(value)
+    if got != expected:
+        remedies = {
+            "the layer's": f": cast the input to {expected}, or make the layer with dtype {got}",
+            "the model's": f": cast the input to {expected}, or make the model with dtype {got}",
+        }
+        raise TypeError(f"{name}: expected {owner} dtype {expected}, got {got}{remedies.get(owner, '')}")
 
 
 def shape(name: str, got: Shape, axes: str, known: Mapping[str, int]) -> None:
@@ -67,3 +73,12 @@ def broadcastable(name: str, got: Shape, axes: str, full: Shape) -> None:
     got = tuple(got)
     if len(got) != len(full) or any(size not in (1, limit) for size, limit in zip(got, full, strict=True)):
         raise ValueError(f"{name}: expected a shape that broadcasts to ({axes}) = {full}, got {got}")
+
+
+def automatic_axes(name: str, axes: tuple[str, ...]) -> None:
+    """JAX: the axes of a mesh over which an array is sharded explicitly."""
+    if axes:
+        raise ValueError(
+            f"{name}: expected an array on a mesh with axes of AxisType.Auto, got one sharded over the Explicit axes "
+            f"{', '.join(axes)}: make the mesh with axis_types=(AxisType.Auto,) * n"
+        )

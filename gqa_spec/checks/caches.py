@@ -101,3 +101,13 @@ def cache_grow(max_length: Any, capacity: int) -> None:
     integer("max_length", max_length, at_least=1)
     if max_length < capacity:
         raise ValueError(f"max_length: expected at least capacity = {capacity}, got {max_length}")
+
+
+def cache_length_unchanged(lengths: Iterable[int], written: Iterable[int]) -> None:
+    """A rolling cache's slots are counted back from its length, so that it must be the one that extend returned."""
+    for row, (length, end) in enumerate(zip(lengths, written, strict=True)):
+        if length != end:
+            raise ValueError(
+                f"cache.length: expected {end}, as extend returned it, got {length} in row {row}: a rolling cache "
+                "cannot be set back; make one with rolling=False and truncate() it"
+            )

@@ -10,7 +10,20 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BACKENDS = ("numpy", "torch", "jax")
-MODULES = ("masks", "rope", "norm", "plain", "fast", "attention", "cache", "layer", "block", "model", "precision")
+MODULES = (
+    "masks",
+    "rope",
+    "norm",
+    "plain",
+    "fast",
+    "attention",
+    "cache",
+    "decoding",
+    "layer",
+    "block",
+    "model",
+    "precision",
+)
 
 # What a backend's objects are made with or put on; never compared.
 FRAMEWORK_OPTIONS = {"rng", "rngs", "dtype", "param_dtype", "device", "like", "**options", "**attributes"}
@@ -26,13 +39,17 @@ OWN_NAMES = (
     ("fast", "torch", "packed packed_by_row fused blocked zero_hidden_keys Block cores", "as above"),
     ("fast", "torch", "onnx_operator", "torch.onnx can export a call to ONNX's own operator"),
     ("attention", "torch", "onnx_expressible", "as above"),
-    ("plain", "torch", "logsumexp", "the others have it as a by-product of their softmax"),
     ("attention", "jax", "plain_context", "what a path runs"),
     ("attention", "torch", "plain_kernel fused_kernel fusable may_hide square", "what a path runs, and when"),
     ("attention", "torch", "values_can_be_read is_finite", "eager calls check the result for NaN"),
-    ("cache", "numpy jax", "append kernel_arguments", "gqa_torch has them in decoding, by a step that layers share"),
-    ("cache", "torch", "consume KVCache.lengths_to_keep", "storage is written in place, by one thread"),
-    ("cache", "jax", "fits", "under tracing a full row cannot raise"),
+    ("cache", "numpy jax", "KVCache.check_free_slots", "gqa_torch's DecodeStep knows the lengths of all layers"),
+    ("cache", "numpy torch", "KVCache.lengths_to_keep", "writing in place, all layers are checked first"),
+    ("cache", "torch", "consume", "of two threads that extend one cache, one gets the error"),
+    ("decoding", "torch", "DecodeStep DecodeStep.starts_at DecodeStep.cos_sin common", "work that layers share"),
+    ("decoding", "torch", "Extension Extension.extended", "`extend` runs through `forward`, so that hooks run"),
+    ("decoding", "torch", "known", "gqa_jax has it in `arrays`"),
+    ("decoding", "jax", "real_tokens", "after the checks that need no traced value"),
+    ("decoding", "torch jax", "fits", "under tracing a full row cannot raise"),
     ("layer", "numpy", "GroupedQueryAttention.vjp", "gradients by hand"),
     ("layer", "numpy jax", "GroupedQueryAttention.train GroupedQueryAttention.eval", "nn.Module has them"),
     (
@@ -52,7 +69,7 @@ OWN_NAMES = (
     ),
     ("block", "torch jax", "Norm Norm.__init__ Norm.__call__", "gqa_numpy has one dict of weights"),
     ("block", "numpy", "norm dropped initial", "what the frameworks' modules do elsewhere"),
-    ("block", "numpy jax", "Block.extend", "in gqa_torch a call extends too, so that hooks run"),
+    ("block", "numpy jax", "Block.extend", "gqa_torch's runs through `forward`, so that hooks run"),
     ("block", "torch", "applied Norm.reset_parameters", "modules that may be None; nn.Module's customs"),
     ("model", "numpy jax", "Transformer.train Transformer.eval", "nn.Module has them"),
     ("model", "torch", "Transformer.reset_parameters", "nn.Module's customs"),
@@ -66,8 +83,11 @@ OWN_PARAMETERS = (
     ("fast", "blocked_attention", "block block_rows block_keys", "gqa_jax cuts the keys too"),
     ("attention", "choose_path", "finite_keys", "gqa_jax decides by it; gqa_torch reads it afterwards"),
     ("attention", "attend", "finite_keys", "gqa_numpy checks the result instead"),
-    ("cache", "empty", "num_kv_heads", "a layer of gqa_torch may be sharded in place"),
-    ("layer", "GroupedQueryAttention.__call__", "extension", "in gqa_torch a call extends too, so that hooks run"),
+    ("decoding", "append", "count step", "gqa_torch's step is what all layers share"),
+    ("decoding", "fits", "count step", "as above"),
+    ("decoding", "kernel_arguments", "T step", "as above"),
+    ("cache", "empty", "num_kv_heads", "fewer in a layer of gqa_torch that is sharded by heads"),
+    ("layer", "GroupedQueryAttention.__call__", "extension", "`extend` runs through `forward`, so that hooks run"),
     ("block", "Block.__call__", "extension", "as above"),
 )
 
@@ -118,7 +138,11 @@ def test_the_backends_have_the_same_parameters(module):
 
 
 def test_a_backend_has_no_further_modules_than_its_table_says():
-    further = {"numpy": {"gradients", "linear"}, "torch": {"arrays", "decoding", "parameters"}, "jax": {"linear"}}
+    further = {
+        "numpy": {"gradients", "layer_gradients", "linear"},
+        "torch": {"arrays", "parameters"},
+        "jax": {"arrays", "linear"},
+    }
     for backend in BACKENDS:
         modules = {path.stem for path in (ROOT / f"gqa_{backend}").glob("*.py")} - {"__init__"}
         assert modules == set(MODULES) | further[backend]

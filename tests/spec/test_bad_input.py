@@ -157,7 +157,8 @@ LAYER = {
     "no batch axis": (lambda w: layer(w, query=(7, 24)), ValueError, "query: expected 3 axes (B, T, D), got (7, 24)"),
     "another dtype": (
         lambda w: layer(w, dtype="float32"),
-        TypeError, "query: expected the layer's dtype float64, got float32",
+        TypeError, "query: expected the layer's dtype float64, got float32: "
+        "cast the input to float64, or make the layer with dtype float32",
     ),
     "value of another length": (
         lambda w: layer(w, key=(2, 5, 24), value=(2, 4, 24)),
