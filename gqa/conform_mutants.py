@@ -18,7 +18,7 @@ from conformance.report.mutants import Power, power_details, power_screen
 from conformance.targets.frameworks import one_thread, quick_to_compile
 from gqa.interrupt import silence_children
 from gqa.outputs import STDOUT, list_written, write_json
-from gqa.progress import Advance, counted
+from gqa.progress import bars
 
 WORKERS = 2
 
@@ -41,13 +41,17 @@ def _measured() -> Power:
     silence_children()
     quick_to_compile()
     suites = other_suites.installed_suites()
-    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"), initializer=one_thread) as pool:
+    with (
+        bars() as progress,  # first, so that what its processes write to stderr does not get into the bar
+        ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn"), initializer=one_thread) as pool,
+    ):
         own = {(family, bug): pool.submit(run_mutant, family, bug) for family, bugs in MUTANTS.items() for bug in bugs}
         others = {(suite, family): pool.submit(other_suites.catches, suite, family) for suite, family in _pairs(suites)}
         named = [pool.submit(naming.naming, family, bug) for family, bug in naming.conventions()]
         every: list[Future[Any]] = [*own.values(), *others.values(), *named]
-        with counted("planted mutants", len(every)) as advance:
-            _wait(every, advance)
+        bar = progress.add_task("planted mutants", total=len(every))
+        for _ in as_completed(every):
+            progress.update(bar, advance=1)
     elsewhere: dict[str, dict[str, tuple[str, ...]]] = {suite: {} for suite in suites}
     for (suite, _), future in others.items():
         elsewhere[suite] |= future.result()
@@ -57,11 +61,6 @@ def _measured() -> Power:
         {suite: other_suites.usable(suite) for suite in suites},
         [future.result() for future in named],
     )
-
-
-def _wait(futures: list[Future[Any]], advance: Advance) -> None:
-    for _ in as_completed(futures):
-        advance(1)
 
 
 def _pairs(suites: tuple[str, ...]) -> Iterator[tuple[str, str]]:

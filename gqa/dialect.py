@@ -24,7 +24,7 @@ def dialect(
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table of all to this file.")] = None,
     json: Json = None,
     time_limit: Annotated[
-        float | None, typer.Option(help="Seconds for all questions to a target.  [default: 120]")
+        float | None, typer.Option(help="Seconds for all questions to a target; 120 unless given.")
     ] = None,
 ) -> None:
     """State what TARGET does where implementations differ, and the remedy.

@@ -21,7 +21,7 @@ Backends = Annotated[
     list[str] | None,
     typer.Option("--backend", help="Which backend computes: numpy, torch or jax. Twice: the first for A, then for B."),
 ]
-TimeLimit = Annotated[float | None, typer.Option(help="Seconds that a target may take for one case. [default: 30]")]
+TimeLimit = Annotated[float | None, typer.Option(help="Seconds that a target may take for one case; 30 unless given.")]
 Force = Annotated[
     bool, typer.Option("--force", help="Overwrite the checkpoint at DEST; other files in its folder stay.")
 ]

@@ -1,4 +1,4 @@
-"""Progress bars: on stderr, none where nobody watches, and no library writes into them."""
+"""Progress bars: on stderr, none where that is no terminal, and no library writes into them."""
 
 from __future__ import annotations
 

@@ -96,7 +96,7 @@ def memory_choices(choices: Sequence[Choice], model: str) -> Figure:
 
 
 def marked(figure: Figure, note: str) -> Figure:
-    """The figure with a note across it, for figures that nobody may read as results."""
+    """The figure with a note across it, for figures that are no results."""
     figure.text(0.5, 0.5, note, ha="center", va="center", rotation=15, fontsize=26, color="#b5413a", alpha=0.6)
     return figure
 

@@ -30,7 +30,7 @@ DTYPES = {"float64": "f64", "float32": "f32"}
 MOST_CAUSES = 6
 ARRAYS_HINT = "It raised everywhere: a function that takes torch or jax arrays needs --arrays torch or --arrays jax."
 WIDTH, NAMES, CELL = 80, 24, 8
-SHORT = "float32"  # what `gqa trace` computes in unless told otherwise
+SHORT = "float32"  # the default of `gqa trace --dtype`
 UNNAMED = {"nothing named": "no convention that has a name reproduces it"}
 
 

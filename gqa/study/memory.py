@@ -16,14 +16,14 @@ def memory_study(
         list[str] | None,
         typer.Option(help="A published model or a checkpoint's path; may be given again. All published, if none."),
     ] = None,
-    layers: Annotated[int | None, typer.Option(help="Of a model of your own.  [default: 32]")] = None,
-    num_heads: Annotated[int | None, typer.Option(help="Query heads of a model of your own.  [default: 32]")] = None,
+    layers: Annotated[int | None, typer.Option(help="Of a model of your own; 32 unless given.")] = None,
+    num_heads: Annotated[int | None, typer.Option(help="Query heads of a model of your own; 32 unless given.")] = None,
     num_kv_heads: Annotated[
         str | None, typer.Option(metavar="K,K,...", help="What-if: the KV heads to compare, as 32,8,4,1.")
     ] = None,
-    head_dim: Annotated[int | None, typer.Option(help="Head size of your own model.  [default: 128]")] = None,
+    head_dim: Annotated[int | None, typer.Option(help="Head size of your own model; 128 unless given.")] = None,
     context: Annotated[
-        int | None, typer.Option(help="Tokens in the cache.  [default: the model's own, or 8192]")
+        int | None, typer.Option(help="Tokens in the cache; the model's own, or 8192 unless given.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Rows in the cache.")] = 1,
     bytes_: Annotated[

@@ -68,7 +68,7 @@ def write_rows(
     quick: bool = False,
     left_out: list[str] | None = None,
 ) -> None:
-    """The files of a study that writes them where it is told."""
+    """The files of a study that writes them where the options say."""
     if csv is not None:
         write_csv(csv, marked(rows, quick))
     if json is not None:

@@ -235,3 +235,21 @@ def test_what_exists_needs_force(tmp_path):
     result = run("port", str(tmp_path / "source"), str(tmp_path), "--to", "meta")
     assert result.exit_code == 2
     assert result.stderr == f"DEST: {tmp_path} exists; --force overwrites it\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (("study", "memory", "--folder", "results"), "--folder: results"),
+        (("study", "speed", "--csv", "speed.csv"), "--csv: speed.csv"),
+        (("conform", "--html", "page.html"), "--html: page.html"),
+        (("inspect", "a", "--json", "a.json"), "--json: a.json"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_one_sentence_before_the_work(tmp_path, monkeypatch, arguments, option):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.access", lambda *_: False)  # who runs this may be root, whom no permission stops
+    result = run(*arguments)
+    assert (result.exit_code, result.stderr) == (2, f"{option} cannot be written: permission denied\n")
+    assert result.stdout == ""
+    assert not list(tmp_path.iterdir())
