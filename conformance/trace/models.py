@@ -106,6 +106,7 @@ def verify(
             sides = layer_of(a, number), layer_of(b, number)
             yield _verify_layer(number, *sides, allowed, None if exact else (backends, dtype))
             done(1)
+    _module.cache_clear()  # the weights around attention are larger than a layer's, which the modules hold
     configs = [getattr(model, "config", None) for model in (a, b)]
     if isinstance(configs[0], ModelConfig) and isinstance(configs[1], ModelConfig):
         yield _settings(configs[0], configs[1])

@@ -16,6 +16,7 @@ from gqa_weights.checkpoint.files import kept_open, mapped, viewed
 from gqa_weights.checkpoint.tensors import Array, Contents, Entry, TensorInfo, refuse
 
 MOST_TENSORS = 2**17  # in a file; the package keeps about a kilobyte of each
+BLOCK = 2**22  # stored bytes that are dequantized at once
 MOST_VALUES = 2**21  # in all fields of a file; a vocabulary and its merges are less than half of it
 
 
@@ -121,10 +122,11 @@ def _entry(path: Path, file: BinaryIO, tensor: Any, byte_order: str) -> Entry:
         raise refuse(path, tensor.name, f"{kind} in the other byte order cannot be read")
     if kind == "BF16":
         return Entry(path, TensorInfo(shape, "bfloat16"), lambda: viewed(stored(), "bfloat16", shape))
-    rows = tensor.data.shape
+    rows = (-1, tensor.data.shape[-1])
     return Entry(
-        path, TensorInfo(shape, "float32", kind), lambda: _dequantized(stored().reshape(rows), tensor.tensor_type)
-    )
+        path, TensorInfo(shape, "float32", kind),
+        lambda: _dequantized(stored().reshape(rows), tensor.tensor_type, shape),
+    )  # fmt: skip
 
 
 def _plain(stored: Any, info: TensorInfo, dtype: np.dtype) -> Array:
@@ -132,8 +134,13 @@ def _plain(stored: Any, info: TensorInfo, dtype: np.dtype) -> Array:
     return array if dtype.isnative else array.byteswap()
 
 
-def _dequantized(data: Array, kind: Any) -> Array:
+def _dequantized(data: Array, kind: Any, shape: tuple[int, ...]) -> Array:
+    """In blocks of rows: the package keeps all pieces of a result beside the result."""
     from gguf.quants import dequantize
 
-    with np.errstate(all="ignore"):  # a damaged scale is data too: inf and NaN are what it gives
-        return np.asarray(dequantize(data, kind))
+    result = np.empty((len(data), shape[-1]) if data.size else (0, 1), np.float32)
+    step = max(1, BLOCK // data.shape[-1]) if data.size else 1
+    for start in range(0, len(data), step):
+        with np.errstate(all="ignore"):  # a damaged scale is data too: inf and NaN are what it gives
+            result[start : start + step] = dequantize(data[start : start + step], kind)
+    return result.reshape(shape)
