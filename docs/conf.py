@@ -10,8 +10,10 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])  # for the notebooks' kernels
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What the notebooks' kernels inherit: this checkout, its `gqa`, a screen of 80 columns.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+os.environ |= {"COLUMNS": "80", "NO_COLOR": "1", "JAX_PLATFORMS": "cpu"}
 
 project = "gqa"
 author = "The gqa authors"
@@ -21,12 +23,16 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_de
 html_theme = "furo"
 html_title = "gqa"
 html_show_sphinx = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 nb_execution_mode = "cache"  # a notebook runs again when its text changes, or after `make clean`
 nb_execution_raise_on_error = True
-nb_execution_timeout = 120
+nb_execution_timeout = 300
+nb_execution_in_temp = True
+nb_merge_streams = True
 nb_execution_cache_path = str(ROOT / "build" / "notebooks")
 copybutton_prompt_text = ">>> |\\$ "
 copybutton_prompt_is_regexp = True

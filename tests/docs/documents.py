@@ -25,4 +25,4 @@ def commands(page: Path) -> list[str]:
     lines = [line for block in blocks(page) for line in block.splitlines()]
     prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     shown = [line.removeprefix("$ ") for line in lines] + re.findall(r"`(gqa [\w-]+ [^`\n]*)`", prose)
-    return [re.split(r"\s{2,}#|\s{6,}", line)[0].strip() for line in shown if line.startswith("gqa ")]
+    return [re.split(r"\s{2,}#|\s{4,}| \|\| ", line)[0].strip() for line in shown if line.startswith("gqa ")]
