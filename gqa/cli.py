@@ -40,6 +40,8 @@ class Commands(TyperGroup):
             context = getattr(error, "ctx", None)
             say(usage_sentence(error.format_message(), context.command_path if context else "gqa"))
             code = 2
+        except typer.Abort:  # what typer makes of Ctrl-C before 0.16
+            code = EXIT_CODE
         if code == EXIT_CODE:
             say(sentence(name))
         sys.exit(code if isinstance(code, int) else 0)

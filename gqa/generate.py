@@ -48,6 +48,7 @@ def _continue(
 ) -> None:
     import numpy as np
 
+    from gqa.progress import bars
     from gqa_spec import checks
     from gqa_weights.checkpoint import open_checkpoint
     from gqa_weights.families import read_config
@@ -58,7 +59,9 @@ def _continue(
     tokenizer = read_tokenizer(checkpoint)
     tokens = tokenizer.encode(prompt) if prompt else []
     checks.prompts([tokens], read_config(checkpoint), max_new_tokens)
-    model = transformer.from_checkpoint(checkpoint, _dtype(backend, dtype))
+    with bars() as progress:
+        progress.add_task(f"reading {path.name}", total=None)
+        model = transformer.from_checkpoint(checkpoint, _dtype(backend, dtype))
     typer.echo(prompt, nl=False)
     printer = _Printer(tokenizer)
     model.generate(

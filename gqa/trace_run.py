@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from math import isfinite
@@ -25,6 +25,7 @@ from gqa.backends import backend_name
 from gqa.interrupt import silence_children
 from gqa.lines import Indented
 from gqa.outputs import STDOUT, list_written, write_json
+from gqa.progress import bars
 from gqa.targets import check_target
 from gqa_weights.port import open_model
 
@@ -47,7 +48,10 @@ def trace_sides(wanted: Wanted, image: Path | None, json: Path | None) -> bool:
     quick_to_compile()
     with ExitStack() as stack:
         try:
-            agreed, found = _until_different(_traces(stack, wanted))
+            with bars() as progress:
+                bar = progress.add_task("cases", total=None)
+                compared = _traces(stack, wanted)
+                agreed, found = _until_different(compared, lambda: progress.update(bar, advance=1))
         except (NotATarget, Unsupported) as error:
             raise ValueError(str(error)) from error
     shown = picture.place(*found.arrays, ("weights", found.first.stage if found.first else "output"))
@@ -96,13 +100,14 @@ def _side(stack: ExitStack, name: str, wanted: Wanted) -> Side:
     return target_side(stack.enter_context(Worker(name, wanted.arrays, limit)))
 
 
-def _until_different(compared: Iterator[Trace]) -> tuple[list[str], Trace]:
-    """The cases that agreed, and the one to show: the first that does not, or the last."""
+def _until_different(compared: Iterator[Trace], done: Callable[[], None]) -> tuple[list[str], Trace]:
+    """The cases that agreed, and the one to show: the first that does not, or the last. `done` is called after each."""
     agreed: list[str] = []
     for found in compared:
         if not found.same:
             return agreed, found
         agreed.append(found.case)
+        done()
     if not agreed:
         raise ValueError("trace: there is no case that both support")
     return agreed, found
