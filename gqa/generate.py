@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -81,13 +82,16 @@ class _Printer:
     """Prints each token as it comes, and keeps the time."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
+        from gqa_weights.checkpoint.printable import printable
+
         self._text = tokenizer.stream()
+        self._printable = partial(printable, keep="\n\t\u200c\u200d")  # lines, and the joiners of scripts and emoji
         self._times = [perf_counter()]
 
     def __call__(self, tokens: list[int | None]) -> None:
         self._times.append(perf_counter())
         for token in tokens:
-            typer.echo("" if token is None else self._text(token), nl=False)
+            typer.echo("" if token is None else self._printable(self._text(token)), nl=False)
 
     def summary(self, prompt_tokens: int, backend: str) -> str:
         """The median step, since the first ones may compile."""

@@ -184,7 +184,7 @@ def anonymous_memory() -> int:
 def main(source: str, dest: str) -> None:
     peak = [0]
     with _watched(peak):
-        taken = seconds(lambda: write(plan(source, TARGET), dest))
+        taken = seconds(lambda: write(plan(source, TARGET), dest, checksums=False))  # as cp computes none
     print(json.dumps({"seconds": taken, "peak": peak[0]}))
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from gqa_spec.checks.values import boolean, integer, is_number, number
 
+MOST_POSITIONS = 2**31 - 1  # positions are 32-bit integers in JAX
+
 
 def even(name: str, value: int) -> None:
     if value % 2:
@@ -49,6 +51,8 @@ def attention_settings(causal: Any, window: Any, chunk: Any, scale: Any, softcap
     for name, value in (("window", window), ("chunk", chunk)):
         if value is not None:
             integer(name, value, at_least=1)
+            if value > MOST_POSITIONS:
+                raise ValueError(f"{name}: expected at most {MOST_POSITIONS}, got {value}; None sees all keys")
     for name, value in (("scale", scale), ("softcap", softcap)):
         if is_number(value) or not hasattr(value, "dtype"):  # torch.compile cannot trace hasattr of its symbolic floats
             number(name, value, above=0, optional=True)

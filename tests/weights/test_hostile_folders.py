@@ -141,6 +141,18 @@ def test_files_that_would_fill_the_memory_are_refused_before(case: str, folder: 
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MOST
 
 
+def test_a_manifest_with_a_window_that_no_backend_holds_is_refused(tmp_path: Path) -> None:
+    sources.huggingface(tmp_path / "source")
+    sources.ported("model", "canonical", tmp_path, tmp_path / "source")
+    file = tmp_path / "model" / "gqa_manifest.json"
+    stated = json.loads(file.read_text())
+    for window, said in ((2**31, "window: expected at most 2147483647"), (2**63, "window: expected an integer")):
+        stated["config"]["attention"][0]["window"] = window
+        file.write_text(json.dumps(stated))
+        with pytest.raises(CheckpointError, match=f"gqa_manifest.json: .*{said}"):
+            read_model(open_checkpoint(tmp_path / "model"))
+
+
 # --- text ------------------------------------------------------------------------------------------------------------
 
 HOSTILE = "\x1b[31m\x1b]0;title\x07\u202egnp.exe\x00\u200b\r\n\ud800"
