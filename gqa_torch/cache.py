@@ -6,7 +6,7 @@ made outside inference mode, since it could not be written outside later.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Self
@@ -27,8 +27,9 @@ class KVCache:
 
     keys (B, K, C, H), values (B, K, C, Hv), length (B,): tokens seen so far, C + 1 once a row has overflowed under
     torch.compile. length is kept on the CPU, so that no step waits for a device. A rolling cache holds the last
-    C = window positions in order, the newest last; any other holds position j in slot j. rope_length fixes the
-    frequencies that depend on the length. consumed: extended already, and of no further use.
+    C = window positions in order, the newest last, and written, the length that they were written for; any other holds
+    position j in slot j. rope_length fixes the frequencies that depend on the length. consumed: extended already, and
+    of no further use.
     """
 
     keys: Array
@@ -37,6 +38,7 @@ class KVCache:
     rope_length: int
     rolling: bool
     consumed: bool = False
+    written: Array | None = None
 
     @property
     def capacity(self) -> int:
@@ -50,7 +52,7 @@ class KVCache:
             ValueError: For a cache that was extended already.
         """
         checks.cache_not_consumed(self.consumed)
-        return replace(self, keys=self.keys.clone(), values=self.values.clone(), length=self.length.clone())
+        return self._with(self.keys.clone(), self.values.clone(), torch.clone)
 
     def truncate(self, lengths: Numbers) -> Self:
         """Keep the first tokens of each row; this cache is consumed.
@@ -65,7 +67,8 @@ class KVCache:
         kept = self.lengths_to_keep(lengths)
         consume(self)
         slot = torch.arange(self.capacity, device="cpu")
-        return self._emptied((slot >= kept[:, None]).to(self.keys.device), kept)
+        # an overflowed row has lost tokens
+        return self._emptied(slot >= kept[:, None], lambda n: torch.where(n > self.capacity, n, kept))
 
     def lengths_to_keep(self, lengths: Numbers) -> Integer[Array, "B"]:
         """The argument of `truncate` once it is checked, as (B,)."""
@@ -90,7 +93,7 @@ class KVCache:
         checks.cache_not_consumed(self.consumed)
         chosen = self._rows(rows)
         there = chosen.to(self.keys.device)
-        return replace(self, keys=self.keys[there], values=self.values[there], length=self.length[chosen])
+        return self._with(self.keys[there], self.values[there], lambda n: n[chosen])
 
     def repeat(self, n: int) -> Self:
         """Copy each row n times, next to each other: one prefix for n continuations, for instance.
@@ -116,8 +119,7 @@ class KVCache:
         consume(self)
         empty = torch.zeros(self.length.shape, dtype=torch.bool, device="cpu")
         empty[chosen] = True
-        every_slot = empty[:, None].expand(-1, self.capacity).to(self.keys.device)
-        return self._emptied(every_slot, self.length.masked_fill(empty, 0))
+        return self._emptied(empty[:, None].expand(-1, self.capacity), lambda n: n.masked_fill(empty, 0))
 
     @torch.inference_mode(False)
     def grow(self, max_length: int) -> Self:
@@ -134,7 +136,9 @@ class KVCache:
         checks.cache_grow(max_length, 0 if self.rolling else self.capacity)
         more = 0 if self.rolling else max_length - self.capacity
         keys, values = (torch.nn.functional.pad(x, (0, 0, 0, more)).clone() for x in (self.keys, self.values))
-        return replace(self, keys=keys, values=values, length=self.length.clone())
+        return self._with(
+            keys, values, lambda n: n.clone() if self.rolling else torch.where(n > self.capacity, max_length + 1, n)
+        )
 
     def _rows(self, rows: Numbers) -> Integer[Array, "b"]:
         chosen = _numbers("rows", rows)
@@ -142,12 +146,18 @@ class KVCache:
         checks.cache_rows(chosen.tolist(), self.length.shape[0])
         return chosen
 
+    def _with(self, keys: Array, values: Array, lengths: Callable[[Array], Array]) -> Self:
+        """These keys and values, and lengths computed from those of this cache."""
+        written = None if self.written is None else lengths(self.written)
+        length = lengths(self.length)
+        return replace(self, keys=keys, values=values, length=length, written=written, consumed=False)
+
     @torch.no_grad()
-    def _emptied(self, slots: Array, length: Array) -> Self:
+    def _emptied(self, slots: Array, lengths: Callable[[Array], Array]) -> Self:
         """With 0 in the slots (B, C) that are True, in the same storage."""
         for held in (self.keys, self.values):
-            held.masked_fill_(slots[:, None, :, None], 0)
-        return replace(self, length=length, consumed=False)
+            held.masked_fill_(slots.to(held.device)[:, None, :, None], 0)
+        return self._with(self.keys, self.values, lengths)
 
 
 class ModelCache(tuple[KVCache, ...]):
@@ -220,6 +230,7 @@ def empty(
         length=torch.zeros(batch_size, dtype=torch.int64, device="cpu"),
         rope_length=max_length,
         rolling=rolling,
+        written=torch.zeros(batch_size, dtype=torch.int64, device="cpu") if rolling else None,
     )
 
 

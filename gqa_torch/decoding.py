@@ -32,7 +32,7 @@ class DecodeStep:
     tables: dict[Rope, tuple[Array, Array]] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        self.end = self.start + self.count
+        self.end, self.written = self.start + self.count, self.start + self.count
         self.starts = known(self.start)
         self.common_start, self.common_count = common(self.start), common(self.count)
         token = torch.arange(self.T, device="cpu")
@@ -74,7 +74,7 @@ def append(
         keys, values = torch.cat([cache.keys, key], dim=2), torch.cat([cache.values, value], dim=2)
         for held, x in ((cache.keys, keys), (cache.values, values)):
             _roll(held, x, step)
-        return replace(cache, length=step.end, consumed=False), keys, values
+        return replace(cache, length=step.end, written=step.written, consumed=False), keys, values
     fit = fits(cache, step)
     for held, x in ((cache.keys, key), (cache.values, value)):
         _write(held, x, step, fit)
@@ -122,9 +122,15 @@ def real_tokens(x: Array, lengths: Array | None) -> Integer[Array, "B"]:
 
 
 def check_free_slots(cache: KVCache, count: Integer[Array, "B"]) -> None:
-    """Whether each row has slots for its new tokens, where the numbers can be read."""
+    """Whether each row has slots for its new tokens, where the numbers can be read. A rolling cache has for any number,
+    unless its length was changed by hand.
+    """
     lengths, counts = known(cache.length), known(count)
-    if not cache.rolling and lengths is not None and counts is not None:
+    if lengths is None or counts is None:
+        return
+    if cache.written is not None:
+        checks.cache_length_unchanged(lengths, cache.written.tolist())
+    else:
         checks.free_slots(cache.capacity, lengths, counts)
 
 
@@ -147,8 +153,10 @@ def common(numbers: Integer[Array, "B"]) -> int | None:
 def fits(cache: KVCache, step: DecodeStep) -> Bool[Array, "B"] | None:
     """Which rows have free slots; a row that once had none never has. None where all have: a full row
     has raised where the lengths can be read."""
-    if cache.rolling or step.starts is not None:
+    if step.starts is not None:
         return None
+    if cache.written is not None:
+        return cache.length == cache.written
     return step.end <= cache.capacity
 
 

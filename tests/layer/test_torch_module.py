@@ -310,6 +310,28 @@ class TestCachesInTorch:
             with torch.inference_mode():
                 layer.extend(x[:, :2], fork)
 
+    @pytest.mark.parametrize("rolling", [False, True])
+    def test_an_overflowed_row_stays_so_until_it_is_reset(self, rolling):
+        """Compiled, where a full row cannot raise; and a rolling cache's length that was changed by hand."""
+        torch._dynamo.reset()
+        layer, x = layer_of(window=3), tokens(2, 5, 24)
+        compiled = torch.compile(layer.extend, fullgraph=True, backend="aot_eager")
+        _, cache = layer.extend(x, layer.init_cache(2, 12, rolling=rolling), lengths=torch.tensor([5, 3]))
+        if rolling:
+            cache.length = cache.length - torch.tensor([1, 0])
+            output, _ = compiled(x[:, :1], cache)
+        else:
+            _, cache = compiled(tokens(2, 8, 24), cache)
+            assert cache.length.tolist() == [13, 11]
+            for changed in (cache.grow(20), cache.grow(20).truncate([2, 3]), cache.select([0, 1])):
+                output, _ = compiled(x[:, :1], changed)
+                assert output[0].isnan().all()
+                assert output[1].isfinite().all()
+            assert compiled(x[:, :1], cache.grow(20).reset([0]))[0].isfinite().all()
+            return
+        assert output[0].isnan().all()
+        assert output[1].isfinite().all()
+
 
 def test_repr_shows_the_settings_that_matter():
     shown = repr(layer_of(rope=RopeConfig(theta=5e5), dropout=0.1, window=7))
