@@ -251,9 +251,9 @@ def test_bad_input_to_the_command(checkpoint: Path, tmp_path: Path, monkeypatch:
         ((checkpoint, "w1", "--top-p", 2), "top_p: expected a number > 0 and <= 1, got 2.0"),
         ((checkpoint, "w1", "--max-new-tokens", 0), "max_new_tokens: expected max_new_tokens >= 1, got 0"),
     ]
-    monkeypatch.setattr("gqa.generate.find_spec", lambda name: None if name == "flax" else True)
+    monkeypatch.setattr("gqa_spec.packages.find_spec", lambda name: None if name == "flax" else True)
     refused += [
-        ((checkpoint, "w1", "--backend", "jax"), "--backend jax: flax not installed, see pip install 'gqa[jax]'")
+        ((checkpoint, "w1", "--backend", "jax"), "--backend jax: flax is not installed: pip install 'gqa[jax]'")
     ]
     for arguments, sentence in refused:
         result = run(*arguments)
