@@ -235,3 +235,59 @@ def test_a_numpy_layer_can_be_copied_and_pickled():
     layer = loaded("numpy")
     for twin in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         np.testing.assert_array_equal(twin(*CALL.arguments)[0], layer(*CALL.arguments)[0])
+
+
+def test_a_numpy_layer_shows_its_settings():
+    layer = Backend("numpy").module.GroupedQueryAttention(24, 6, 2, 0.1, causal=True, dtype="float32")
+    expected = (
+        "GroupedQueryAttention(embed_dim=24, num_heads=6, num_kv_heads=2, dropout=0.1, causal=True, dtype=float32)"
+    )
+    assert repr(layer) == expected
+
+
+def test_dropout_of_a_numpy_layer_may_be_set_and_never_acts_in_extend():
+    layer = Backend("numpy").module.GroupedQueryAttention(24, 6, 2, 0.5, causal=True)
+    x = np.random.default_rng(0).normal(size=(2, 5, 24))
+    exact = layer.eval()(x)[0]
+    assert error_of(layer.train()(x)[0], exact) > 1e-3
+    assert error_of(layer.extend(x, layer.init_cache(2, 5))[0], exact) <= 1e-12
+    layer.dropout = 0.0
+    np.testing.assert_array_equal(layer(x)[0], exact)
+
+
+def test_a_numpy_layer_of_float64_names_both_remedies_for_float32():
+    layer = Backend("numpy").module.GroupedQueryAttention(24, 6, 2)
+    sentence = "got float32: cast the input to float64, or make the layer with dtype float32"
+    with pytest.raises(TypeError, match=sentence):
+        layer(np.ones((1, 2, 24), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ({"q_proj": 12}, "q_proj: expected G = 3 query heads for each of 2 KV heads, got 3"),
+        ({"k_proj": 4}, "v_proj: expected as many heads as k_proj, 1 of Hv = 4, got 2"),
+        ({"q_proj": 10}, "q_proj: expected a width that H = 4 divides, got 10"),
+    ],
+    ids=str,
+)
+def test_a_pruned_numpy_layer_whose_widths_disagree_raises(rows, sentence):
+    layer = Backend("numpy").module.GroupedQueryAttention(24, 6, 2)
+    for name, count in rows.items():
+        layer.parameters[f"{name}.weight"] = layer.parameters[f"{name}.weight"][:count]
+    with pytest.raises(ValueError, match=sentence):
+        layer(np.ones((1, 2, 24)))
+
+
+def test_a_numpy_layer_with_a_part_of_its_heads_computes_its_part():
+    module = Backend("numpy").module
+    whole, x = module.GroupedQueryAttention(24, 6, 2), np.random.default_rng(0).normal(size=(2, 5, 24))
+    outputs = []
+    for rank in (0, 1):
+        part = module.GroupedQueryAttention(24, 6, 2)
+        rows = {"q_proj": slice(12 * rank, 12 * rank + 12), "k_proj": slice(4 * rank, 4 * rank + 4)}
+        rows["v_proj"] = rows["k_proj"]
+        part.parameters |= {f"{name}.weight": whole.parameters[f"{name}.weight"][cut] for name, cut in rows.items()}
+        part.parameters["o_proj.weight"] = whole.parameters["o_proj.weight"][:, rows["q_proj"]]
+        outputs.append(part(x)[0])
+    assert error_of(outputs[0] + outputs[1], whole(x)[0]) <= 1e-12
