@@ -15,7 +15,7 @@ from gqa_spec import AttentionConfig, DynamicScaling, RopeConfig
 from gqa_weights import weight_shapes
 
 Array = np.ndarray
-ROOM = 6  # positions that a cache has beyond the tokens of its case
+FREE_SLOTS = 6  # positions that a cache has beyond the tokens of its case
 Splits = tuple[tuple[int, ...], ...]
 EQUAL: Splits = ((3, 3), (4, 4), (1, 1), (5, 5))
 UNEQUAL: Splits = ((3, 5), (4, 2), (1, 1), (5, 6))
@@ -55,7 +55,7 @@ class CacheCase:
 
     @property
     def max_length(self) -> int:
-        return self.length + ROOM
+        return self.length + FREE_SLOTS
 
 
 WINDOW, CHUNK = {"window": 4}, {"window": 4, "chunk": 5}
