@@ -77,6 +77,8 @@ class GroupedQueryAttention(nnx.Module):
         self.k_proj = linear(shapes["k_proj.weight"], config.qkv_bias, rngs, self.dtype, self.param_dtype)
         self.v_proj = linear(shapes["v_proj.weight"], config.qkv_bias, rngs, self.dtype, self.param_dtype)
         self.o_proj = linear(shapes["o_proj.weight"], config.out_bias, rngs, self.dtype, self.param_dtype)
+        if config.output_gate:
+            self.gate_proj = linear(shapes["gate_proj.weight"], config.qkv_bias, rngs, self.dtype, self.param_dtype)
         if config.qk_norm is not None:
             self.q_norm = _NormWeight(shapes["q_norm.weight"], config.qk_norm, self.param_dtype)
             self.k_norm = _NormWeight(shapes["k_norm.weight"], config.qk_norm, self.param_dtype)
@@ -143,7 +145,7 @@ class GroupedQueryAttention(nnx.Module):
         stages = self._stages(query, key, value, mask, rotation)
         q, k, v = _kernel_inputs(stages)
         context, weights = attention(q, k, v, mask, self._kernel_settings(q, k, offset), need_weights=need_weights)
-        return self._output(context), weights
+        return self._output(context, stages), weights
 
     def trace(
         self,
@@ -174,7 +176,7 @@ class GroupedQueryAttention(nnx.Module):
         stages = self._stages(query, key, value, mask, rotation)
         q, k, v = _kernel_inputs(stages)
         stages |= stages_of(q, k, v, mask, self._kernel_settings(q, k, offset))
-        return stages | {"output": self._output(stages["context"])}
+        return stages | {"output": self._output(stages["context"], stages)}
 
     def init_cache(self, batch_size: int, max_length: int, *, rolling: bool = False, dtype: Any = None) -> KVCache:
         """Make an empty cache for `extend`.
@@ -218,15 +220,16 @@ class GroupedQueryAttention(nnx.Module):
         T = x.shape[1]
         token = jnp.arange(T)[None]
         real = (token < count[:, None])[..., None]
-        positions = None if self.config.rope is None else cache.length[:, None] + token
+        positions = cache.length[:, None] + token if self.config.uses_positions else None
         rotation = RotationSettings(positions=positions, key_positions=positions, rope_length=cache.rope_length)
         tokens = x if lengths is None else jnp.where(real, x, 0)
-        q, k, v = _kernel_inputs(self._stages(tokens, None, None, None, rotation))
+        stages = self._stages(tokens, None, None, None, rotation)
+        q, k, v = _kernel_inputs(stages)
         mask, offset, chunk = decoding.kernel_arguments(cache, self.config, T)
         new_cache, keys, values = decoding.append(cache, k, v, count)
         settings = replace(self._kernel_settings(q, keys, offset, training=False), chunk=chunk)
         context = attend(q, keys.astype(q.dtype), values.astype(q.dtype), mask, settings, finite_keys=True)
-        output = jnp.where(real, self._output(context), 0)
+        output = jnp.where(real, self._output(context, stages), 0)
         return jnp.where(decoding.fits(cache, count)[:, None, None], output, jnp.nan), new_cache
 
     def load_weights(self, mapping: Mapping[str, Any]) -> Self:
@@ -277,18 +280,32 @@ class GroupedQueryAttention(nnx.Module):
             "k_proj": split_heads(k, config.head_dim),
             "v_proj": split_heads(v, config.v_head_dim),
         }
-        if config.qk_norm is not None:
-            for name, module in (("q", self.q_norm), ("k", self.k_norm)):
-                weight = module.weight[...]
-                stages[f"{name}_norm"] = qk_norm(stages[f"{name}_proj"], weight, config.qk_norm, config.qk_norm_eps)
+        if config.output_gate:
+            stages["gate"] = split_heads(project(self.gate_proj, query), config.v_head_dim)
+        if config.uses_positions:
+            positions, key_positions = _positions(query.shape[1], key.shape[1], rotation)
+        if not config.qk_norm_after_rope:
+            stages |= self._normed(stages)
         if config.rope is not None:
             q, k, _ = _kernel_inputs(stages)
-            T, S = query.shape[1], key.shape[1]
-            positions, key_positions = _positions(T, S, rotation)
-            length = S if rotation.rope_length is None else rotation.rope_length
+            length = key.shape[1] if rotation.rope_length is None else rotation.rope_length
             stages["q_rope"] = rope.rotate(q, positions, config.rope, length)
             stages["k_rope"] = rope.rotate(k, key_positions, config.rope, length)
+        if config.qk_norm_after_rope:
+            stages |= self._normed(stages)
+        if config.query_scale is not None:
+            q, _, _ = _kernel_inputs(stages)
+            factor = rope.query_factor(positions, *config.query_scale, dtype=q.dtype)
+            stages["q_scale"] = (q.astype(factor.dtype) * factor).astype(q.dtype)
         return stages
+
+    def _normed(self, stages: dict[str, Array]) -> dict[str, Array]:
+        """The stages of QK-norm, where there is one."""
+        config = self.config
+        if config.qk_norm is None:
+            return {}
+        inputs = zip("qk", (self.q_norm, self.k_norm), _kernel_inputs(stages)[:2], strict=True)
+        return {f"{n}_norm": qk_norm(x, m.weight[...], config.qk_norm, config.qk_norm_eps) for n, m, x in inputs}
 
     def _count(self, x: Array, cache: KVCache, lengths: Array | None) -> Integer[Array, "B"]:
         """How many of x's tokens are real in each row, after every check that needs no traced value."""
@@ -317,7 +334,11 @@ class GroupedQueryAttention(nnx.Module):
             return None
         return self.dropout(jnp.ones(shape, compute_dtype(self.dtype)))
 
-    def _output(self, context: Float[Array, "B N T Hv"]) -> Float[Array, "B T D"]:
+    def _output(self, context: Float[Array, "B N T Hv"], stages: Mapping[str, Array]) -> Float[Array, "B T D"]:
+        if "gate" in stages:
+            dtype = compute_dtype(context.dtype)
+            opened = jax.nn.sigmoid(stages["gate"].astype(dtype))
+            context = (context.astype(dtype) * opened).astype(context.dtype)
         return project(self.o_proj, join_heads(context))
 
 
@@ -332,9 +353,9 @@ def _rotation(key: Any, positions: Any, key_positions: Any, offset: Any, rope_le
 
 
 def _kernel_inputs(stages: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-    """query, key and value after the last of projection, norm and RoPE that is on."""
-    last = next(stage for stage in ("rope", "norm", "proj") if f"q_{stage}" in stages)
-    return stages[f"q_{last}"], stages[f"k_{last}"], stages["v_proj"]
+    """query, key and value after the last stage that is on."""
+    q, k = ([x for stage, x in stages.items() if stage.startswith(f"{letter}_")][-1] for letter in "qk")
+    return q, k, stages["v_proj"]
 
 
 def _positions(T: int, S: int, rotation: RotationSettings) -> tuple[Array, Array]:

@@ -127,3 +127,10 @@ def _llama3(frequencies: np.ndarray, scaling: Llama3Scaling) -> np.ndarray:
     kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     kept = np.clip(kept, 0, 1)
     return frequencies / scaling.factor * (1 - kept) + frequencies * kept
+
+
+def query_factor(positions: Array, beta: float, length: int, *, dtype: Any) -> Array:
+    """1 + beta * log(1 + floor(position / length)), (1 or B, 1, T, 1), in the compute dtype."""
+    wide = compute_dtype(dtype)
+    factor = 1 + jnp.asarray(beta, wide) * jnp.log1p(jnp.floor_divide(positions, length).astype(wide))
+    return jnp.atleast_2d(factor)[:, None, :, None]

@@ -15,7 +15,7 @@ from gqa_numpy.attention import attend, attention, stages_of
 from gqa_numpy.cache import KVCache
 from gqa_numpy.gradients import Gradients, attention_vjp
 from gqa_numpy.layer_gradients import LayerGradients
-from gqa_numpy.linear import join_heads, linear, split_heads
+from gqa_numpy.linear import gated, join_heads, linear, split_heads
 from gqa_numpy.masks import Offset, query_positions
 from gqa_numpy.norm import qk_norm
 from gqa_spec import AttentionConfig, checks
@@ -138,7 +138,7 @@ class GroupedQueryAttention:
         context, weights = attention(
             q, k, v, mask, self._kernel_settings(q, k, offset, training=self.training), need_weights=need_weights
         )
-        return self._output(context), weights
+        return self._output(context, stages), weights
 
     def trace(
         self,
@@ -169,7 +169,7 @@ class GroupedQueryAttention:
         stages = self._stages(query, key, value, mask, rotation)
         q, k, v = _kernel_inputs(stages)
         stages |= stages_of(q, k, v, mask, self._kernel_settings(q, k, offset, training=self.training))
-        return stages | {"output": self._output(stages["context"])}
+        return stages | {"output": self._output(stages["context"], stages)}
 
     def init_cache(self, batch_size: int, max_length: int, *, rolling: bool = False, dtype: Any = None) -> KVCache:
         """Make an empty cache for `extend`.
@@ -210,15 +210,16 @@ class GroupedQueryAttention:
         count = self._count(x, cache, lengths)
         T = x.shape[1]
         real = (np.arange(T) < count[:, None])[..., None]
-        positions = None if self.config.rope is None else cache.length[:, None] + np.arange(T)
+        positions = cache.length[:, None] + np.arange(T) if self.config.uses_positions else None
         rotation = RotationSettings(positions=positions, key_positions=positions, rope_length=cache.rope_length)
         tokens = x if lengths is None else np.where(real, x, self.dtype.type(0))
-        q, k, v = _kernel_inputs(self._stages(tokens, None, None, None, rotation))
+        stages = self._stages(tokens, None, None, None, rotation)
+        q, k, v = _kernel_inputs(stages)
         mask, offset, chunk = decoding.kernel_arguments(cache, self.config, T)
         new_cache, keys, values = decoding.append(cache, k, v, count)
         settings = replace(self._kernel_settings(q, keys, offset, training=False), chunk=chunk)
         context = attend(q, keys.astype(q.dtype, copy=False), values.astype(q.dtype, copy=False), mask, settings)
-        return np.where(real, self._output(context), self.dtype.type(0)), new_cache
+        return np.where(real, self._output(context, stages), self.dtype.type(0)), new_cache
 
     def vjp(
         self,
@@ -261,7 +262,7 @@ class GroupedQueryAttention:
             positions=dict(zip(("query", "key"), _positions(query.shape[1], key.shape[1], rotation), strict=True)),
             rope_length=key.shape[1] if rope_length is None else rope_length,
         )
-        return self._output(context), backward.of
+        return self._output(context, stages), backward.of
 
     def load_weights(self, mapping: Mapping[str, Any]) -> Self:
         """Copy weights into place, all or none.
@@ -302,18 +303,31 @@ class GroupedQueryAttention:
             "k_proj": split_heads(k, config.head_dim),
             "v_proj": split_heads(v, config.v_head_dim),
         }
-        if config.qk_norm is not None:
-            for name in ("q", "k"):
-                weight = self.parameters[f"{name}_norm.weight"]
-                stages[f"{name}_norm"] = qk_norm(stages[f"{name}_proj"], weight, config.qk_norm, config.qk_norm_eps)
+        if config.output_gate:
+            stages["gate"] = split_heads(self._project("gate_proj", query), config.v_head_dim)
+        if config.uses_positions:
+            positions, key_positions = _positions(query.shape[1], key.shape[1], rotation)
+        if not config.qk_norm_after_rope:
+            self._norm(stages)
         if config.rope is not None:
             q, k, _ = _kernel_inputs(stages)
-            T, S = query.shape[1], key.shape[1]
-            positions, key_positions = _positions(T, S, rotation)
-            length = S if rotation.rope_length is None else rotation.rope_length
+            length = key.shape[1] if rotation.rope_length is None else rotation.rope_length
             stages["q_rope"] = rope.rotate(q, positions, config.rope, length)
             stages["k_rope"] = rope.rotate(k, key_positions, config.rope, length)
+        if config.qk_norm_after_rope:
+            self._norm(stages)
+        if config.query_scale is not None:
+            q, _, _ = _kernel_inputs(stages)
+            stages["q_scale"] = (q * rope.query_factor(positions, *config.query_scale, dtype=q.dtype)).astype(q.dtype)
         return stages
+
+    def _norm(self, stages: dict[str, Array]) -> None:
+        """Add the stages of QK-norm, where there is one."""
+        config, (q, k, _) = self.config, _kernel_inputs(stages)
+        for name, x in (("q", q), ("k", k)):
+            if config.qk_norm is not None:
+                weight = self.parameters[f"{name}_norm.weight"]
+                stages[f"{name}_norm"] = qk_norm(x, weight, config.qk_norm, config.qk_norm_eps)
 
     def _count(self, x: Array, cache: KVCache, lengths: Array | None) -> Integer[Array, "B"]:
         """How many of x's tokens are real in each row, after every check."""
@@ -351,8 +365,8 @@ class GroupedQueryAttention:
     def _project(self, name: str, x: Array) -> Array:
         return linear(x, self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias"))
 
-    def _output(self, context: Float[Array, "B N T Hv"]) -> Float[Array, "B T D"]:
-        return self._project("o_proj", join_heads(context))
+    def _output(self, context: Float[Array, "B N T Hv"], stages: Mapping[str, Array]) -> Float[Array, "B T D"]:
+        return self._project("o_proj", join_heads(gated(context, stages.get("gate"))))
 
 
 GroupQueryAttention = GroupedQueryAttention
@@ -366,9 +380,9 @@ def _rotation(key: Any, positions: Any, key_positions: Any, offset: Any, rope_le
 
 
 def _kernel_inputs(stages: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-    """query, key and value after the last of projection, norm and RoPE that is on."""
-    last = next(stage for stage in ("rope", "norm", "proj") if f"q_{stage}" in stages)
-    return stages[f"q_{last}"], stages[f"k_{last}"], stages["v_proj"]
+    """query, key and value after the last stage that is on."""
+    q, k = ([x for stage, x in stages.items() if stage.startswith(f"{letter}_")][-1] for letter in "qk")
+    return q, k, stages["v_proj"]
 
 
 def _positions(T: int, S: int, rotation: RotationSettings) -> tuple[Array, Array]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float
 
 from gqa_numpy import rope
 from gqa_numpy.gradients import Gradients
-from gqa_numpy.linear import join_heads, linear_vjp, split_heads
+from gqa_numpy.linear import gated, gated_vjp, join_heads, linear_vjp, split_heads
 from gqa_numpy.norm import qk_norm_vjp
 from gqa_spec import AttentionConfig
 
@@ -35,24 +36,35 @@ class LayerGradients:
 
     def of(self, d_output: Float[Array, "B T D"]) -> Gradients:
         """The gradients of query, key, value, a floating mask and every weight, from that of the output."""
-        d_joined, gradients = self._projection("o_proj", join_heads(self.context), d_output)
-        d_heads = self.kernel_vjp(split_heads(d_joined, self.config.v_head_dim))
+        gate = self.stages.get("gate")
+        d_joined, gradients = self._projection("o_proj", join_heads(gated(self.context, gate)), d_output)
+        d_context, d_gate = split_heads(d_joined, self.config.v_head_dim), None
+        if gate is not None:
+            d_context, d_gate = gated_vjp(self.context, gate, d_context)
+        d_heads = self.kernel_vjp(d_context)
         gradients |= {name: d_heads[name] for name in ("mask", "sinks") if name in d_heads}
         for name in self.inputs:
             d_input, weights = self._heads(name, d_heads[name])
             gradients |= weights | {name: d_input}
+        if d_gate is not None:
+            d_input, weights = self._projection("gate_proj", self.inputs["query"], join_heads(d_gate))
+            gradients |= weights | {"query": gradients["query"] + d_input}
         return gradients
 
     def _heads(self, name: str, d_heads: Array) -> tuple[Array, Gradients]:
         """From the gradient of query, key or value heads to that of the input, and of the weights between."""
         config, gradients, letter = self.config, {}, name[0]
-        if f"{letter}_rope" in self.stages and config.rope is not None:
-            d_heads = rope.rotate_vjp(d_heads, self.positions[name], config.rope, self.rope_length)
-        if f"{letter}_norm" in self.stages and config.qk_norm is not None:
-            weight, projected = f"{letter}_norm.weight", self.stages[f"{letter}_proj"]
-            d_heads, gradients[weight] = qk_norm_vjp(
-                projected, self.parameters[weight], config.qk_norm, config.qk_norm_eps, d_heads
-            )
+        own = [stage for stage in self.stages if stage.startswith(f"{letter}_")]
+        for before, stage in reversed(list(pairwise(own))):
+            if stage == "q_scale" and config.query_scale is not None:
+                d_heads = d_heads * rope.query_factor(self.positions[name], *config.query_scale, dtype=d_heads.dtype)
+            if stage.endswith("_rope") and config.rope is not None:
+                d_heads = rope.rotate_vjp(d_heads, self.positions[name], config.rope, self.rope_length)
+            if stage.endswith("_norm") and config.qk_norm is not None:
+                weight, eps = self.parameters[f"{stage}.weight"], config.qk_norm_eps
+                d_heads, gradients[f"{stage}.weight"] = qk_norm_vjp(
+                    self.stages[before], weight, config.qk_norm, eps, d_heads
+                )
         d_input, weights = self._projection(f"{letter}_proj", self.inputs[name], join_heads(d_heads))
         return d_input, gradients | weights
 

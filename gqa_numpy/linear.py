@@ -1,4 +1,4 @@
-"""A linear map of the last axis, and its split into heads."""
+"""A linear map of the last axis, its split into heads, and the gate on them."""
 
 from __future__ import annotations
 
@@ -40,3 +40,22 @@ def split_heads(x: Float[Array, "B T W"], size: int) -> Float[Array, "B heads T 
 def join_heads(x: Float[Array, "B heads T size"]) -> Float[Array, "B T W"]:
     B, heads, T, size = x.shape
     return x.swapaxes(1, 2).reshape(B, T, heads * size)
+
+
+def gated(x: Array, gate: Array | None) -> Array:
+    """x * sigmoid(gate) in the compute dtype, rounded once; x itself without a gate."""
+    if gate is None:
+        return x
+    dtype = compute_dtype(x.dtype)
+    return (x.astype(dtype) * _sigmoid(gate.astype(dtype))).astype(x.dtype)
+
+
+def gated_vjp(x: Array, gate: Array, d_y: Array) -> tuple[Array, Array]:
+    """The gradients of x and of its gate."""
+    opened = _sigmoid(gate)
+    return d_y * opened, d_y * x * opened * (1 - opened)
+
+
+def _sigmoid(x: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return 1 / (1 + np.exp(-x))

@@ -133,3 +133,10 @@ def _llama3(frequencies: Array, scaling: Llama3Scaling) -> Array:
     kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     kept = np.clip(kept, 0, 1)
     return frequencies / scaling.factor * (1 - kept) + frequencies * kept
+
+
+def query_factor(positions: Array, beta: float, length: int, *, dtype: Any) -> Array:
+    """1 + beta * log(1 + floor(position / length)), (1 or B, 1, T, 1), in the compute dtype."""
+    wide = compute_dtype(dtype)
+    steps = np.floor_divide(positions, length).astype(wide)
+    return np.atleast_2d(1 + wide.type(beta) * np.log1p(steps))[:, None, :, None]

@@ -189,7 +189,12 @@ class AttentionConfig:
         sinks: Whether there is one learned logit for each query head (SPEC 8).
         qk_norm: How queries and keys are normed (SPEC 11), None for not.
         qk_norm_eps: Added to the mean square in that norm.
+        qk_norm_after_rope: Whether that norm follows the rotation (HunYuan) instead of preceding it.
         rope: How queries and keys are rotated (SPEC 10), None for not.
+        query_scale_beta: Queries are multiplied by 1 + beta * log(1 + floor(position / length)), after norm and
+            rotation (SPEC 10); None for not.
+        query_scale_length: That length, the context after which the factor starts to grow.
+        output_gate: Whether the context is multiplied by sigmoid(gate_proj(query)) before the output projection.
 
     Raises:
         ValueError: For a number out of range or settings that contradict each other.
@@ -213,7 +218,11 @@ class AttentionConfig:
     sinks: bool = False
     qk_norm: QKNorm | None = None
     qk_norm_eps: float = 1e-6
+    qk_norm_after_rope: bool = False
     rope: RopeConfig | None = None
+    query_scale_beta: float | None = None
+    query_scale_length: int | None = None
+    output_gate: bool = False
     _derived: ClassVar[frozenset[str]] = frozenset()  # which sizes were left out, set for each instance
 
     def __post_init__(self) -> None:
@@ -228,13 +237,15 @@ class AttentionConfig:
         self._derive("head_dim", self.embed_dim // self.num_heads, symbol="H")
         self._derive("v_head_dim", self.head_dim, symbol="Hv")
         self._derive("kv_dim", self.embed_dim, symbol="E")
-        for name in ("qkv_bias", "out_bias", "sinks"):
+        for name in ("qkv_bias", "out_bias", "sinks", "qk_norm_after_rope", "output_gate"):
             checks.boolean(name, getattr(self, name))
         checks.number("dropout", self.dropout, at_least=0, below=1)
         checks.attention_settings(self.causal, self.window, self.chunk, self.scale, self.softcap)
         checks.choice("qk_norm", self.qk_norm, ("rms", "rms_plus_one", "rms_full"), optional=True)
         checks.number("qk_norm_eps", self.qk_norm_eps, at_least=0)
         checks.instance("rope", self.rope, RopeConfig, optional=True)
+        checks.norm_after_rope(self.qk_norm_after_rope, self.qk_norm, self.rope)
+        checks.query_scale(self.query_scale_beta, self.query_scale_length)
         if self.rope is not None:
             checks.rotary_dim(self.rotary_dim, self.head_dim)
             if isinstance(self.rope.scaling, DynamicScaling):
@@ -293,6 +304,18 @@ class AttentionConfig:
         return self.rope.rotary_dim or self.head_dim
 
     @property
+    def query_scale(self) -> tuple[float, int] | None:
+        """query_scale_beta and query_scale_length, where they are on."""
+        if self.query_scale_beta is None or self.query_scale_length is None:
+            return None
+        return self.query_scale_beta, self.query_scale_length
+
+    @property
+    def uses_positions(self) -> bool:
+        """Whether queries depend on their positions, not only on which keys they see."""
+        return self.rope is not None or self.query_scale is not None
+
+    @property
     def axes(self) -> dict[str, int]:
         """The sizes of the axis alphabet that a layer's weights have."""
         return {
@@ -325,7 +348,11 @@ class AttentionSettings(TypedDict, total=False):
     sinks: bool
     qk_norm: QKNorm | None
     qk_norm_eps: float
+    qk_norm_after_rope: bool
     rope: RopeConfig | None
+    query_scale_beta: float | None
+    query_scale_length: int | None
+    output_gate: bool
 
 
 def plain(config: Any) -> Any:
@@ -351,6 +378,8 @@ def symbolic_shapes(config: AttentionConfig) -> dict[str, str]:
         "v_proj.bias": ("K*Hv,", config.qkv_bias),
         "o_proj.weight": ("D, N*Hv", True),
         "o_proj.bias": ("D,", config.out_bias),
+        "gate_proj.weight": ("N*Hv, D", config.output_gate),
+        "gate_proj.bias": ("N*Hv,", config.output_gate and config.qkv_bias),
         "q_norm.weight": ("N*H," if full else "H,", config.qk_norm is not None),
         "k_norm.weight": ("K*H," if full else "H,", config.qk_norm is not None),
         "sinks": ("N,", config.sinks),

@@ -39,7 +39,8 @@ def attention_flops(config: AttentionConfig, num_queries: int, num_keys: int, *,
     checks.integer("num_queries", num_queries, symbol="T", at_least=0)
     checks.integer("num_keys", num_keys, symbol="S", at_least=0)
     heads, kv_heads = config.num_heads, config.num_kv_heads
-    per_query = heads * (config.head_dim + config.v_head_dim) * config.embed_dim
+    gate = config.v_head_dim if config.output_gate else 0
+    per_query = heads * (config.head_dim + config.v_head_dim + gate) * config.embed_dim
     per_key = kv_heads * (config.head_dim + config.v_head_dim) * config.kv_dim
     per_pair = heads * (config.head_dim + config.v_head_dim)
     return 2 * batch_size * (num_queries * per_query + num_keys * per_key + num_queries * num_keys * per_pair)

@@ -21,7 +21,7 @@ from gqa_torch.cache import KVCache
 from gqa_torch.decoding import DecodeStep, Extension, append, check_free_slots, fits, kernel_arguments, real_tokens
 from gqa_torch.masks import Offset, query_positions
 from gqa_torch.norm import Weight, qk_norm
-from gqa_torch.precision import autocast_dtype, compute_dtype
+from gqa_torch.precision import autocast_dtype, compute_dtype, widened
 
 Tables = tuple[Array, Array]  # cos and sin
 
@@ -78,6 +78,8 @@ class GroupedQueryAttention(nn.Module):
 
         self.q_proj, self.k_proj = linear("q_proj"), linear("k_proj")
         self.v_proj, self.o_proj = linear("v_proj"), linear("o_proj")
+        if config.output_gate:
+            self.gate_proj = linear("gate_proj")
         if config.qk_norm is not None:
             initial = 0.0 if config.qk_norm == "rms_plus_one" else 1.0
             self.q_norm, self.k_norm = (Weight(empty(f"{name}_norm.weight"), initial) for name in "qk")
@@ -153,7 +155,7 @@ class GroupedQueryAttention(nn.Module):
         stages = self._stages(query, key, value, mask, rotation)
         q, k, v = _kernel_inputs(stages)
         context, weights = attention(q, k, v, mask, self._kernel_settings(q, k, offset), need_weights=need_weights)
-        return self._output(context), weights
+        return self._output(context, stages), weights
 
     def trace(
         self,
@@ -184,7 +186,7 @@ class GroupedQueryAttention(nn.Module):
         stages = self._stages(query, key, value, mask, rotation)
         q, k, v = _kernel_inputs(stages)
         stages |= stages_of(q, k, v, mask, self._kernel_settings(q, k, offset))
-        return stages | {"output": self._output(stages["context"])}
+        return stages | {"output": self._output(stages["context"], stages)}
 
     def init_cache(
         self, batch_size: int, max_length: int, *, rolling: bool = False, dtype: torch.dtype | None = None
@@ -244,16 +246,16 @@ class GroupedQueryAttention(nn.Module):
         """`extend` once its arguments are checked and the cache is consumed."""
         cache, step = extension.cache, extension.step
         tokens = x if step.real is None else torch.where(step.real, x, 0)
-        stages = self._project(tokens, tokens, tokens)
+        stages, tables = self._project(tokens, tokens, tokens), None
         if self.config.rope is not None:
             tables = step.cos_sin((self.config.rope, self.config.rotary_dim, cache.rope_length), like=x)
-            stages |= self._rotated(stages, tables, tables)
+        stages = self._placed(stages, tables, tables, step.positions)
         q, k, v = _kernel_inputs(stages)
         mask, offset, chunk = kernel_arguments(cache, self.config, step)
         extension.new_cache, keys, values = append(cache, k, v, step)
         settings = self._settings(offset, chunk, None)
         context = attend(q, keys.to(q.dtype), values.to(q.dtype), mask, settings, finite_keys=True)
-        output = self._output(context)
+        output = self._output(context, stages)
         output = output if step.real is None else torch.where(step.real, output, 0)
         fit = fits(cache, step)
         return output if fit is None else torch.where(fit.to(x.device)[:, None, None], output, torch.nan)
@@ -291,14 +293,32 @@ class GroupedQueryAttention(nn.Module):
         """The stages before the kernel, heads split."""
         query, key, value = self._checked(query, key, value, mask, rotation)
         stages, config = self._project(query, key, value), self.config
-        if config.rope is not None:
-            T, S = query.shape[1], key.shape[1]
-            positions, key_positions = rotation.positions, rotation.key_positions
-            positions = query_positions(T, S, rotation.offset, device=query.device) if positions is None else positions
-            key_positions = torch.arange(S, device=key.device) if key_positions is None else key_positions
-            settings = (config.rope, config.rotary_dim, S if rotation.rope_length is None else rotation.rope_length)
-            tables = (rope.cos_sin(each, *settings, like=query) for each in (positions, key_positions))
-            stages |= self._rotated(stages, *tables)
+        T, S = query.shape[1], key.shape[1]
+        positions, key_positions = rotation.positions, rotation.key_positions
+        if config.uses_positions and positions is None:
+            positions = query_positions(T, S, rotation.offset, device=query.device)
+        if config.rope is None:
+            return self._placed(stages, None, None, positions)
+        key_positions = torch.arange(S, device=key.device) if key_positions is None else key_positions
+        settings = (config.rope, config.rotary_dim, S if rotation.rope_length is None else rotation.rope_length)
+        query_tables, key_tables = (rope.cos_sin(each, *settings, like=query) for each in (positions, key_positions))
+        return self._placed(stages, query_tables, key_tables, positions)
+
+    def _placed(
+        self, stages: dict[str, Array], query_tables: Tables | None, key_tables: Tables | None, positions: Any
+    ) -> dict[str, Array]:
+        """The stages with QK-norm, RoPE and the scale of queries by their positions, as far as they are on."""
+        config = self.config
+        if not config.qk_norm_after_rope:
+            stages |= self._normed(stages)
+        if query_tables is not None and key_tables is not None:
+            stages |= self._rotated(stages, query_tables, key_tables)
+        if config.qk_norm_after_rope:
+            stages |= self._normed(stages)
+        if config.query_scale is not None:
+            q, _, _ = _kernel_inputs(stages)
+            factor = rope.query_factor(positions, *config.query_scale, like=q)
+            stages["q_scale"] = (widened(q) * factor).to(q.dtype)
         return stages
 
     def _checked(
@@ -325,7 +345,7 @@ class GroupedQueryAttention(nn.Module):
         return self.config.num_kv_heads if rows is None else rows // self.config.head_dim
 
     def _project(self, query: Array, key: Array, value: Array) -> dict[str, Array]:
-        """Heads split, and normed where there is a QK-norm."""
+        """Heads split."""
         config = self.config
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
         checks.projected_widths(config, q.shape[-1], k.shape[-1], v.shape[-1])
@@ -334,11 +354,17 @@ class GroupedQueryAttention(nn.Module):
             "k_proj": k.unflatten(2, (-1, config.head_dim)).transpose(1, 2),
             "v_proj": v.unflatten(2, (-1, config.v_head_dim)).transpose(1, 2),
         }
-        if config.qk_norm is not None:
-            kind, eps = config.qk_norm, config.qk_norm_eps
-            stages["q_norm"] = qk_norm(stages["q_proj"], self.q_norm.weight, kind, eps)
-            stages["k_norm"] = qk_norm(stages["k_proj"], self.k_norm.weight, kind, eps)
+        if config.output_gate:
+            stages["gate"] = self.gate_proj(query).unflatten(2, (-1, config.v_head_dim)).transpose(1, 2)
         return stages
+
+    def _normed(self, stages: dict[str, Array]) -> dict[str, Array]:
+        """The stages of QK-norm, where there is one."""
+        kind, eps = self.config.qk_norm, self.config.qk_norm_eps
+        if kind is None:
+            return {}
+        inputs = zip("qk", (self.q_norm, self.k_norm), _kernel_inputs(stages)[:2], strict=True)
+        return {f"{name}_norm": qk_norm(x, norm.weight, kind, eps) for name, norm, x in inputs}
 
     def _rotated(self, stages: dict[str, Array], query_tables: Tables, key_tables: Tables) -> dict[str, Array]:
         """Queries and keys rotated by RoPE's tables of cos and sin."""
@@ -379,7 +405,9 @@ class GroupedQueryAttention(nn.Module):
             return None
         return self.dropout(torch.ones(*q.shape[:3], k.shape[2], dtype=compute_dtype(q.dtype), device=q.device))
 
-    def _output(self, context: Float[Array, "B N T Hv"]) -> Float[Array, "B T D"]:
+    def _output(self, context: Float[Array, "B N T Hv"], stages: Mapping[str, Array]) -> Float[Array, "B T D"]:
+        if "gate" in stages:
+            context = (widened(context) * widened(stages["gate"]).sigmoid()).to(context.dtype)
         return self.o_proj(context.transpose(1, 2).flatten(2))
 
 
@@ -394,6 +422,6 @@ def _rotation(key: Any, positions: Any, key_positions: Any, offset: Any, rope_le
 
 
 def _kernel_inputs(stages: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-    """query, key and value after the last of projection, norm and RoPE that is on."""
-    last = next(stage for stage in ("rope", "norm", "proj") if f"q_{stage}" in stages)
-    return stages[f"q_{last}"], stages[f"k_{last}"], stages["v_proj"]
+    """query, key and value after the last stage that is on."""
+    q, k = ([x for stage, x in stages.items() if stage.startswith(f"{letter}_")][-1] for letter in "qk")
+    return q, k, stages["v_proj"]

@@ -131,3 +131,10 @@ def _llama3(frequencies: Array, scaling: Llama3Scaling) -> Array:
     kept = (rotations - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     kept = kept.clamp(0, 1)
     return frequencies / scaling.factor * (1 - kept) + frequencies * kept
+
+
+def query_factor(positions: Array, beta: float, length: int, *, like: Array) -> Array:
+    """1 + beta * log(1 + floor(position / length)), (1 or B, 1, T, 1), in the compute dtype and on the device."""
+    steps = torch.div(positions.to(like.device), length, rounding_mode="floor")
+    factor = 1 + beta * torch.log1p(steps.to(compute_dtype(like.dtype)))
+    return (factor if factor.ndim == 2 else factor[None])[:, None, :, None]

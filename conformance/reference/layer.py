@@ -36,7 +36,24 @@ class ReferenceLayer:
         return 1 + weight if kind == "rms_plus_one" else weight
 
     def normed_then_rotated(self, x: Array, name: str, positions: Array, length: int) -> Array:
+        if self.config.qk_norm_after_rope:
+            return self.normed(self.rotated(x, positions, length), name)
         return self.rotated(self.normed(x, name), positions, length)
+
+    def scaled(self, q: Array, positions: Array) -> Array:
+        """q (B, N, T, H) times the factor of its position."""
+        if self.config.query_scale is None:
+            return q
+        beta, length = self.config.query_scale
+        factor = np.array([[1 + beta * math.log(1 + p // length) for p in row] for row in positions.tolist()])
+        return q * factor[:, None, :, None]
+
+    def gated(self, context: Array, query: Array) -> Array:
+        """context (B, N, T, Hv) times the sigmoid of its gate."""
+        if not self.config.output_gate:
+            return context
+        gate = self.projected("gate_proj", query, self.config.num_heads)
+        return context * np.vectorize(lambda x: 1 / (1 + math.exp(-x)))(gate)
 
     def normed(self, x: Array, name: str) -> Array:
         """x (B, heads, length, H) after QK-norm: per head, or over all heads of a token."""
@@ -99,7 +116,7 @@ class ReferenceLayer:
         k_places = np.broadcast_to(np.arange(S) if key_positions is None else key_positions, (B, S))
         q, k, v = self.heads(query, key, value, q_places, k_places, S if rope_length is None else rope_length)
         context, weights = self.attended(q, k, v, mask, offset=offset, chunk=c.chunk)
-        return self.joined(context), weights
+        return self.joined(self.gated(context, query)), weights
 
     def default_key_positions(self, positions: Any) -> Any:
         """Of self-attention: those of the queries, where these are given."""
@@ -112,7 +129,7 @@ class ReferenceLayer:
         c = self.config
         q = self.normed_then_rotated(self.projected("q_proj", query, c.num_heads), "q", q_places, length)
         k = self.normed_then_rotated(self.projected("k_proj", key, c.num_kv_heads), "k", k_places, length)
-        return q, k, self.projected("v_proj", value, c.num_kv_heads)
+        return self.scaled(q, q_places), k, self.projected("v_proj", value, c.num_kv_heads)
 
     def attended(self, q: Array, k: Array, v: Array, mask: Any, *, offset: Any, chunk: Any) -> tuple[Array, Array]:
         c, sinks = self.config, self.weights.get("sinks")

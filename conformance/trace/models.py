@@ -32,7 +32,7 @@ Weights = Mapping[str, Array]
 Stages = Mapping[str, Array]
 LayerWeights = tuple[AttentionConfig, Weights]
 STAGES = (
-    "q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "q_rope", "k_rope",
+    "q_proj", "k_proj", "v_proj", "gate", "q_norm", "k_norm", "q_rope", "k_rope", "q_scale",
     "scores", "capped", "masked", "weights", "logsumexp", "context", "output",
 )  # fmt: skip
 STORED = "stored weights"

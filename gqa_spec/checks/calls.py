@@ -110,7 +110,7 @@ def layer_call(
     rotated = (("positions", rotation.positions, queries, "T"), ("key_positions", rotation.key_positions, keys, "S"))
     for name, x, length, symbol in rotated:
         if x is not None:
-            if config.rope is None:
+            if not config.uses_positions:
                 raise ValueError(f"{name}: expected None for a layer without rope, whose positions rotate nothing")
             positions(name, x, kind, batch, length, symbol)
     if rotation.rope_length is not None:

@@ -79,6 +79,19 @@ def norm_bias(norm: str, bias: bool) -> None:
         raise ValueError(f"norm_bias: expected norm='layer', got norm={norm!r}")
 
 
+def norm_after_rope(after: bool, qk_norm: str | None, rope: Any) -> None:
+    if after and (qk_norm is None or rope is None):
+        raise ValueError("qk_norm_after_rope: expected a qk_norm and a rope, got None")
+
+
+def query_scale(beta: float | None, length: int | None) -> None:
+    if (beta is None) != (length is None):
+        raise ValueError(f"query_scale_beta, query_scale_length: expected both or neither, got {beta} and {length}")
+    if beta is not None:
+        number("query_scale_beta", beta, at_least=0)
+        integer("query_scale_length", length, at_least=1)
+
+
 def parallel_norms(parallel: str | None, placement: str) -> None:
     if parallel is not None and placement != "pre":
         raise ValueError(f"parallel: expected norm_placement='pre' for {parallel!r}, got {placement!r}")

@@ -16,7 +16,7 @@ from gqa_weights.families.float8 import refusal
 from gqa_weights.families.generic_keys import IGNORED, OF_EXPERTS, ONLY
 from gqa_weights.families.layer_rules import LAYER_TYPES, LayerRule, every_layer, no_layer
 from gqa_weights.families.record import Family, Values
-from gqa_weights.families.rope_json import RopeDefaults, read_rope, write_scaling
+from gqa_weights.families.rope_json import RopeDefaults, read_query_scale, read_rope, write_scaling
 from gqa_weights.families.settings import MOST_LAYERS, Settings
 
 FILE = "config.json"
@@ -34,14 +34,14 @@ class HuggingFaceFamily(Family):
 
     architecture: the start of its classes' names. defaults: each key that its code reads -> what the code takes where
     the key is missing. sizes: the same for SIZES, which the text_config of larger models may leave out. keys: usual key
-    -> its own. attention, model: fields of the configs that its code fixes.
-    requires: keys of which it has only one value here, missing or not. parallel: what `use_parallel_residual` means.
-    windows, rotates: the rules for which layers have a window, and RoPE. rope: what its code takes for RoPE.
-    scaled_embedding: the embedding is multiplied by the root of the width. dropouts: keys of dropout outside of
-    attention, all of which must agree. activations: names of activations that mean something else here.
-    activation_beside: another key for the activation, which its files hold too and its code does not read. only: keys
-    that its files hold and its code does not read, and the values of them that it computes. repeats: such keys, and the
-    key that says the same. ignored: keys that do not matter here.
+    -> its own. attention, model: fields of the configs that its code fixes. requires: keys of which it has only one
+    value here, missing or not. parallel: what `use_parallel_residual` means. windows, rotates: the rules for which
+    layers have a window, and RoPE. rope: what its code takes for RoPE. scales_queries: the dictionary of RoPE also says
+    how queries are scaled by their positions. scaled_embedding: the embedding is multiplied by the root of the width.
+    dropouts: keys of dropout outside of attention, all of which must agree. activations: names of activations that mean
+    something else here. activation_beside: another key for the activation, which its files hold too and its code does
+    not read. only: keys that its files hold and its code does not read, and the values of them that it computes.
+    repeats: such keys, and the key that says the same. ignored: keys that do not matter here.
     """
 
     architecture: str
@@ -55,6 +55,7 @@ class HuggingFaceFamily(Family):
     windows: LayerRule = no_layer
     rotates: LayerRule = every_layer
     rope: RopeDefaults = field(default_factory=RopeDefaults)
+    scales_queries: bool = False
     scaled_embedding: bool = False
     dropouts: tuple[str, ...] = ()
     activations: Mapping[str, str] = field(default_factory=dict)
@@ -146,6 +147,8 @@ def _shared(family: HuggingFaceFamily, s: Settings) -> dict[str, Any]:
         "scale": _scale(s, head_dim), "softcap": _optional(s, "attn_logit_softcapping"),
         **family.attention,
     }  # fmt: skip
+    if family.scales_queries:
+        shared |= read_query_scale(s)
     if s.reads("use_qk_norm") and not s.flag("use_qk_norm"):
         del shared["qk_norm"]
     if "qk_norm" in shared:
@@ -296,6 +299,8 @@ def _rope_keys(config: ModelConfig, defaults: RopeDefaults) -> dict[str, Any]:
     if layer is None or layer.rope is None:
         return {}
     keys: dict[str, Any] = {"rope_theta": layer.rope.theta, "rope_scaling": write_scaling(layer.rope.scaling)}
+    if layer.query_scale is not None and keys["rope_scaling"] is not None:
+        keys["rope_scaling"]["llama_4_scaling_beta"] = layer.query_scale_beta
     keys["partial_rotary_factor"] = layer.rotary_dim / layer.head_dim
     if local is not None:
         keys[defaults.local_key] = local.theta

@@ -46,6 +46,7 @@ class RopeDefaults:
 
     theta: the base. local_theta: that of layers with a window, where they have a RoPE of their own, and local_key the
     key for it. earlier_types: types by the names that the family's first files have. unread: keys that do not matter.
+    alpha: a key `alpha` stretches the base, as HunYuan's files say with the type "dynamic".
     """
 
     theta: float = 10_000.0
@@ -53,6 +54,7 @@ class RopeDefaults:
     local_key: str = "rope_local_base_freq"
     earlier_types: Mapping[str, str] = field(default_factory=dict)
     unread: tuple[str, ...] = ()
+    alpha: bool = False
 
 
 class RopeSettings:
@@ -63,9 +65,12 @@ class RopeSettings:
             raise settings.wrong(key, "a dictionary")
         self.settings, self.key, self.values, self.max_length = settings, key, dict(values), max_length
         self.unread = set(defaults.unread)
+        self.alpha = self.values.pop("alpha", None) if defaults.alpha else None
         self.theta = self.number("rope_theta", defaults.theta)
         kind = self.values.get("rope_type", self.values.get("type", "default"))
         self.kind = defaults.earlier_types.get(kind, kind) if isinstance(kind, str) else kind
+        if self.alpha is not None and self.kind == "dynamic":
+            self.kind, self.unread = "default", self.unread | set(YARN_OPTIONS) | {"factor"}
 
     def config(self, head_dim: int) -> RopeConfig:
         if not isinstance(self.kind, str) or self.kind not in OPTIONS:
@@ -75,6 +80,8 @@ class RopeSettings:
         if unknown:
             raise self.error(f"{', '.join(sorted(map(str, unknown)))} with type {self.kind!r}")
         rotary = int(head_dim * self.share(head_dim))
+        if self.alpha is not None:
+            self.theta *= self.number("alpha", self.alpha) ** (head_dim / (head_dim - 2))
         return RopeConfig(theta=self.theta, rotary_dim=None if rotary == head_dim else rotary, scaling=self.scaling())
 
     def share(self, head_dim: int) -> float:
@@ -154,6 +161,17 @@ def read_rope(settings: Settings, head_dim: int, max_length: int, defaults: Rope
     key, values = _dictionary(settings)
     based = replace(defaults, theta=_base(settings, "rope_theta", defaults.theta))
     return dict.fromkeys((False, True), RopeSettings(settings, key, values, based, max_length).config(head_dim))
+
+
+def read_query_scale(settings: Settings) -> dict[str, Any]:
+    """Ministral 3's scale of queries by their positions, from the same dictionary."""
+    key, values = _dictionary(settings)
+    if not isinstance(values, Mapping) or values.get("llama_4_scaling_beta") is None:
+        raise settings.wrong(key, "a dictionary with llama_4_scaling_beta and original_max_position_embeddings")
+    return {
+        "query_scale_beta": values["llama_4_scaling_beta"],
+        "query_scale_length": values.get("original_max_position_embeddings"),
+    }
 
 
 def _by_layer_type(

@@ -188,8 +188,9 @@ def _rules(layout: Layout, config: AttentionConfig) -> list[Rule]:
     )
     shapes = weight_shapes(config)
     rules = [rule for rule in layout.rules if rule.when is None or _holds(rule.when, config)]
-    checks.placed(layout.name, shapes, {name for rule in rules for name in rule.names})
-    return [rule for rule in rules if all(name in shapes for name in rule.names)]
+    complete = [rule for rule in rules if all(name in shapes for name in rule.names)]
+    checks.placed(layout.name, shapes, {name for rule in complete for name in rule.names})
+    return complete
 
 
 def _norm_fits(layout: Layout, config: AttentionConfig) -> bool:

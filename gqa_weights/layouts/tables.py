@@ -78,13 +78,40 @@ LAYER_NORM = dict.fromkeys(
 
 # --- one tensor each -------------------------------------------------------------------------------------------------
 
-CANONICAL = Layout("canonical", _linears("q_proj", "k_proj", "v_proj", "o_proj") + NORMS + SINKS)
+GATE = _renamed({"gate_proj.weight": "gate_proj.weight", "gate_proj.bias": "gate_proj.bias"})
+CANONICAL = Layout("canonical", _linears("q_proj", "k_proj", "v_proj", "o_proj") + GATE + NORMS + SINKS)
 
 # llama, mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, olmo2, starcoder2, smollm3, gpt_oss
 HUGGINGFACE = Layout("huggingface", CANONICAL.rules, pairing=HALF)
 
 # glm, glm4, ernie4_5, helium, cohere2
 HUGGINGFACE_INTERLEAVED = Layout("huggingface.interleaved", CANONICAL.rules, pairing=INTERLEAVED)
+# qwen3_next, qwen3_5: each query head's rows, then those of its gate
+HUGGINGFACE_GATED = Layout(
+    "huggingface.gated",
+    (
+        *(
+            Rule(
+                f"q_proj.{kind}",
+                ((f"q_proj.{kind}", "(N H) ... -> N H ..."), (f"gate_proj.{kind}", "(N Hv) ... -> N Hv ...")),
+                axis=1,
+                then="N rows ... -> (N rows) ...",
+            )
+            for kind in ("weight", "bias")
+        ),
+        *_renamed({f"{x}_proj.{kind}": f"{x}_proj.{kind}" for x in "kvo" for kind in ("weight", "bias")}),
+        *NORMS,
+    ),
+    pairing=HALF,
+)
+HUNYUAN = Layout(
+    "huggingface.hunyuan",
+    (
+        *_linears("q_proj", "k_proj", "v_proj", "o_proj"),
+        *_renamed({"q_norm.weight": "query_layernorm.weight", "k_norm.weight": "key_layernorm.weight"}),
+    ),
+    pairing=HALF,
+)
 PHI = Layout("huggingface.phi", _linears("q_proj", "k_proj", "v_proj", "dense"), pairing=HALF)
 
 META_LLAMA = Layout(
@@ -228,11 +255,16 @@ FLAX_LINEN = Layout(
 
 KERAS = Layout(
     "keras.layers.GroupQueryAttention",
-    _dense("query/", "key/", "value/", "attention_output/"),
-    requires=ONE_HEAD_SIZE + ONE_BIAS_FLAG,
-    refuses=dict.fromkeys(
-        ("use_gate", "gate/kernel", "gate/bias"), "use_gate multiplies the context by a learned function of the query"
+    (
+        *_dense("query/", "key/", "value/", "attention_output/"),
+        *_each(
+            {
+                "gate_proj.weight": ("gate/kernel", "(N Hv) D -> D N Hv"),
+                "gate_proj.bias": ("gate/bias", "(N Hv) -> N Hv"),
+            }
+        ),
     ),
+    requires=ONE_HEAD_SIZE + ONE_BIAS_FLAG,
 )
 
 GEMMA = Layout(
@@ -268,8 +300,8 @@ GEMMA = Layout(
 LAYOUTS: dict[str, Layout] = {
     layout.name: layout
     for layout in (
-        CANONICAL, HUGGINGFACE, HUGGINGFACE_INTERLEAVED, PHI, PHI3, META_LLAMA, GGUF_LLAMA, GGUF_QWEN2, GGUF_GEMMA3,
-        TORCH_MHA, FLAX_NNX, FLAX_LINEN, KERAS, GEMMA, GPT_NEOX, MEGATRON, LITGPT, TORCHTUNE, TORCHTUNE_QWEN2,
-        X_TRANSFORMERS,
+        CANONICAL, HUGGINGFACE, HUGGINGFACE_INTERLEAVED, HUGGINGFACE_GATED, HUNYUAN, PHI, PHI3, META_LLAMA, GGUF_LLAMA,
+        GGUF_QWEN2, GGUF_GEMMA3, TORCH_MHA, FLAX_NNX, FLAX_LINEN, KERAS, GEMMA, GPT_NEOX, MEGATRON, LITGPT, TORCHTUNE,
+        TORCHTUNE_QWEN2, X_TRANSFORMERS,
     )
 }  # fmt: skip

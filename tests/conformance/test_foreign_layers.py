@@ -227,6 +227,33 @@ def test_torch_extra_keys_are_refused() -> None:
         to_canonical(LAYOUTS["torch.nn.MultiheadAttention"], state, config)
 
 
+def test_the_gate_of_qwen3_next() -> None:
+    """Its q_proj holds the rows of each query head and then those of the head's gate."""
+    torch = pytest.importorskip("torch")
+    modeling = pytest.importorskip("transformers.models.qwen3_next.modeling_qwen3_next")
+    from transformers import Qwen3NextConfig
+
+    settings = Qwen3NextConfig(
+        hidden_size=24, num_attention_heads=N, num_key_value_heads=K, head_dim=H, attention_bias=True,
+        partial_rotary_factor=1.0, attn_implementation="eager",
+    )  # fmt: skip
+    module = modeling.Qwen3NextAttention(settings, 3).double()
+    fill(module)
+    x = normal(B, T, 24, dtype=np.float64)
+    positions = torch.arange(T)[None]
+    rotary = modeling.Qwen3NextRotaryEmbedding(settings)(torch.from_numpy(x), positions)
+    mask = torch.full((T, T), -torch.inf, dtype=torch.float64).triu(1)[None, None]
+    with torch.no_grad():
+        output, _ = module(torch.from_numpy(x), rotary, mask)
+    foreign = {name: p.detach().numpy() for name, p in module.named_parameters()}
+    config = AttentionConfig(
+        embed_dim=24, num_heads=N, num_kv_heads=K, head_dim=H, qkv_bias=True, out_bias=True, causal=True,
+        qk_norm="rms_plus_one", rope=RopeConfig(theta=settings.rope_parameters["rope_theta"]), output_gate=True,
+    )  # fmt: skip
+    got, _ = ours("huggingface.gated", foreign, config, x)
+    close(got, output.numpy(), FLOAT32)
+
+
 def test_flax_nnx() -> None:
     nnx, jnp = pytest.importorskip("flax.nnx"), pytest.importorskip("jax.numpy")
     module = nnx.eval_shape(lambda: nnx.MultiHeadAttention(
@@ -269,9 +296,10 @@ def keras(monkeypatch: pytest.MonkeyPatch) -> Any:
     return pytest.importorskip("keras")
 
 
-def test_keras(keras: Any) -> None:
+@pytest.mark.parametrize("gate", [False, True])
+def test_keras(keras: Any, gate: bool) -> None:
     jax = pytest.importorskip("jax")
-    layer = keras.layers.GroupQueryAttention(H, N, K, kernel_initializer="zeros")
+    layer = keras.layers.GroupQueryAttention(H, N, K, kernel_initializer="zeros", use_gate=gate)
     query, key, value = normal(B, T, D), normal(B, S, 13), normal(B, S, 13) + 1
     layer.build(query.shape, value.shape, key.shape)
     foreign = {"/".join(x.path.split("/")[-2:]): normal(*x.shape) / 4 for x in layer.weights}
@@ -280,20 +308,12 @@ def test_keras(keras: Any) -> None:
     )[0])  # fmt: skip
     output, weights = call(query, value, key)
     config = AttentionConfig(
-        embed_dim=D, num_heads=N, num_kv_heads=K, head_dim=H, kv_dim=13, qkv_bias=True, out_bias=True
-    )
+        embed_dim=D, num_heads=N, num_kv_heads=K, head_dim=H, kv_dim=13, qkv_bias=True, out_bias=True,
+        output_gate=gate,
+    )  # fmt: skip
     got, attention = ours("keras.layers.GroupQueryAttention", foreign, config, query, key, value)
     close(got, output, FLOAT32)
     close(attention, weights, FLOAT32)
-
-
-def test_keras_gate_is_refused(keras: Any) -> None:
-    layer = keras.layers.GroupQueryAttention(4, 6, 2, use_bias=False, use_gate=True, kernel_initializer="zeros")
-    layer.build((2, 3, 24), (2, 3, 24), (2, 3, 24))
-    foreign = {"/".join(x.path.split("/")[-2:]): np.asarray(x) for x in layer.weights}
-    config = AttentionConfig(embed_dim=24, num_heads=6, num_kv_heads=2)
-    with pytest.raises(ValueError, match="cannot express gate/kernel: use_gate multiplies the context"):
-        to_canonical(LAYOUTS["keras.layers.GroupQueryAttention"], foreign, config)
 
 
 # --- packages that only some environments have -----------------------------------------------------------------------

@@ -19,11 +19,14 @@ EVERYTHING: dict[str, Any] = {
     "sinks": True,
     "qk_norm": "rms",
 }
+GATED = {"output_gate": True}
 # What the implementations have, as their documentation says; sizes left out are derived from the others.
 CAN: dict[str, dict[str, Any]] = {
-    "canonical": EVERYTHING,
-    "huggingface": EVERYTHING,
-    "huggingface.interleaved": EVERYTHING,
+    "canonical": EVERYTHING | GATED,
+    "huggingface": EVERYTHING | GATED,
+    "huggingface.interleaved": EVERYTHING | GATED,
+    "huggingface.gated": {"kv_dim": 13, "qkv_bias": True, "out_bias": True, "qk_norm": "rms_plus_one", **GATED},
+    "huggingface.hunyuan": {"qkv_bias": True, "out_bias": True, "qk_norm": "rms"},
     "huggingface.phi": {"qkv_bias": True, "out_bias": True},
     "huggingface.phi3": {},
     "meta.llama": {},
@@ -33,7 +36,7 @@ CAN: dict[str, dict[str, Any]] = {
     "torch.nn.MultiheadAttention": {"qkv_bias": True, "out_bias": True},
     "flax.nnx.MultiHeadAttention": {"kv_dim": 13, "qkv_bias": True, "out_bias": True},
     "flax.linen.MultiHeadDotProductAttention": {"kv_dim": 13, "qkv_bias": True, "out_bias": True},
-    "keras.layers.GroupQueryAttention": {"kv_dim": 13, "qkv_bias": True, "out_bias": True},
+    "keras.layers.GroupQueryAttention": {"kv_dim": 13, "qkv_bias": True, "out_bias": True, **GATED},
     "gemma": {"qk_norm": "rms_plus_one"},
     "gpt_neox": {"qkv_bias": True, "out_bias": True},
     "megatron": {"qkv_bias": True, "out_bias": True, "qk_norm": "rms"},

@@ -99,6 +99,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
          "attention_dropout": 0.0},
     ),
     "seed_oss out": ("seed_oss", {"head_dim": 10, "attention_bias": False, "attention_out_bias": True}),
+    "ministral3": (
+        "ministral3",
+        {"head_dim": 10, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "original_max_position_embeddings": 4,
+            "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.7,
+        }},
+    ),
+    "hunyuan": ("hunyuan_v1_dense", {"head_dim": 10, "attention_bias": True, "rms_norm_eps": 1e-3}),
+    "hunyuan stretched": (
+        "hunyuan_v1_dense",
+        {"head_dim": 10, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 50.0, "alpha": 20.0, "factor": 1.0}},
+    ),
     "arcee": ("arcee", {"head_dim": 10, "attention_bias": True, "mlp_bias": True}),
     "granite": (
         "granite",

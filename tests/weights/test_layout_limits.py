@@ -54,6 +54,8 @@ def refused(layout: str, config: AttentionConfig, sentence: str) -> None:
     ("torchtune", {"qk_norm": "rms"}, "has no place for q_norm.weight, k_norm.weight"),
     ("x-transformers", {"out_bias": True}, "has no place for o_proj.bias"),
     ("megatron", {"sinks": True}, "has no place for sinks"),
+    ("megatron", {"output_gate": True}, "has no place for gate_proj.weight"),
+    ("huggingface.gated", {}, "has no place for q_proj.weight"),
 ])  # fmt: skip
 def test_a_config_that_a_layout_cannot_hold_is_refused_by_name(
     layout: str, further: dict[str, Any], sentence: str
@@ -65,8 +67,6 @@ def test_a_config_that_a_layout_cannot_hold_is_refused_by_name(
     ("torch.nn.MultiheadAttention", ("bias_k", "bias_v"), {}, "bias_k: add_bias_kv appends .*; bias_v: add_bias_kv"),
     ("torch.nn.MultiheadAttention", (), {"add_zero_attn": True}, "add_zero_attn: it appends a key and value of zeros"),
     ("torch.nn.MultiheadAttention", (), {"add_bias_kv": True}, "add_bias_kv: add_bias_kv appends"),
-    ("keras.layers.GroupQueryAttention", ("gate/kernel",), {}, "gate/kernel: use_gate multiplies"),
-    ("keras.layers.GroupQueryAttention", (), {"use_gate": True}, "use_gate: use_gate multiplies"),
     ("flax.nnx.MultiHeadAttention", ("query_ln.scale",), {}, "query_ln.scale: normalize_qk is a LayerNorm"),
     ("flax.linen.MultiHeadDotProductAttention", ("key_ln.scale",), {}, "key_ln.scale: normalize_qk is a LayerNorm"),
     ("torchtune", ("q_norm.scale",), {}, "q_norm.scale: torchtune norms after RoPE"),

@@ -167,6 +167,35 @@ SEED_OSS = HuggingFaceFamily(
     },
     ignored=frozenset({"residual_dropout"}),
 )  # fmt: skip
+MINISTRAL3 = HuggingFaceFamily(
+    name="ministral3",
+    architecture="Ministral3",
+    tensors=PRE_NORM_NAMES,
+    defaults={
+        **MISTRAL.defaults, "head_dim": 128, "max_position_embeddings": 262144, "rms_norm_eps": 1e-5,
+        "sliding_window": None, "rope_parameters": {
+            "rope_type": "yarn", "rope_theta": 1_000_000.0, "factor": 16.0, "beta_fast": 32.0, "beta_slow": 1.0,
+            "original_max_position_embeddings": 16384, "mscale": 1.0, "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.1,
+        },
+    },
+    windows=where_sliding_window,
+    scales_queries=True,
+    rope=RopeDefaults(unread=("llama_4_scaling_beta", "max_position_embeddings")),
+)  # fmt: skip
+HUNYUAN_DENSE = HuggingFaceFamily(
+    name="hunyuan_v1_dense",
+    architecture="HunYuanDenseV1",
+    tensors=names({**PRE_NORMS, **GATED}, layout="huggingface.hunyuan"),
+    defaults={**LLAMA_DEFAULTS, "rms_norm_eps": 1e-5},
+    attention={"qk_norm": "rms", "qk_norm_after_rope": True},
+    rope=RopeDefaults(alpha=True),
+    only={
+        "use_qk_norm": (True,), "use_cla": (False,), "norm_type": ("rms",), "mlp_bias": (False,),
+        "use_rotary_pos_emb": (True,),
+    },
+    ignored=frozenset({"attention_head_dim", "cla_share_factor", "eod_token_id", "sep_token_id", "org_vocab_size"}),
+)  # fmt: skip
 ARCEE = HuggingFaceFamily(
     name="arcee",
     architecture="Arcee",
@@ -245,5 +274,5 @@ HELIUM = HuggingFaceFamily(
 
 RMS_NORM = (
     LLAMA, MISTRAL, MINISTRAL, QWEN2, QWEN2_VL, QWEN2_5_VL, QWEN3, QWEN3_VL, PHI3, OLMO2, OLMO3, EXAONE4, SMOLLM3,
-    SEED_OSS, ARCEE, GRANITE, GLM, GLM4, ERNIE4_5, HELIUM,
+    SEED_OSS, MINISTRAL3, HUNYUAN_DENSE, ARCEE, GRANITE, GLM, GLM4, ERNIE4_5, HELIUM,
 )  # fmt: skip
