@@ -266,7 +266,7 @@ def test_bad_input_to_the_command(checkpoint: Path, tmp_path: Path, monkeypatch:
 # --- vocabularies of GGUF files --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("pre", "model_kind"), [("default", "llama"), ("tekken", "gpt2")])
+@pytest.mark.parametrize(("pre", "model_kind"), [("default", "llama"), ("new-model", "gpt2")])
 def test_unknown_vocabularies_are_named(tmp_path: Path, pre: str, model_kind: str) -> None:
     gguf = pytest.importorskip("gguf")
     path = tmp_path / "small.gguf"

@@ -5,6 +5,7 @@ The fields are read here: the package makes an array object of each value in the
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -16,6 +17,7 @@ from gqa_weights.checkpoint.files import kept_open, mapped, viewed
 from gqa_weights.checkpoint.tensors import Array, Contents, Entry, TensorInfo, refuse
 
 MOST_TENSORS = 2**17  # in a file; the package keeps about a kilobyte of each
+ALIGNMENT = "general.alignment"
 BLOCK = 2**22  # stored bytes that are dequantized at once
 MOST_VALUES = 2**21  # in all fields of a file; a vocabulary and its merges are less than half of it
 
@@ -32,7 +34,7 @@ def read(path: Path) -> Contents:
 
 def _reader() -> type:
     """The package's reader with bounds on all that it reads. A function, because the package may be missing."""
-    from gguf import GGUFReader, GGUFValueType
+    from gguf import GGUFReader
     from gguf.gguf_reader import ReaderField
 
     class Reader(GGUFReader):
@@ -54,48 +56,17 @@ def _reader() -> type:
             return super()._get(offset, dtype, count, override_order)
 
         def _build_fields(self, offs: int, count: int) -> int:
+            fields = _Fields(self._get, self.gguf_scalar_to_np)
+            offs = fields.read(offs, count)
             self.values = {name: field.contents() for name, field in self.fields.items()}
-            self._left = MOST_VALUES
-            for _ in range(count):
-                start = offs
-                name, offs = self._text(offs)
-                kind = GGUFValueType(int(self._get(offs, np.uint32)[0]))
-                value, offs = self._value(kind, offs + 4)
-                if name in self.values:
-                    raise ValueError(f"field {name!r} is given twice")
-                self.values[name] = value
-                if name == "general.alignment":  # which the package reads on
-                    self.fields[name] = ReaderField(start, name, [np.array([value], np.uint32)], [0], [kind])
+            repeated = next((name for name in fields.values if name in self.values), None)
+            if repeated is not None:
+                raise ValueError(f"field {repeated!r} is given twice")
+            self.values |= fields.values
+            if ALIGNMENT in fields.values:  # which the package reads on
+                stored = np.array([fields.values[ALIGNMENT]], np.uint32)
+                self.fields[ALIGNMENT] = ReaderField(offs, ALIGNMENT, [stored], [0], [fields.kinds[ALIGNMENT]])
             return offs
-
-        def _value(self, kind: Any, offs: int) -> tuple[Any, int]:
-            self._left -= 1
-            if kind == GGUFValueType.STRING:
-                return self._text(offs)
-            if kind == GGUFValueType.ARRAY:
-                return self._list(offs)
-            value = self._get(offs, self.gguf_scalar_to_np[kind])
-            return value.tolist()[0], offs + value.nbytes
-
-        def _list(self, offs: int) -> tuple[list[Any], int]:
-            kind, count = GGUFValueType(int(self._get(offs, np.uint32)[0])), int(self._get(offs + 4, np.uint64)[0])
-            offs += 12
-            if count > self._left:
-                raise ValueError(f"expected at most {MOST_VALUES:,} values in all fields, got a list of {count:,}")
-            self._left -= count
-            if kind == GGUFValueType.STRING:
-                texts = []
-                for _ in range(count):
-                    text, offs = self._text(offs)
-                    texts.append(text)
-                return texts, offs
-            values = self._get(offs, self.gguf_scalar_to_np[kind], count)
-            return values.tolist(), offs + values.nbytes
-
-        def _text(self, offs: int) -> tuple[str, int]:
-            length = int(self._get(offs, np.uint64)[0])
-            text = self._get(offs + 8, np.uint8, length)
-            return str(text.tobytes(), "utf-8"), offs + 8 + length
 
         def _build_tensor_info(self, offs: int, count: int) -> tuple[int, list[Any]]:
             if count > MOST_TENSORS:
@@ -103,6 +74,62 @@ def _reader() -> type:
             return super()._build_tensor_info(offs, count)
 
     return Reader
+
+
+class _Fields:
+    """The key-value fields of a file as plain values. get: the values of a dtype at a byte, within the file."""
+
+    def __init__(self, get: Callable[..., Array], dtypes: Mapping[Any, Any]) -> None:
+        self._get, self._dtypes, self._left = get, dtypes, MOST_VALUES
+        self.values: dict[str, Any] = {}
+        self.kinds: dict[str, Any] = {}
+
+    def read(self, offs: int, count: int) -> int:
+        """Returns the byte after the last one."""
+        for _ in range(count):
+            name, offs = self._text(offs)
+            kind, offs = self._kind(offs)
+            if name in self.values:
+                raise ValueError(f"field {name!r} is given twice")
+            self.values[name], offs = self._value(kind, offs)
+            self.kinds[name] = kind
+        return offs
+
+    def _kind(self, offs: int) -> tuple[Any, int]:
+        from gguf import GGUFValueType
+
+        return GGUFValueType(int(self._get(offs, np.uint32)[0])), offs + 4
+
+    def _value(self, kind: Any, offs: int) -> tuple[Any, int]:
+        self._left -= 1
+        if kind.name == "STRING":
+            return self._text(offs)
+        if kind.name == "ARRAY":
+            return self._list(offs)
+        value = self._get(offs, self._dtypes[kind])
+        return value.tolist()[0], offs + value.nbytes
+
+    def _list(self, offs: int) -> tuple[list[Any], int]:
+        kind, offs = self._kind(offs)
+        count, offs = int(self._get(offs, np.uint64)[0]), offs + 8
+        if count > self._left:
+            raise ValueError(f"expected at most {MOST_VALUES:,} values in all fields, got a list of {count:,}")
+        self._left -= count
+        if kind.name == "STRING":
+            texts = []
+            for _ in range(count):
+                text, offs = self._text(offs)
+                texts.append(text)
+            return texts, offs
+        if kind not in self._dtypes:
+            raise ValueError(f"expected a list of numbers or texts, got {kind.name}")
+        values = self._get(offs, self._dtypes[kind], count)
+        return values.tolist(), offs + values.nbytes
+
+    def _text(self, offs: int) -> tuple[str, int]:
+        length = int(self._get(offs, np.uint64)[0])
+        text = self._get(offs + 8, np.uint8, length)
+        return str(text.tobytes(), "utf-8"), offs + 8 + length
 
 
 def _no_overlap(path: Path, tensors: list[Any]) -> None:
