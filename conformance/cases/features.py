@@ -14,7 +14,7 @@ MaskKind = Literal[
 OffsetKind = Literal["zero", "per row", "past the end", "before the start"]
 ValueKind = Literal[
     "large scores", "products past 65504", "scores below -1e9", "equal scores", "scores that grow", "scores that fall",
-    "one key for each query", "weights that underflow", "tiny inputs", "large values",
+    "one key for each query", "weights that underflow", "tiny inputs", "large values", "NaN in a visible value",
 ]  # fmt: skip
 Given = Literal["query, key, value", "query, key", "query, value"]
 

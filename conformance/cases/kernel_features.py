@@ -82,6 +82,7 @@ VALUES = (
     Feature(
         "sinks far above the scores", 8, "a peak that leaves out the sink", {"sinks": True}, values="scores below -1e9"
     ),
+    Feature("NaN in a visible value", 3, "NaN replaced by a number", values="NaN in a visible value"),
     Feature("poison behind -inf", 6, "-inf + NaN in a floating mask", mask="poisoned -inf"),
     Feature(
         "poison behind a window", 6, "NaN past the window's edge", {"causal": True, "window": 4}, mask="poisoned -inf"
@@ -125,6 +126,10 @@ PAIRS = (
     Feature("causal and padding", 3, "padding dropped with causal", {"causal": True}, mask="padding"),
     Feature("causal and float mask", 3, "a bias dropped with causal", {"causal": True}, mask="float per head"),
     Feature("causal and -inf mask", 3, "-inf dropped with causal", {"causal": True}, mask="float with -inf"),
+    Feature(
+        "causal and finfo.min bias", 3, "hidden keys at a finite number, which tie or win",
+        {"causal": True}, mask="finfo.min",
+    ),
     Feature("causal and scale", 2, "a scale dropped with causal", {"causal": True, "scale": 0.731}),
     Feature("causal and softcap", 2, "a cap dropped with causal", {"causal": True, "softcap": 0.9}),
     Feature("causal and sinks", 8, "sinks dropped with causal", {"causal": True, "sinks": True}),

@@ -95,7 +95,7 @@ LAYER = (
     Feature(
         "RoPE yarn, mscale", 10, "mscale read as the attention factor",
         {"rope": RopeConfig(scaling=YarnScaling(
-            factor=4.0, original_max_position_embeddings=40, beta_fast=5.0, beta_slow=0.5,
+            factor=4.0, original_max_position_embeddings=40, beta_fast=5.0, beta_slow=0.1,
             mscale=0.7, mscale_all_dim=1.3,
         ))},
         positions="both", layer=True,
@@ -103,6 +103,16 @@ LAYER = (
     Feature(
         "RoPE yarn, mscale alone", 10, "mscale used without mscale_all_dim",
         {"rope": RopeConfig(scaling=YarnScaling(factor=4.0, original_max_position_embeddings=40, mscale=0.7))},
+        positions="both", layer=True,
+    ),
+    Feature(
+        "RoPE yarn, a ramp past the last pair", 10, "a ramp that is not cut at the last pair",
+        {"rope": RopeConfig(theta=10.0, scaling=YarnScaling(factor=4.0, original_max_position_embeddings=4096))},
+        positions="both", layer=True,
+    ),
+    Feature(
+        "RoPE yarn, a ramp of no width", 10, "a division by a width of 0",
+        {"rope": RopeConfig(scaling=YarnScaling(factor=4.0, original_max_position_embeddings=6))},
         positions="both", layer=True,
     ),
     Feature(

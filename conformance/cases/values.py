@@ -37,5 +37,8 @@ def changed(
             return query * 800, key, value
         case "tiny inputs":
             return query * 1e-4, key * 1e-4, value * 1e-4
+        case "NaN in a visible value":  # one number of one value of one KV head
+            value[0, 0, 1, 0] = np.nan
+            return query, key, value
         case "large values":
             return query, key, value * 3e5
