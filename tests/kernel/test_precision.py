@@ -57,7 +57,7 @@ def test_stages_are_kept_in_float32(backend, dtype):
     to, back = backend.framework.to, backend.framework.back
     stages = backend.module.attention_stages(*(to(x) for x in call.arguments), **call.keywords)
     kinds = {name: str(back(x).dtype) for name, x in stages.items()}
-    wide = ("scores", "capped", "masked", "weights", *(["logsumexp"] if backend.name == "torch" else []))
+    wide = ("scores", "capped", "masked", "weights", "logsumexp")
     assert kinds == dict.fromkeys(wide, "float32") | {"context": dtype}
 
 
