@@ -188,6 +188,27 @@ def test_a_link_opens_a_cell_with_its_numbers_command_and_pictures(browser):
     assert "T 0, S 1: -0.5" in maps[1]
 
 
+def test_causes_are_on_top_and_beside_each_row_without_a_click(browser):
+    dom = browser()
+    shown = dom[dom.index('<section id="causes"') : dom.index("</section>")]
+    assert "hidden" not in shown.split(">")[0]
+    assert "<b>1</b><span>scale: 1</span>" in shown
+    assert '<span class="expected">SPEC 2: H ** -0.5</span>' in shown
+    assert '<td class="cause">scale: 1</td>' in dom
+    assert 'id="legend"' in dom
+    chosen = browser("document.querySelectorAll('#cause-list button')[0].click();")
+    assert 'aria-pressed="true"' in chosen
+    assert "1 of 3 cases" in chosen
+
+
+def test_pictures_are_titled_with_the_diagnosis_and_have_whole_ticks(browser):
+    dom = browser(fragment="#GQA%206%20over%202%20%2F%20plain%2C%20mine%3Ab%2C%20float32")
+    panel = dom[dom.index('<aside id="detail"') : dom.index("</aside>")]
+    assert "<h3>scale: 1: weights, batch row 1, head 4</h3>" in panel
+    ticks = re.findall(r"<text[^>]*>([^<]*)</text>", panel.split("<svg")[1])
+    assert ticks == ["0", "1", "2", "0", "1", "S", "T"]
+
+
 def test_hostile_text_is_shown_as_text(browser):
     dom = browser(fragment="#GQA%206%20over%202%20%2F%20causal%2C%20mine%3Aa%2C%20float64")
     panel = dom[dom.index('<aside id="detail"') : dom.index("</aside>")]

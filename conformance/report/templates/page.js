@@ -128,8 +128,16 @@ function show(row, column, button) {
   panel.replaceChildren(element("header", {}, element("h2", { textContent: of.case }), close), beside);
   panel.hidden = false;
   panel.scrollTop = 0;
+  keepVisible(button);
   history.replaceState(null, "", "#" + encodeURIComponent(nameOf(row, column)));
   if (matchMedia("(max-width: 760px)").matches) panel.scrollIntoView({ block: "start" });
+}
+
+// The panel takes height from the matrix: the cell stays below the column names and above the edge.
+function keepVisible(button) {
+  const scroll = byId("scroll"), box = scroll.getBoundingClientRect(), cell = button.getBoundingClientRect();
+  const top = box.top + byId("matrix").tHead.offsetHeight;
+  if (cell.top < top || cell.bottom > box.bottom) scroll.scrollTop += cell.top - top - 8;
 }
 
 function nameOf(row, column) {
