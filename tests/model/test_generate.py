@@ -14,7 +14,7 @@ from gqa import app
 from gqa_spec.generation import Sampling, bucket, choose
 from gqa_weights.checkpoint import CheckpointError, open_checkpoint
 from gqa_weights.tokenizer import read_tokenizer
-from tests.model.test_model import BACKENDS, model
+from tests.model.models import BACKENDS, model
 
 pytestmark = pytest.mark.no_shape_checks
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]

@@ -9,7 +9,7 @@ import pytest
 
 from conformance.cases.compare import error_of
 from tests.helpers import to_backend, to_numpy
-from tests.model.test_model import BACKENDS, model
+from tests.model.models import BACKENDS, model
 
 pytestmark = pytest.mark.no_shape_checks
 V, NEW, SLOTS = 37, 3, 23
