@@ -21,6 +21,7 @@ from gqa.port import port
 from gqa.start import print_start
 from gqa.study import study
 from gqa.trace import trace
+from gqa.vectors import vectors
 from gqa.verify import verify
 from gqa.version import __version__
 
@@ -53,7 +54,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (conform, dialect, trace, inspect, port, pool, expand, verify, generate, plan):
+for command in (conform, dialect, trace, inspect, port, pool, expand, verify, generate, plan, vectors):
     app.command()(command)
 app.add_typer(study, name="study")
 

@@ -17,6 +17,9 @@ def conform(
         str | None, typer.Option(help="Judge MODULE:NAME, a class or a function, or a public implementation by name.")
     ] = None,
     everyone: Annotated[bool, typer.Option("--all", help="Judge every public implementation installed.")] = False,
+    answers: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Judge the answers in a folder to the cases of `gqa vectors`.")
+    ] = None,
     arrays: Arrays = None,
     limits: LimitsFile = None,
     layout: Layout = None,
@@ -47,6 +50,7 @@ def conform(
     with one_sentence():
         judged = bool(target or everyone)
         _refuse_together(target=target, all=everyone)
+        _refuse_together(answers=answers, target=target, all=everyone, mutants=mutants, synthetic=synthetic, html=html)
         _refuse_together(mutants=mutants, target=target, all=everyone, junit=junit, html=html, synthetic=synthetic)
         _refuse_together(synthetic=synthetic, target=target, all=everyone)
         own: dict[str, object] = {"arrays": arrays, "limits": limits, "layout": layout, "weights": weights}
@@ -66,6 +70,8 @@ def conform(
             arrays, limits, layout, weights, device, dtypes=dtypes, profile=profile, case=case, limit=time_limit
         )
         reports = Reports(json, junit, html, options)
+        if answers is not None:
+            raise typer.Exit(conform_run.answers(answers, reports, details))
         if mutants:
             from gqa.conform_mutants import run_mutants
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress, TaskID
@@ -11,6 +12,7 @@ from rich.progress import Progress, TaskID
 from conformance.checks import judge, run
 from conformance.checks import smollm2 as real
 from conformance.checks.check import Check
+from conformance.checks.vectors import judge_answers
 from conformance.mutants.run import MutantResult
 from conformance.report import summary, tables
 from conformance.report.mutants import mutant_table
@@ -72,6 +74,23 @@ def list_cases() -> None:
         print(f"# {kind}")
         for case in judge.cases_of("", kind):
             print(judge.name_of(case))
+
+
+def answers(folder: Path, reports: Reports, details: bool) -> int:
+    """A folder of answers; the exit code."""
+    console, start = console_for(reports), time.monotonic()
+    try:
+        checks = judge_answers(folder).checks
+    except NotATarget as error:
+        raise ValueError(str(error)) from error
+    console.print(summary.header(time.monotonic() - start), "")
+    for part in summary.answers_screen(str(folder), checks):
+        console.print(part, highlight=False)
+    if details:
+        _print_details(console, checks, str(folder))
+    reports.write(checks, [], [], f"gqa conform: {folder}", [])
+    counted = tables.counts(checks)
+    return 1 if counted["fail"] or not counted["pass"] else 0
 
 
 def console_for(reports: Reports) -> Console:

@@ -22,6 +22,9 @@ def dialect(
     device: Device = None,
     details: Annotated[bool, typer.Option("--details", help="Print every convention, not only what differs.")] = False,
     markdown: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table of all to this file.")] = None,
+    check: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Tell what a page of --markdown says otherwise; exit code 1.")
+    ] = None,
     json: Json = None,
     time_limit: Annotated[
         float | None, typer.Option(help="Seconds for all questions to a target; 120 unless given.")
@@ -48,4 +51,5 @@ def dialect(
         options = judged_by(
             arrays, limits, layout, weights, device, limit=4 * TIME_LIMIT if time_limit is None else time_limit
         )
-        dialect_run.dialects(target, options, details, json, markdown)
+        code = dialect_run.dialects(target, options, details, json, markdown, check)
+    raise typer.Exit(code)

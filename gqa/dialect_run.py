@@ -13,7 +13,7 @@ from rich.text import Text
 from conformance.checks.judge import Options, detect
 from conformance.dialects.conventions import CONVENTION
 from conformance.dialects.detect import UNDECIDED, Finding
-from conformance.dialects.markdown import markdown
+from conformance.dialects.markdown import changes, markdown
 from conformance.report.summary import ARRAYS_HINT
 from conformance.targets import PUBLIC, NotATarget
 from gqa.interrupt import silence_children
@@ -26,8 +26,10 @@ MOST = 6  # differences on the screen; each takes up to three lines
 NAME = max(map(len, CONVENTION)) + 2  # columns of a convention's name
 
 
-def dialects(target: str | None, options: Options, details: bool, json: Path | None, file: Path | None) -> None:
-    """Of one target, or without one of every public implementation."""
+def dialects(
+    target: str | None, options: Options, details: bool, json: Path | None, file: Path | None, check: Path | None
+) -> int:  # fmt: skip
+    """Of one target, or without one of every public implementation; 1 where a page says something else."""
     if target is not None:
         check_target("TARGET", target)
     answers, missing = _answers([target] if target else list(PUBLIC), options)
@@ -42,6 +44,12 @@ def dialects(target: str | None, options: Options, details: bool, json: Path | N
     if json is not None:
         write_json(json, {name: [_as_json(finding) for finding in found] for name, found in answers.items()})
     list_written(json, file)
+    if check is None:
+        return 0
+    found = list(changes(check.read_text(encoding="utf-8"), answers))
+    for sentence in found or [f"{check}: nothing has changed"]:
+        Console().print(sentence, markup=False, highlight=False, soft_wrap=True)
+    return 1 if found else 0
 
 
 def _answers(names: list[str], options: Options) -> tuple[dict[str, list[Finding]], dict[str, str]]:
@@ -70,6 +78,8 @@ def _screen(
     different = [each for each in found if _differs(each)]
     yield f"{_verdict(different)}  {_counted(found, different)}"
     yield Text(f"target {target}")
+    if target in PUBLIC:
+        yield Indented(f"call: {PUBLIC[target].call}", 2)
     yield ""
     for each in found if details else different[:MOST]:
         yield from _lines(each, details)

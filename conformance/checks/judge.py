@@ -177,9 +177,11 @@ def detect(path: str, options: Options = Options(limit=4 * TIME_LIMIT)) -> list[
     quick_to_compile()
     with Worker(path, options.arrays, options.limit, options.changes) as worker:
         try:
-            return list(worker.do(_detect))
+            found: list[Finding] = list(worker.do(_detect))
         except Stopped as error:
             return [Finding(convention.name, unsupported=f"the target {error}") for convention in CONVENTIONS]
+    remedies = PUBLIC[path].remedies if path in PUBLIC else {}
+    return [replace(f, own_remedy=remedies.get(f.convention, "")) if f.agrees is False else f for f in found]
 
 
 def name_of(case: SuiteCase) -> str:

@@ -77,25 +77,26 @@ CONVENTIONS = (
     )),
     Convention("alignment", 4, "bottom-right", (
         Choice("top-left", "PyTorch is_causal, jax, flax, keras, ONNX without a cache (pytorch#108108)",
-               "pass it masks.causal(T, S) as its mask, or give ours offset=0"),
+               "give a mask, tril(diagonal=S - T), for the causal option"),
     )),
     Convention("causal", 4, "j <= i", (
         _slip("j < i, not its own key", "tril(diagonal=-1), or i > j", "write j <= i"),
         _slip("j <= i + 1, one key ahead", "tril(diagonal=1), or triu(diagonal=2) as what is hidden", "write j <= i"),
     )),
     Convention("causal window of W", 4, "W keys, its own counted", (
-        Choice("W + 1 keys", "jax local_window_size, flash-attention window_size=(W, 0), x-transformers, PyTorch's "
-               "flex_attention tutorial (hf#39408, vllm#3385, ort#25927)", "pass W - 1"),
+        Choice("counts neighbours: W + 1 keys", "jax local_window_size, flash-attention window_size=(W, 0), "
+               "x-transformers, ONNX left_window_size (hf#39408, vllm#3385, ort#25927)", "pass W - 1"),
         Choice("W - 1 keys", "a cache that holds W - 1 (transformers' rolling cache)", "pass W + 1"),
         _slip("a band, causal forgotten", "a window that replaces the causal mask (jax#39576)", "combine both"),
         Choice("ignored", "a window that is only configured (jax#32300 without a mask)", "pass the window as a mask"),
     )),
     Convention("window without causal", 4, "2 W - 1 keys, a band", (
-        Choice("2 W + 1 keys", "jax local_window_size=W, flash-attention (W, W)", "pass W - 1"),
+        Choice("counts neighbours: 2 W + 1 keys", "jax local_window_size=W, flash-attention (W, W)", "pass W - 1"),
         Choice("2 W - 3 keys", "the causal off-by-one on both sides", "pass W + 1"),
         Choice("W keys, the past only", "a window that implies causal (Mistral's)", "pass the band as a mask"),
         Choice("the future open", "a window that only looks back", "bound both sides"),
-        Choice("W + 1 keys, the future open", "ONNX 25: left_window_size alone", "bound both sides, and pass W - 1"),
+        Choice("counts neighbours, the future open", "ONNX 25: left_window_size alone",
+               "bound both sides, and pass W - 1"),
         Choice("ignored", "a window that counts only with causal", "pass the band as a mask"),
     )),
     Convention("chunk", 4, "floor division", (
@@ -148,8 +149,8 @@ CONVENTIONS = (
         _slip("the first value", "an argmax, or a block that starts at key 0", _FILL),
     )),
     Convention("asking for weights", 5, "changes nothing", (
-        Choice("changes empty rows", "keras returns mean(V) without scores and 0 with them",
-               "ask for the weights, or leave empty rows out"),
+        Choice("changes empty rows", "a call that returns mean(V) without scores and 0 with them",
+               "leave empty rows out"),
         Choice("changes 16-bit scores", "flax.nnx sow_weights: the path with weights rounds scores to 16 bit",
                "compare with and without weights apart"),
     )),
@@ -191,7 +192,7 @@ CONVENTIONS = (
     )),
     Convention("16-bit scores", 7, "kept in float32", (
         Choice("rounded to 16 bit", "transformers eager, flax with weights (maxtext#1225, mlx#3119): a float32 "
-               "softmax of rounded scores is no better", "compute in float32, or choose a fused path"),
+               "softmax of rounded scores is no better", "compute in float32"),
     )),
     Convention("float64", 7, "computed in float64", (
         Choice("float32 inside", "jax.nn, transformers eager (hf#48459)", "allow errors of 1e-6"),
@@ -242,7 +243,7 @@ CONVENTIONS = (
         _slip("queries counted from one", "a cache whose length already holds the new token", "count both alike"),
     ), layer=True),
     Convention("given positions", 10, "obeyed", (
-        Choice("ignored", "accepted and not used", "none"),
+        Choice("ignored", "accepted and not used", "rotate outside of the layer"),
         _slip("the first row's for all", "positions[0], as tables of cos and sin are made", "split the batch"),
     ), layer=True),
     Convention("RoPE angles", 10, "float32 or finer", (
@@ -305,7 +306,7 @@ CONVENTIONS = (
                "permute the norm weights too"),
     ), layer=True),
     Convention("QK-norm", 11, "root mean square", (
-        Choice("LayerNorm", "flax normalize_qk: the mean is subtracted", "none: another function"),
+        Choice("LayerNorm", "flax normalize_qk: the mean is subtracted", "replace the norms by root mean square ones"),
         Choice("rms_full head by head", "OLMo 2's norm taken for Qwen 3's", "norm before heads are split"),
         _slip("queries only", "keys normed elsewhere, or nowhere", "norm the keys"),
         _slip("keys by the queries' weights", "one norm for both", "load k_norm"),

@@ -32,6 +32,7 @@ class Finding:
     unsupported: str = ""
     raised: str = ""
     evidence: str = ""
+    own_remedy: str = ""
 
     @property
     def agrees(self) -> bool | None:
@@ -46,7 +47,8 @@ class Finding:
 
     @property
     def remedy(self) -> str:
-        return self._of_choice("remedy")
+        """For users of the target where the table of public implementations has one."""
+        return self.own_remedy or self._of_choice("remedy")
 
     def _of_choice(self, name: str) -> str:
         convention = CONVENTION[self.convention]

@@ -185,15 +185,17 @@ class DialectKernel:
                     return np.abs(behind) < window
                 case "ignored":
                     return np.ones(behind.shape, bool)
-            return behind < window + {"W + 1 keys": 1, "W - 1 keys": -1}.get(self.does("causal window of W"), 0)
+            return behind < window + {"counts neighbours: W + 1 keys": 1, "W - 1 keys": -1}.get(
+                self.does("causal window of W"), 0
+            )
         match self.does("window without causal"):
             case "W keys, the past only":
                 return (behind >= 0) & (behind < window)
             case "the future open":
                 return behind < window
-            case "W + 1 keys, the future open":
+            case "counts neighbours, the future open":
                 return behind <= window
-            case "2 W + 1 keys":
+            case "counts neighbours: 2 W + 1 keys":
                 return np.abs(behind) <= window
             case "2 W - 3 keys":
                 return np.abs(behind) < window - 1

@@ -60,7 +60,8 @@ class DialectLayer:
         c = self.config
         if self.does("argument order") == "query, value, key":
             key, value = value, key
-        key = query if key is None else key
+        if key is None:  # SPEC 10: a key that is the query has its positions
+            key, key_positions = query, positions if key_positions is None else key_positions
         value = key if value is None else value
         (B, T), S = query.shape[:2], key.shape[1]
         start = np.asarray(self._start(T, S, offset))[..., None]

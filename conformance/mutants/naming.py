@@ -32,7 +32,10 @@ EXPECTED: dict[str, dict[str, str]] = {
     "TopLeftCausal": {"alignment": "top-left", "offset": "ignored"},
     "CausalWithoutItself": {"causal": "j < i, not its own key"},
     "CausalOneAhead": {"causal": "j <= i + 1, one key ahead"},
-    "WindowOneMore": {"causal window of W": "W + 1 keys", "window without causal": "2 W + 1 keys"},
+    "WindowOneMore": {
+        "causal window of W": "counts neighbours: W + 1 keys",
+        "window without causal": "counts neighbours: 2 W + 1 keys",
+    },
     "WindowOneLess": {"causal window of W": "W - 1 keys", "window without causal": "2 W - 3 keys"},
     "WindowLeaksFuture": {"causal window of W": "a band, causal forgotten"},
     "WindowIgnored": {"causal window of W": "ignored", "window without causal": "ignored"},

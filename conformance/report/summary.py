@@ -91,6 +91,17 @@ def target_screen(
         yield Text(f"  {_shown(command(_most_telling(failed), arrays))}")
 
 
+def answers_screen(folder: str, checks: list[Check]) -> Iterator[RenderableType]:
+    """Answers to the cases of `gqa vectors`."""
+    failed = [check for check in checks if check.verdict == "fail"]
+    yield f"{'[bold red]DIFFERS[/]' if failed else '[bold green]AGREES[/]'}  {_counted(counts(checks))}"
+    yield Text(f"answers in {folder}")
+    yield ""
+    if failed:
+        yield from _causes(failed)
+    yield from _not_taken(checks)
+
+
 def targets_screen(checks: dict[str, list[Check]], not_run: list[str]) -> Iterator[RenderableType]:
     """One line for each target; all causes are the details."""
     widest = max((len(name) for name in checks), default=0) + 2

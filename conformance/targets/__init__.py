@@ -2,7 +2,7 @@
 
 callables: functions and classes as targets; binding: the names of their parameters; weights: into a layer.
 limits: what a target takes; fit: a case in those sizes; recognise: what a first call shows. backends: our three.
-public: the table of public implementations, and `find_target`. adapters: their calls under our names.
+table: public implementations, each with its call; public: `find_target`. adapters: their calls under our names.
 frameworks: arrays into and out of NumPy, PyTorch and JAX. worker: a process of its own for a target.
 """
 
@@ -11,7 +11,8 @@ from conformance.targets.callables import TargetClass, TargetFunction, TargetLay
 from conformance.targets.fit import fit
 from conformance.targets.limits import Limits
 from conformance.targets.protocol import NotATarget, Unsupported
-from conformance.targets.public import PUBLIC, Public, Target, find_target
+from conformance.targets.public import Target, find_target
+from conformance.targets.table import PUBLIC, Public
 
 __all__ = [
     "BACKENDS",

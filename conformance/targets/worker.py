@@ -18,8 +18,9 @@ from conformance.targets.callables import TargetClass
 from conformance.targets.frameworks import keep_compiled, quick_to_compile
 from conformance.targets.limits import Limits
 from conformance.targets.protocol import NotATarget
-from conformance.targets.public import PUBLIC, find_target
+from conformance.targets.public import find_target
 from conformance.targets.recognise import recognise
+from conformance.targets.table import PUBLIC
 
 Job = Callable[..., Iterator[Any]]
 FIRST_CALL = 60.0  # seconds for the calls of `recognise`, which may compile

@@ -125,14 +125,15 @@ def test_our_kernels_follow_the_specification(backend):
 BY_HAND = {
     "torch.sdpa": {("alignment", "top-left")},
     "torch.MultiheadAttention": {("boolean mask", "True is hidden"), ("returned weights", "after dropout")},
-    "onnx.reference": {("alignment", "top-left"), ("causal window of W", "W + 1 keys")},
+    "onnx.reference": {("alignment", "top-left"), ("causal window of W", "counts neighbours: W + 1 keys")},
     "onnxruntime.Attention": {("alignment", "top-left"), ("floating mask", "finfo.min is hidden")},
     "transformers.eager": {
         ("boolean mask", "added as a number"), ("empty row, -inf", "NaN"), ("16-bit scores", "rounded to 16 bit"),
         ("float64", "float32 inside"),
     },
     "jax.nn": {
-        ("alignment", "top-left"), ("causal window of W", "W + 1 keys"), ("window without causal", "2 W + 1 keys"),
+        ("alignment", "top-left"), ("causal window of W", "counts neighbours: W + 1 keys"),
+        ("window without causal", "counts neighbours: 2 W + 1 keys"),
         ("empty row, boolean", "mean of all values"), ("empty row, -inf", "NaN"), ("float64", "float32 inside"),
     },
 }  # fmt: skip

@@ -333,7 +333,7 @@ def test_a_summary_counts_each_cause_and_splits_no_name_that_has_a_plus():
         return Check(row, "a case", "somebody, float32", quantity, 1.0, "fail", reason, explanation)
 
     checks = [
-        failed("alignment: top-left + causal window of W: W + 1 keys"),
+        failed("alignment: top-left + causal window of W: counts neighbours: W + 1 keys"),
         failed("alignment: top-left"),
         failed(row="caches"),
         failed(quantity="gradients"),
@@ -343,7 +343,8 @@ def test_a_summary_counts_each_cause_and_splits_no_name_that_has_a_plus():
     console.print(targets({"somebody": checks}))
     text = console.export_text()
     for line in (
-        "alignment: top-left (2)", "causal window of W: W + 1 keys (1)", "caches (1)", "gradients (1)",
+        "alignment: top-left (2)", "causal window of W: counts neighbours: W + 1 keys (1)",
+        "caches (1)", "gradients (1)",
         "raised ValueError (1)",
     ):  # fmt: skip
         assert line in text

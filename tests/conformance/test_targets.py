@@ -286,12 +286,17 @@ def test_there_are_public_targets_enough():
 
 
 # What each is known to differ in; all else that it can be asked must pass in float32.
+NEIGHBOURS, BEFORE = "counts neighbours: W + 1 keys", "counts neighbours, the future open"
 KNOWN = {
     "torch.sdpa.flash": {"alignment: top-left", "poison: values leak"},
     "onnx.reference": {
-        "alignment: top-left", "poison: keys and values leak", "window without causal: W + 1 keys, the future open",
-        "causal window of W: W + 1 keys", "alignment: top-left + causal window of W: W + 1 keys",
-        "alignment: top-left + window without causal: W + 1 keys, the future open", "window without causal: ignored",
+        "alignment: top-left",
+        "poison: keys and values leak",
+        f"window without causal: {BEFORE}",
+        f"causal window of W: {NEIGHBOURS}",
+        f"alignment: top-left + causal window of W: {NEIGHBOURS}",
+        f"alignment: top-left + window without causal: {BEFORE}",
+        "window without causal: ignored",
     },
     "transformers.gpt_oss.eager": {"boolean mask: added as a number, but for padding"},
     "onnxruntime.GroupQueryAttention": set(),

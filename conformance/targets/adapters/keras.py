@@ -20,7 +20,7 @@ class GroupQueryAttention:
     def __init__(
         self, embed_dim: int, num_heads: int, num_kv_heads: int, head_dim: int | None = None, kv_dim: int | None = None,
         qkv_bias: bool = False, out_bias: bool = False, causal: bool = False, window: int | None = None,
-        dropout: float = 0.0, dtype: Any = "float32",
+        dropout: float = 0.0, dtype: Any = "float32", scores: bool = False,
     ) -> None:  # fmt: skip
         if qkv_bias != out_bias:
             raise Unsupported("one switch for all biases")
@@ -28,7 +28,7 @@ class GroupQueryAttention:
             embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads, qkv_bias=qkv_bias, out_bias=out_bias,
             head_dim=head_dim or embed_dim // num_heads, kv_dim=kv_dim or embed_dim,
         )  # fmt: skip
-        self.dtype, self.causal = str(np.dtype(dtype)), causal
+        self.dtype, self.causal, self.scores = str(np.dtype(dtype)), causal, scores
         self.inner = keras.layers.GroupQueryAttention(
             self.config.head_dim, num_heads, num_kv_heads, dropout, qkv_bias, window, dtype=self.dtype
         )
@@ -50,9 +50,8 @@ class GroupQueryAttention:
             variable.assign(foreign[f"{part}.{name}"])
 
     def __call__(
-        self, query: Array, key: Array | None = None, value: Array | None = None, mask: Array | None = None, *,
-        need_weights: bool = True,
-    ) -> tuple[Array, Array | None]:  # fmt: skip
+        self, query: Array, key: Array | None = None, value: Array | None = None, mask: Array | None = None
+    ) -> tuple[Array, Array | None]:
         key = query if key is None else key
         value = key if value is None else value
         (B, T), S = query.shape[:2], key.shape[1]
@@ -63,9 +62,9 @@ class GroupQueryAttention:
         given = None if mask is None else np.broadcast_to(mask if mask.ndim == 2 else mask[:, 0], (B, T, S))
         result = self.inner(
             query, value=value, key=key, attention_mask=given, use_causal_mask=self.causal,
-            return_attention_scores=need_weights, training=self.training,
+            return_attention_scores=self.scores, training=self.training,
         )  # fmt: skip
-        output, weights = result if need_weights else (result, None)
+        output, weights = result if self.scores else (result, None)
         return _numpy(output), None if weights is None else _numpy(weights)
 
 

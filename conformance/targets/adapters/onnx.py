@@ -18,7 +18,7 @@ from conformance.targets.protocol import Unsupported
 
 Array = np.ndarray
 REFERENCE_OPSET, RUNTIME_OPSET = 25, 24
-NAMES = ("Q", "K", "V", "attn_mask")
+NAMES = ("Q", "K", "V", "attn_mask", "past_key", "past_value")
 
 
 def _model(
@@ -54,32 +54,46 @@ def _session(*described: Any) -> Callable[[dict[str, Array]], list[Array]]:
     return lambda fed: session.run(None, fed)
 
 
-def _attention(run: Any, opset: int, arrays: tuple[Array | None, ...], attributes: dict[str, Any]) -> Any:
-    """Y and the weights, which `qk_matmul_output_mode` 3 asks for."""
-    fed = {name: x for name, x in zip(NAMES, arrays, strict=True) if x is not None}
+def _attention(
+    run: Any, opset: int, arrays: tuple[Array | None, ...], attributes: dict[str, Any], past: bool
+) -> Any:  # fmt: skip
+    """Y and the weights, by `qk_matmul_output_mode` 3. past: the keys before the last T are its past."""
+    query, key, value, mask = arrays
+    assert query is not None
+    assert key is not None
+    assert value is not None
+    before = key.shape[2] - query.shape[2]
+    if past and before < 0:
+        raise Unsupported("every query brings its own key")
+    new = before if past else 0
+    parts = (query, key[:, :, new:], value[:, :, new:], mask, *((key[:, :, :new], value[:, :, :new]) if past else ()))
+    fed = {name: np.ascontiguousarray(x) for name, x in zip(NAMES, parts, strict=False) if x is not None}
     attributes = {n: x for n, x in attributes.items() if x is not None} | {"qk_matmul_output_mode": 3}
-    inputs = tuple((name, str(x.dtype)) for name, x in fed.items())
-    outputs = ("Y", "", "", "weights")
-    return tuple(run("Attention", inputs, outputs, "", opset, tuple(sorted(attributes.items())))(fed))
+    own = str(query.dtype)
+    inputs = tuple((name if name in fed else "", str(fed[name].dtype) if name in fed else own) for name in NAMES)
+    inputs = inputs if past else inputs[: 4 if mask is not None else 3]
+    outputs = ("Y", "present_key", "present_value", "weights") if past else ("Y", "", "", "weights")
+    found = run("Attention", inputs, outputs, "", opset, tuple(sorted(attributes.items())))(fed)
+    return found[0], found[-1]
 
 
 def reference(
     query: Array, key: Array, value: Array, mask: Array | None = None, *, causal: bool = False,
-    window: int | None = None, scale: float | None = None, softcap: float | None = None,
+    window: int | None = None, scale: float | None = None, softcap: float | None = None, past: bool = False,
 ) -> tuple[Array, Array]:  # fmt: skip
     """The window is `left_window_size`, which counts the keys before the query's own."""
     attributes = {"is_causal": int(causal), "scale": scale, "softcap": softcap, "left_window_size": window}
-    return _attention(_reference, REFERENCE_OPSET, (query, key, value, mask), attributes)
+    return _attention(_reference, REFERENCE_OPSET, (query, key, value, mask), attributes, past)
 
 
 def runtime(
     query: Array, key: Array, value: Array, mask: Array | None = None, *, causal: bool = False,
-    scale: float | None = None, softcap: float | None = None,
+    scale: float | None = None, softcap: float | None = None, past: bool = False,
 ) -> tuple[Array, Array]:  # fmt: skip
     attributes = {"is_causal": int(causal), "scale": scale, "softcap": softcap}
     if mask is not None:  # it broadcasts B and N, but not T
         mask = np.broadcast_to(mask, (*mask.shape[:-2], query.shape[2], key.shape[2]))
-    return _attention(_session, RUNTIME_OPSET, (query, key, value, mask), attributes)
+    return _attention(_session, RUNTIME_OPSET, (query, key, value, mask), attributes, past)
 
 
 def runtime_gqa(

@@ -20,7 +20,7 @@ Array = np.ndarray
 
 def x_transformers(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, causal: bool = False,
-    scale: float | None = None, softcap: float | None = None,
+    scale: float | None = None, softcap: float | None = None, flash: bool = False,
 ) -> Any:  # fmt: skip
     """x_transformers.attend.Attend: boolean masks, biases by `attn_bias`; the cap is `softclamp_logits`."""
     from x_transformers.attend import Attend
@@ -28,13 +28,13 @@ def x_transformers(
     boolean = mask is not None and mask.dtype.is_floating_point is False
     (B, N, T, _), S = query.shape, key.shape[2]
     attend = Attend(
-        heads=N, causal=causal, scale=scale, softclamp_logits=softcap is not None,
+        heads=N, causal=causal, scale=scale, flash=flash, softclamp_logits=softcap is not None,
         logit_softclamp_value=softcap or 50.0,
     ).eval()  # fmt: skip
     shown = mask.expand(B, N, T, S) if mask is not None and boolean else None
     added = mask.expand(B, N, T, S) if mask is not None and not boolean else None
     context, intermediates = attend(query, key, value, mask=shown, attn_bias=added)
-    return context, intermediates.post_softmax_attn
+    return context if flash else (context, intermediates.post_softmax_attn)
 
 
 class LitGPT(nn.Module):

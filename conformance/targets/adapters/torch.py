@@ -28,6 +28,8 @@ def sdpa(
     query: Array, key: Array, value: Array, mask: Array | None = None, *, causal: bool = False,
     scale: float | None = None,
 ) -> Array:  # fmt: skip
+    if causal and mask is not None:
+        raise Unsupported("is_causal and attn_mask are not to be combined")
     with refusing(*REFUSALS):
         return functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=causal, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
@@ -51,22 +53,17 @@ def sdpa_flash(
 
 
 def flex(
-    query: Array, key: Array, value: Array, mask: Array | None = None, *, causal: bool = False,
-    window: int | None = None, scale: float | None = None, softcap: float | None = None,
+    query: Array, key: Array, value: Array, mask: Array | None = None, *, scale: float | None = None,
+    softcap: float | None = None,
 ) -> Array:  # fmt: skip
-    """Causal and window as the tutorial writes them: https://pytorch.org/blog/flexattention/."""
+    """A boolean mask as its block_mask, a bias and a softcap as its score_mod."""
     (B, N, T, _), S = query.shape, key.shape[2]
     everywhere = None if mask is None else mask.expand(B, N, T, S)
 
     def visible(b: Array, h: Array, i: Array, j: Array) -> Array:
-        seen = torch.ones_like(i, dtype=torch.bool)
-        if causal:
-            seen = seen & (i >= j)
-        if window is not None:
-            seen = seen & (i - j <= window)
         if everywhere is not None and everywhere.dtype == torch.bool:
-            seen = seen & everywhere[b, h, i, j]
-        return seen
+            return everywhere[b, h, i, j]
+        return torch.ones_like(i, dtype=torch.bool)
 
     def score(s: Array, b: Array, h: Array, i: Array, j: Array) -> Array:
         s = s if softcap is None else softcap * torch.tanh(s / softcap)
@@ -77,11 +74,11 @@ def flex(
 
 
 class MultiheadAttention(nn.Module):
-    """torch.nn.MultiheadAttention. Where a mask is given, causal is passed as its hint `is_causal`."""
+    """torch.nn.MultiheadAttention with gradients enabled, as a module is called that is trained."""
 
     def __init__(
         self, embed_dim: int, num_heads: int, num_kv_heads: int, kv_dim: int | None = None, qkv_bias: bool = False,
-        out_bias: bool = False, causal: bool = False, dropout: float = 0.0,
+        out_bias: bool = False, causal: bool = False, dropout: float = 0.0, need_weights: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
         if qkv_bias != out_bias:
@@ -89,7 +86,7 @@ class MultiheadAttention(nn.Module):
         self.inner = nn.MultiheadAttention(
             embed_dim, num_heads, dropout, qkv_bias, kdim=kv_dim, vdim=kv_dim, batch_first=True
         )
-        self.causal, self.num_heads = causal, num_heads
+        self.causal, self.num_heads, self.need_weights = causal, num_heads, need_weights
 
     def load_weights(self, weights: dict[str, Any]) -> None:
         w = {name: torch.from_numpy(x.copy()) for name, x in weights.items()}
@@ -102,9 +99,10 @@ class MultiheadAttention(nn.Module):
         self.inner.load_state_dict({name: x for name, x in state.items() if x is not None})
 
     def forward(
-        self, query: Array, key: Array | None = None, value: Array | None = None, mask: Array | None = None, *,
-        need_weights: bool = True,
-    ) -> tuple[Array, Array | None]:  # fmt: skip
+        self, query: Array, key: Array | None = None, value: Array | None = None, mask: Array | None = None
+    ) -> tuple[Array, Array | None]:
+        if self.causal and mask is not None:
+            raise Unsupported("is_causal is a hint about attn_mask: causal belongs in it")
         key = query if key is None else key
         value = key if value is None else value
         (B, T, _), S = query.shape, key.shape[1]
@@ -114,8 +112,9 @@ class MultiheadAttention(nn.Module):
             mask = nn.Transformer.generate_square_subsequent_mask(T, dtype=query.dtype)
         if mask is not None and mask.ndim == 4:
             mask = mask.expand(B, self.num_heads, T, S).flatten(0, 1)
-        result: tuple[Array, Array | None] = self.inner(
-            query, key, value, attn_mask=mask, is_causal=self.causal, need_weights=need_weights,
-            average_attn_weights=False,
-        )  # fmt: skip
+        with torch.enable_grad():
+            result: tuple[Array, Array | None] = self.inner(
+                query, key, value, attn_mask=mask, is_causal=self.causal, need_weights=self.need_weights,
+                average_attn_weights=False,
+            )  # fmt: skip
         return result
