@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gqa_weights import port
 from gqa_weights.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from gqa_weights.checkpoint.tensors import Contents
 from gqa_weights.gguf_tokenizer import PRE, tokenizer_files
@@ -175,3 +176,15 @@ def test_the_files_made_of_a_vocabulary_give_the_same_tokens(tmp_path: Path) -> 
     assert made["generation_config.json"] == {
         "bos_token_id": WORDS.index("<s>"), "eos_token_id": WORDS.index("</s>"),
     }  # fmt: skip
+
+
+def test_a_port_of_a_gguf_carries_its_tokenizer_and_ids(tmp_path: Path) -> None:
+    sources.huggingface(tmp_path / "source")
+    sources.gguf(tmp_path, tmp_path / "source")
+    port.write(port.plan(tmp_path / "one.gguf", "huggingface"), tmp_path / "dest")
+    ours, theirs = (read_tokenizer(open_checkpoint(tmp_path / name)) for name in ("one.gguf", "dest"))
+    assert ours.encode(TEXT) == theirs.encode(TEXT)
+    assert ours.encode(TEXT)[0] == len(sources.WORDS) - 2
+    assert ours.stop_tokens == theirs.stop_tokens == (len(sources.WORDS) - 1,)
+    config = json.loads((tmp_path / "dest" / "config.json").read_text())
+    assert (config["bos_token_id"], config["eos_token_id"], config["pad_token_id"]) == (102, 103, None)
