@@ -47,14 +47,15 @@ class Block:
 
         return self._residual(x, attend, training=self.training)
 
-    def extend(
-        self, x: Float[Array, "B T D"], cache: KVCache, lengths: Integer[Array, "B"] | None
+    def append(
+        self, x: Float[Array, "B T D"], cache: KVCache, count: Integer[Array, "B"]
     ) -> tuple[Float[Array, "B T D"], KVCache]:
+        """As `GroupedQueryAttention.append`."""
         new_cache = cache
 
         def attend(normed: Array) -> Array:
             nonlocal new_cache
-            output, new_cache = self.attention.extend(normed, cache, lengths=lengths)
+            output, new_cache = self.attention.append(normed, cache, count)
             return output
 
         return self._residual(x, attend, training=False), new_cache

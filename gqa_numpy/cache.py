@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from gqa_spec import AttentionConfig, checks
 Array = np.ndarray
 
 
+_CONSUMING = Lock()
 Numbers = int | Sequence[int] | Integer[Array, "..."]
 
 
@@ -72,9 +74,9 @@ class KVCache:
                 consumed.
         """
         keep = self.lengths_to_keep(lengths)
+        consume(self)
         for b, (length, end) in enumerate(zip(keep, self.length, strict=True)):
             self.keys[b, :, length:end] = self.values[b, :, length:end] = 0
-        self.consumed = True
         return replace(self, length=keep, consumed=False)
 
     def lengths_to_keep(self, lengths: Numbers) -> Integer[Array, "B"]:
@@ -127,14 +129,13 @@ class KVCache:
         Raises:
             ValueError: For a row that there is not, and if this cache is consumed.
         """
-        checks.cache_not_consumed(self.consumed)
         rows = self._rows(rows)
+        consume(self)
         self.keys[rows] = self.values[rows] = 0
         length, written = self.length.copy(), None if self.written is None else self.written.copy()
         for each in (length, written):
             if each is not None:
                 each[rows] = 0
-        self.consumed = True
         return replace(self, length=length, written=written, consumed=False)
 
     def grow(self, max_length: int) -> KVCache:
@@ -196,6 +197,15 @@ class ModelCache(tuple[KVCache, ...]):
     def grow(self, max_length: int) -> ModelCache:
         """`KVCache.grow` of each."""
         return ModelCache(cache.grow(max_length) for cache in self)
+
+
+def consume(*caches: KVCache) -> None:
+    """Mark caches as extended before their storage is written, all or none: of two threads one gets the error."""
+    with _CONSUMING:
+        for cache in caches:
+            checks.cache_not_consumed(cache.consumed)
+        for cache in caches:
+            cache.consumed = True
 
 
 def empty(config: AttentionConfig, batch_size: int, max_length: int, rolling: bool, dtype: Any) -> KVCache:

@@ -19,7 +19,6 @@ def append(
 ) -> tuple[KVCache, Array, Array]:
     """The cache with the first count[b] tokens of each row, and the keys and values that the new tokens attend to."""
     key, value = key.astype(cache.keys.dtype), value.astype(cache.values.dtype)
-    cache.consumed = True
     new_cache = replace(cache, length=cache.length + count, consumed=False)
     if cache.rolling:
         new_cache.written = new_cache.length.copy()

@@ -12,7 +12,7 @@ from jaxtyping import Float, Integer
 from gqa_numpy import cache as cache_
 from gqa_numpy import decoding, rope
 from gqa_numpy.attention import attend, attention, stages_of
-from gqa_numpy.cache import KVCache
+from gqa_numpy.cache import KVCache, consume
 from gqa_numpy.gradients import Gradients, attention_vjp
 from gqa_numpy.layer_gradients import LayerGradients
 from gqa_numpy.linear import gated, join_heads, linear, split_heads
@@ -208,11 +208,18 @@ class GroupedQueryAttention:
             TypeError: For a wrong type or dtype.
         """
         count = self._count(x, cache, lengths)
+        consume(cache)
+        return self.append(x, cache, count)
+
+    def append(
+        self, x: Float[Array, "B T D"], cache: KVCache, count: Integer[Array, "B"]
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        """`extend` of a cache that has been checked and consumed: the first count[b] tokens of each row are real."""
         T = x.shape[1]
         real = (np.arange(T) < count[:, None])[..., None]
         positions = cache.length[:, None] + np.arange(T) if self.config.uses_positions else None
         rotation = RotationSettings(positions=positions, key_positions=positions, rope_length=cache.rope_length)
-        tokens = x if lengths is None else np.where(real, x, self.dtype.type(0))
+        tokens = x if real.all() else np.where(real, x, self.dtype.type(0))
         stages = self._stages(tokens, None, None, None, rotation)
         q, k, v = _kernel_inputs(stages)
         mask, offset, chunk = decoding.kernel_arguments(cache, self.config, T)
@@ -333,6 +340,8 @@ class GroupedQueryAttention:
         """How many of x's tokens are real in each row, after every check."""
         checks.array("x", x, Array)
         checks.instance("cache", cache, KVCache)
+        checks.floating("x", x)
+        checks.same_dtype("x", x, "the layer's", str(self.dtype))
         checks.cache_not_consumed(cache.consumed)
         checks.extend(self.config, x.shape, cache.keys.shape, cache.values.shape, cache.rolling)
         B, T = x.shape[:2]

@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 
 from gqa_numpy import masks
 from gqa_numpy.block import Block, dropped, initial, norm, scaled
-from gqa_numpy.cache import KVCache, ModelCache
+from gqa_numpy.cache import KVCache, ModelCache, consume
 from gqa_numpy.linear import linear
 from gqa_numpy.precision import compute_dtype
 from gqa_spec import ModelConfig, checks
@@ -167,10 +167,14 @@ class Transformer:
         """
         count = self._count(tokens, lengths)
         checks.model_cache(cache, self.config.num_layers, KVCache)
+        for layer, held in zip(self.config.attention, cache, strict=True):
+            shape = (*tokens.shape[:2], self.config.hidden_size)
+            checks.extend(layer, shape, held.keys.shape, held.values.shape, held.rolling)
         self._check_free_slots(cache, count.tolist())
+        consume(*cache)
         x, new_caches = self._embed(tokens, training=False), []
         for block, held in zip(self.blocks, cache, strict=True):
-            x, new_cache = block.extend(x, held, lengths)
+            x, new_cache = block.append(x, held, count)
             new_caches.append(new_cache)
         return self._result(x, count, last), ModelCache(new_caches)
 

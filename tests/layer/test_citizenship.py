@@ -291,3 +291,27 @@ def test_a_numpy_layer_with_a_part_of_its_heads_computes_its_part():
         part.parameters["o_proj.weight"] = whole.parameters["o_proj.weight"][:, rows["q_proj"]]
         outputs.append(part(x)[0])
     assert error_of(outputs[0] + outputs[1], whole(x)[0]) <= 1e-12
+
+
+def test_of_two_threads_that_extend_a_numpy_cache_one_gets_the_error():
+    import threading
+
+    layer = Backend("numpy").module.GroupedQueryAttention(24, 6, 2, causal=True)
+    x = np.random.default_rng(0).normal(size=(1, 3, 24))
+    for _ in range(60):
+        cache, errors, start = layer.init_cache(1, 8), [], threading.Barrier(2)
+
+        def extend(cache=cache, errors=errors, start=start):
+            start.wait()
+            try:
+                layer.extend(x, cache)
+            except ValueError as error:
+                errors.append(str(error))
+
+        threads = [threading.Thread(target=extend) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(errors) == 1
+        assert "already extended" in errors[0]

@@ -285,7 +285,8 @@ def test_vectors_in_the_wrong_dtype_and_tokens_out_of_range(backend: str) -> Non
             vectors,
             batch(CONFIGS["states of vectors"]).astype(np.float32),
             TypeError,
-            "vectors: expected the model's dtype float64, got float32",
+            "vectors: expected the model's dtype float64, got float32: "
+            "cast the input to float64, or make the model with dtype float32",
         ),
         (
             vectors,
