@@ -11,7 +11,7 @@ from conformance.reference.kernel import ReferenceKernel
 from conformance.targets import Backend
 
 CASES = {case.name: case for case in kernel_cases()}
-ORDER = ("scores", "capped", "masked", "weights", "context")
+ORDER = ("scores", "capped", "masked", "weights", "logsumexp", "context")
 ONE_GROUPING = [name for name in CASES if name.startswith(ALL_FEATURES)]
 
 
@@ -44,6 +44,8 @@ def test_stages_are_the_parts_of_the_result(backend, name):
     np.testing.assert_allclose(stages["context"], context, rtol=0, atol=1e-14)
     assert ("capped" in stages) == ("softcap" in keywords)
     np.testing.assert_array_equal(np.isneginf(stages["masked"]) & (weights != 0), False)
+    denominator = np.exp(stages["logsumexp"])[..., None]  # 0 for a query that sees no key, whose weights are 0
+    np.testing.assert_allclose(denominator * weights, np.exp(stages["masked"]) * (denominator > 0), rtol=1e-12)
 
 
 def test_a_case_computed_by_hand(backend):
