@@ -130,7 +130,7 @@ def _llama3(frequencies: np.ndarray, scaling: Llama3Scaling) -> np.ndarray:
 
 
 def query_factor(positions: Array, beta: float, length: int, *, dtype: Any) -> Array:
-    """1 + beta * log(1 + floor(position / length)), (1 or B, 1, T, 1), in the compute dtype."""
+    """1 + beta * log(1 + position // length), (1 or B, 1, T, 1), in the compute dtype."""
     wide = compute_dtype(dtype)
-    factor = 1 + jnp.asarray(beta, wide) * jnp.log1p(jnp.floor_divide(positions, length).astype(wide))
+    factor = 1 + jnp.asarray(beta, wide) * jnp.log1p((positions // length).astype(wide))
     return jnp.atleast_2d(factor)[:, None, :, None]

@@ -136,7 +136,7 @@ def _llama3(frequencies: Array, scaling: Llama3Scaling) -> Array:
 
 
 def query_factor(positions: Array, beta: float, length: int, *, dtype: Any) -> Array:
-    """1 + beta * log(1 + floor(position / length)), (1 or B, 1, T, 1), in the compute dtype."""
+    """1 + beta * log(1 + position // length), (1 or B, 1, T, 1), in the compute dtype."""
     wide = compute_dtype(dtype)
-    steps = np.floor_divide(positions, length).astype(wide)
+    steps = (positions // length).astype(wide)
     return np.atleast_2d(1 + wide.type(beta) * np.log1p(steps))[:, None, :, None]

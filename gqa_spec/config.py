@@ -191,7 +191,7 @@ class AttentionConfig:
         qk_norm_eps: Added to the mean square in that norm.
         qk_norm_after_rope: Whether that norm follows the rotation (HunYuan) instead of preceding it.
         rope: How queries and keys are rotated (SPEC 10), None for not.
-        query_scale_beta: Queries are multiplied by 1 + beta * log(1 + floor(position / length)), after norm and
+        query_scale_beta: Queries are multiplied by 1 + beta * log(1 + position // length), after norm and
             rotation (SPEC 10); None for not.
         query_scale_length: That length, the context after which the factor starts to grow.
         output_gate: Whether the context is multiplied by sigmoid(gate_proj(query)) before the output projection.

@@ -134,7 +134,7 @@ def _llama3(frequencies: Array, scaling: Llama3Scaling) -> Array:
 
 
 def query_factor(positions: Array, beta: float, length: int, *, like: Array) -> Array:
-    """1 + beta * log(1 + floor(position / length)), (1 or B, 1, T, 1), in the compute dtype and on the device."""
-    steps = torch.div(positions.to(like.device), length, rounding_mode="floor")
+    """1 + beta * log(1 + position // length), (1 or B, 1, T, 1), in the compute dtype and on the device."""
+    steps = positions.to(like.device) // length
     factor = 1 + beta * torch.log1p(steps.to(compute_dtype(like.dtype)))
     return (factor if factor.ndim == 2 else factor[None])[:, None, :, None]

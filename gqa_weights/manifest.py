@@ -87,7 +87,7 @@ def _stated(layer: AttentionConfig, layout: Layout) -> Json:
         "qk_norm_eps": layer.qk_norm and layer.qk_norm_eps,
         "qk_norm_place": layer.qk_norm and ("after RoPE" if layer.qk_norm_after_rope else "before RoPE"),
         "query_scale": layer.query_scale
-        and "1 + {} * log(1 + floor(position / {})) on each query".format(*layer.query_scale),
+        and "1 + {} * log(1 + position // {}) on each query".format(*layer.query_scale),
         "output_gate": layer.output_gate and "context * sigmoid(gate_proj(query)), before o_proj",
         "rounded_to_1_ulp": stored["rounded"] or None,
     }

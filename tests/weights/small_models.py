@@ -106,7 +106,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.7,
         }},
     ),
-    "hunyuan": ("hunyuan_v1_dense", {"head_dim": 10, "attention_bias": True, "rms_norm_eps": 1e-3}),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", {"head_dim": 10, "attention_bias": True, "rms_norm_eps": 1e-3}),
     "hunyuan stretched": (
         "hunyuan_v1_dense",
         {"head_dim": 10, "rope_parameters": {"rope_type": "dynamic", "rope_theta": 50.0, "alpha": 20.0, "factor": 1.0}},

@@ -174,14 +174,14 @@ MINISTRAL3 = HuggingFaceFamily(
     defaults={
         **MISTRAL.defaults, "head_dim": 128, "max_position_embeddings": 262144, "rms_norm_eps": 1e-5,
         "sliding_window": None, "rope_parameters": {
-            "rope_type": "yarn", "rope_theta": 1_000_000.0, "factor": 16.0, "beta_fast": 32.0, "beta_slow": 1.0,
+            "rope_type": "yarn", "factor": 16.0, "beta_fast": 32.0, "beta_slow": 1.0,
             "original_max_position_embeddings": 16384, "mscale": 1.0, "mscale_all_dim": 1.0,
             "llama_4_scaling_beta": 0.1,
         },
     },
     windows=where_sliding_window,
     scales_queries=True,
-    rope=RopeDefaults(unread=("llama_4_scaling_beta", "max_position_embeddings")),
+    rope=RopeDefaults(theta=1_000_000.0, unread=("llama_4_scaling_beta", "max_position_embeddings")),
 )  # fmt: skip
 HUNYUAN_DENSE = HuggingFaceFamily(
     name="hunyuan_v1_dense",
