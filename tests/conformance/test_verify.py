@@ -123,6 +123,7 @@ SETTINGS = {
     "scaling forgotten": (1, {"rope": RopeConfig(theta=1e6)}, "q_rope"),
     "norm kind": (0, {"qk_norm": "rms"}, "q_norm"),
     "norm eps": (0, {"qk_norm_eps": 1e-5}, "q_norm"),
+    "query scale by position": (2, {"query_scale_beta": 0.1, "query_scale_length": 500}, "q_scale"),
     "pairing": (0, {"rope": RopeConfig(pairing="interleaved")}, "q_proj"),  # the rows are not those of that pairing
     "dynamic scaling, visible past its length alone": (
         0, {"rope": RopeConfig(scaling=DynamicScaling(factor=2.0, original_max_position_embeddings=99))}, "q_rope",
@@ -205,7 +206,8 @@ def test_models_of_other_sizes():
 
 def test_every_stage_can_be_named():
     named = {case[3] for case in LAYER.values()} | {case[2] for case in SETTINGS.values()}
-    assert set(STAGES) - named == {"k_rope", "context"}  # q_rope and weights come first, whatever is changed
+    # q_rope comes before k_rope, weights before logsumexp and context, whatever is changed; gate is no stage of CONFIG.
+    assert set(STAGES) - named == {"k_rope", "logsumexp", "context", "gate"}
 
 
 # --- stored weights, bit for bit -------------------------------------------------------------------------------------
