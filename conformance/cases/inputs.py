@@ -89,7 +89,8 @@ def kernel_call(case: Case, dtype: str) -> Call:
         kept = rng.random((case.B, c.num_heads, case.T, case.S)) < 0.75
         keywords["dropout_multiplier"] = _as(kept / 0.75, dtype)
     if case.feature.poison:
-        key, value = (_poisoned(x, masks.visible(mask)[:, :, 0, :, None]) for x in (key, value))
+        heads = slice(None, None, c.group_size if mask.shape[1] > 1 else 1)  # one for each KV head
+        key, value = (_poisoned(x, masks.visible(mask)[:, heads, 0, :, None]) for x in (key, value))
     return Call(_as(query, dtype), _as(key, dtype), _as(value, dtype), mask, keywords)
 
 

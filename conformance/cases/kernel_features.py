@@ -82,6 +82,14 @@ VALUES = (
     Feature(
         "sinks far above the scores", 8, "a peak that leaves out the sink", {"sinks": True}, values="scores below -1e9"
     ),
+    Feature(
+        "sinks far below the scores",
+        8,
+        "the sink alone as the peak",
+        {"sinks": True},
+        values="weights that underflow",
+    ),
+    Feature("poison per KV head", 6, "NaN that another KV head may see", mask="poisoned per head"),
     Feature("NaN in a visible value", 3, "NaN replaced by a number", values="NaN in a visible value"),
     Feature("poison behind -inf", 6, "-inf + NaN in a floating mask", mask="poisoned -inf"),
     Feature(

@@ -31,6 +31,9 @@ def drawn(case: Case, dtype: np.dtype[Any], rng: np.random.Generator) -> Any:
             return _padding(rng.integers(2, S, size=B) if S > 2 else np.full(B, S), S)
         case "poisoned -inf":
             return np.where(_padding(rng.integers(2, S, size=B), S), 0.0, -np.inf).astype(kind)
+        case "poisoned per head":  # other lengths for each KV head
+            lengths = np.resize([2, S, S - 3], case.config.num_kv_heads).repeat(case.config.group_size)
+            return np.broadcast_to(np.arange(S) < lengths[:, None, None], (B, N, 1, S)).copy()
         case "lengths at block edges":
             return _padding(np.resize([BLOCK, 1, BLOCK + 1, S, BLOCK - 1], B), S)
         case "whole blocks hidden":

@@ -50,6 +50,13 @@ BATCHES = (
         CAUSAL,
         mask="bool per head",
     ),
+    _of(
+        "two heads, poison in one",
+        6,
+        "a mask of two heads read as one",
+        (2, 2, 2, 5, 11, 12, 10),
+        mask="poisoned per head",
+    ),
     _of("five rows of a batch", 3, "rows past the fourth", (5, 6, 2, 5, 11, 12, 10), CAUSAL, offset="per row"),
     _of("B N past 1024", 1, "a launch grid that ends", (5, 256, 8, 2, 3, 4, 3)),
 )
@@ -130,6 +137,14 @@ LONG = (
     _of(
         "260 tokens, sinks", 8, "a sink counted once for each block",
         (1, 6, 2, 260, 260, 8, 8), {"causal": True, "sinks": True}, gradients=True,
+    ),
+    _of(
+        "260 tokens, mask of queries", 3, "a mask of one column in blocks",
+        (2, 3, 1, 260, 260, 8, 8), CAUSAL, mask="bool (B, 1, T, 1)",
+    ),
+    _of(
+        "260 tokens, bias of keys", 3, "a bias of one row in blocks",
+        (1, 3, 1, 260, 260, 8, 8), {"causal": True, "window": 70}, mask="float (B, N, 1, S)",
     ),
     _of(
         "260 tokens, softcap", 2, "a cap on part of the blocks",
