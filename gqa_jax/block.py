@@ -41,7 +41,7 @@ class Block(nnx.Module):
         self, x: Float[Array, "B T D"], mask: Array | None, positions: Array | None, rope_length: int | None
     ) -> Float[Array, "B T D"]:
         def attend(normed: Array) -> Array:
-            rotation = {} if self.attention.config.rope is None else {"positions": positions}
+            rotation = {"positions": positions} if self.attention.config.uses_positions else {}
             return self.attention(normed, mask=mask, **rotation, rope_length=rope_length, need_weights=False)[0]
 
         return self._residual(x, attend, deterministic=None)

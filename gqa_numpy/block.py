@@ -12,7 +12,7 @@ from jaxtyping import Float, Integer
 
 from gqa_numpy.cache import KVCache
 from gqa_numpy.layer import GroupedQueryAttention
-from gqa_numpy.linear import linear
+from gqa_numpy.linear import initial, linear
 from gqa_numpy.norm import layer_norm, rms_norm
 from gqa_numpy.precision import compute_dtype
 from gqa_spec import ModelConfig
@@ -33,7 +33,7 @@ class Block:
         prefix = f"blocks.{number}."
         names = {name.removeprefix(prefix): shape for name, shape in model_weight_shapes(config).items()}
         self.parameters = {
-            name: initial(name, shape, config, rng).astype(dtype)
+            name: initial(name, shape, rng, plus_one=config.norm.endswith("plus_one")).astype(dtype)
             for name, shape in names.items()
             if name.startswith(("attention_", "feed_forward"))
         }
@@ -42,7 +42,7 @@ class Block:
         self, x: Float[Array, "B T D"], mask: Array | None, positions: Array | None, rope_length: int | None
     ) -> Float[Array, "B T D"]:
         def attend(normed: Array) -> Array:
-            rotation = {} if self.attention.config.rope is None else {"positions": positions}
+            rotation = {"positions": positions} if self.attention.config.uses_positions else {}
             return self.attention(normed, mask=mask, **rotation, rope_length=rope_length, need_weights=False)[0]
 
         return self._residual(x, attend, training=self.training)
@@ -127,12 +127,3 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])  # NumPy has none
 def dropped(x: Array, p: float, rng: np.random.Generator) -> Array:
     """x with dropout."""
     return x if p == 0 else x * ((rng.random(x.shape) >= p) / (1 - p)).astype(x.dtype)
-
-
-def initial(name: str, shape: tuple[int, ...], config: ModelConfig, rng: np.random.Generator) -> Array:
-    """SPEC 17: matrices uniform in +-fan_in ** -0.5, biases 0, norms at the identity."""
-    if name.endswith("norm.weight"):
-        return np.full(shape, 0.0 if config.norm.endswith("plus_one") else 1.0)
-    if name.endswith(".bias"):
-        return np.zeros(shape)
-    return rng.uniform(-1, 1, shape) * shape[1] ** -0.5

@@ -9,9 +9,19 @@ import numpy as np
 from jaxtyping import Bool, Float, Integer
 
 from gqa_numpy.cache import KVCache
-from gqa_spec import AttentionConfig
+from gqa_spec import AttentionConfig, checks
 
 Array = np.ndarray
+
+
+def real_tokens(x: Array, lengths: Integer[Array, "B"] | None) -> Integer[Array, "B"]:
+    """How many of each row's tokens are real, T unless given; x is (B, T, ...)."""
+    B, T = x.shape[:2]
+    if lengths is None:
+        return np.full(B, T)
+    checks.cache_lengths(lengths, Array, B)
+    checks.cache_lengths_in_chunk(lengths.tolist(), T)
+    return lengths
 
 
 def append(

@@ -15,7 +15,7 @@ from gqa_numpy.attention import attend, attention, stages_of
 from gqa_numpy.cache import KVCache, consume
 from gqa_numpy.gradients import Gradients, attention_vjp
 from gqa_numpy.layer_gradients import LayerGradients
-from gqa_numpy.linear import gated, join_heads, linear, split_heads
+from gqa_numpy.linear import gated, initial, join_heads, linear, split_heads
 from gqa_numpy.masks import Offset, query_positions
 from gqa_numpy.norm import qk_norm
 from gqa_spec import AttentionConfig, checks
@@ -70,7 +70,7 @@ class GroupedQueryAttention:
         self.dtype = np.dtype(dtype)
         self.training, self.dropout = True, dropout
         self.parameters = {
-            name: _initial(name, shape, self.config, self.rng).astype(self.dtype)
+            name: initial(name, shape, self.rng, plus_one=self.config.qk_norm == "rms_plus_one").astype(self.dtype)
             for name, shape in weight_shapes(self.config).items()
         }
 
@@ -344,11 +344,7 @@ class GroupedQueryAttention:
         checks.same_dtype("x", x, "the layer's", str(self.dtype))
         checks.cache_not_consumed(cache.consumed)
         checks.extend(self.config, x.shape, cache.keys.shape, cache.values.shape, cache.rolling)
-        B, T = x.shape[:2]
-        if lengths is not None:
-            checks.cache_lengths(lengths, Array, B)
-            checks.cache_lengths_in_chunk(lengths.tolist(), T)
-        count = np.full(B, T) if lengths is None else lengths
+        count = decoding.real_tokens(x, lengths)
         cache.check_free_slots(count.tolist())
         return count
 
@@ -399,12 +395,3 @@ def _positions(T: int, S: int, rotation: RotationSettings) -> tuple[Array, Array
     positions, key_positions = rotation.positions, rotation.key_positions
     positions = query_positions(T, S, rotation.offset) if positions is None else positions
     return positions, np.arange(S) if key_positions is None else key_positions
-
-
-def _initial(name: str, shape: tuple[int, ...], config: AttentionConfig, rng: np.random.Generator) -> Array:
-    """SPEC 17: projections uniform in +-fan_in ** -0.5, biases and sinks 0, norms at the identity."""
-    if name.endswith("_norm.weight"):
-        return np.full(shape, 0.0 if config.qk_norm == "rms_plus_one" else 1.0)
-    if not name.endswith("_proj.weight"):
-        return np.zeros(shape)
-    return rng.uniform(-1, 1, shape) * shape[1] ** -0.5

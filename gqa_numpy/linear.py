@@ -59,3 +59,12 @@ def gated_vjp(x: Array, gate: Array, d_y: Array) -> tuple[Array, Array]:
 def _sigmoid(x: Array) -> Array:
     with np.errstate(over="ignore"):
         return 1 / (1 + np.exp(-x))
+
+
+def initial(name: str, shape: tuple[int, ...], rng: np.random.Generator, *, plus_one: bool) -> Array:
+    """SPEC 17: matrices uniform in +-fan_in ** -0.5, biases and sinks 0, norms at the identity; plus_one: as 1 + w."""
+    if name.endswith("norm.weight"):
+        return np.full(shape, 0.0 if plus_one else 1.0)
+    if len(shape) == 1:
+        return np.zeros(shape)
+    return rng.uniform(-1, 1, shape) * shape[1] ** -0.5

@@ -9,10 +9,10 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Float, Integer
 
-from gqa_numpy import masks
-from gqa_numpy.block import Block, dropped, initial, norm, scaled
+from gqa_numpy import decoding, masks
+from gqa_numpy.block import Block, dropped, norm, scaled
 from gqa_numpy.cache import KVCache, ModelCache, consume
-from gqa_numpy.linear import linear
+from gqa_numpy.linear import initial, linear
 from gqa_numpy.precision import compute_dtype
 from gqa_spec import ModelConfig, checks
 from gqa_spec.generation import Callback, Request
@@ -43,7 +43,7 @@ class Transformer:
         self.training, self.dropout = True, config.dropout
         self.blocks = [Block(config, i, self.rng, self.dtype) for i in range(config.num_layers)]
         self.parameters = {
-            name: initial(name, shape, config, self.rng).astype(self.dtype)
+            name: initial(name, shape, self.rng, plus_one=config.norm.endswith("plus_one")).astype(self.dtype)
             for name, shape in model_weight_shapes(config).items()
             if not name.startswith("blocks.")
         }
@@ -281,14 +281,9 @@ class Transformer:
     def _count(self, tokens: Array, lengths: Array | None) -> Integer[Array, "B"]:
         """How many of each row's tokens are real, after every check."""
         checks.model_input(self.config, str(self.dtype), tokens, Array)
-        B, T = tokens.shape[:2]
         if self.config.vocab_size is not None and tokens.size:
             checks.token_ids(int(tokens.min()), int(tokens.max()), self.config.vocab_size)
-        if lengths is None:
-            return np.full(B, T)
-        checks.cache_lengths(lengths, Array, B)
-        checks.cache_lengths_in_chunk(lengths.tolist(), T)
-        return lengths
+        return decoding.real_tokens(tokens, lengths)
 
     def _lengths_of(self, cache: Any) -> list[int]:
         """How many tokens each row of a cache has."""

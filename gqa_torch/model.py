@@ -141,7 +141,7 @@ class Transformer(nn.Module):
         mask = masks.combine(*visible) if visible else None
         states = [self.dropout(self._embed(tokens))]
         for block, layer in zip(self.blocks, self.config.attention, strict=True):
-            rotation = None if layer.rope is None else positions
+            rotation = positions if layer.uses_positions else None
             states.append(block(states[-1], mask, positions=rotation, rope_length=rope_length))
         result = self._result(states[-1], count, last=False)
         return (result, tuple(states)) if hidden_states else result

@@ -33,7 +33,7 @@ def model_call(config: Any, tokens: Any, mask_: Any, positions_: Any, segments: 
         for heads in sorted({layer.num_heads for layer in config.attention}):
             mask(mask_, kind, (B, heads, T, T))
     if positions_ is not None:
-        if all(layer.rope is None for layer in config.attention):
+        if not any(layer.uses_positions for layer in config.attention):
             raise ValueError("positions: expected None for a model without rope, whose positions rotate nothing")
         positions("positions", positions_, kind, B, T, "T")
     if segments is not None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from conformance.cases.compare import error_of
-from tests.helpers import to_backend, to_numpy
-from tests.model.models import BACKENDS, model
+from tests.helpers import new_model, to_backend, to_numpy
+from tests.model.models import BACKENDS, attention, decoder, model, weights
 
 pytestmark = pytest.mark.no_shape_checks
 V, NEW, SLOTS = 37, 3, 23
@@ -37,6 +37,15 @@ def test_left_padding_gives_what_each_row_gives_alone(backend: str, name: str) -
     got = result(backend, name, tokens, mask=real[:, None, None, :], positions=positions)
     for row, prompt in enumerate(ROWS):
         assert error_of(got[row, width - len(prompt) :], result(backend, name, prompt[None])[0]) <= 1e-12
+
+
+def test_layers_without_rope_whose_queries_are_scaled_by_position_get_positions_too(backend: str) -> None:
+    """Llama 4: far positions scale the queries of its layers without RoPE."""
+    scaled = attention(rope=None, query_scale_beta=0.5, query_scale_length=4)
+    transformer = new_model(backend, decoder(scaled)).load_weights(weights(decoder(scaled)))
+    tokens, far = to_backend(backend, ROWS[0][None]), to_backend(backend, np.arange(7) + 100)
+    near, scaled_far = (to_numpy(transformer(tokens, **given)) for given in ({}, {"positions": far}))
+    assert error_of(near, scaled_far) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["gemma", "olmo"])
