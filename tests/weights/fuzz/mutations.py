@@ -7,6 +7,7 @@ import json
 import random
 import re
 import zipfile
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -69,12 +70,12 @@ def _edit(parsed: Any, rng: random.Random) -> None:
     elif what == 1 and isinstance(node, dict):
         node[str(rng.choice(HOSTILE))[:200_000]] = node.pop(key)
     elif what == 2 and isinstance(node, list):
-        node.extend([node[key]] * rng.choice((1, 2, 1000)))
+        node.extend(deepcopy([node[key]] * rng.choice((1, 2, 1000))))
     elif what == 3 and places:
         other, place = rng.choice(places)
         node[key] = json.loads(json.dumps(other[place])) if place in other or isinstance(other, list) else None
     else:
-        node[key] = rng.choice(HOSTILE)
+        node[key] = deepcopy(rng.choice(HOSTILE))
 
 
 def _places(node: Any) -> Any:
