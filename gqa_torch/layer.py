@@ -22,8 +22,7 @@ from gqa_torch.decoding import DecodeStep, Extension, append, check_free_slots, 
 from gqa_torch.masks import Offset, query_positions
 from gqa_torch.norm import Weight, qk_norm
 from gqa_torch.precision import autocast_dtype, compute_dtype, widened
-
-Tables = tuple[Array, Array]  # cos and sin
+from gqa_torch.stages import Tables, kernel_inputs, kernel_settings, rotated, rotation_settings
 
 
 class GroupedQueryAttention(nn.Module):
@@ -151,9 +150,9 @@ class GroupedQueryAttention(nn.Module):
         """
         if extension is not None:
             return self._append(query, extension), None
-        rotation = _rotation(key, positions, key_positions, offset, rope_length)
+        rotation = rotation_settings(key, positions, key_positions, offset, rope_length)
         stages = self._stages(query, key, value, mask, rotation)
-        q, k, v = _kernel_inputs(stages)
+        q, k, v = kernel_inputs(stages)
         context, weights = attention(q, k, v, mask, self._kernel_settings(q, k, offset), need_weights=need_weights)
         return self._output(context, stages), weights
 
@@ -182,9 +181,9 @@ class GroupedQueryAttention(nn.Module):
             ValueError: For a wrong shape or setting (SPEC 14).
             TypeError: For a wrong type or dtype.
         """
-        rotation = _rotation(key, positions, key_positions, offset, rope_length)
+        rotation = rotation_settings(key, positions, key_positions, offset, rope_length)
         stages = self._stages(query, key, value, mask, rotation)
-        q, k, v = _kernel_inputs(stages)
+        q, k, v = kernel_inputs(stages)
         stages |= stages_of(q, k, v, mask, self._kernel_settings(q, k, offset))
         return stages | {"output": self._output(stages["context"], stages)}
 
@@ -250,10 +249,10 @@ class GroupedQueryAttention(nn.Module):
         if self.config.rope is not None:
             tables = step.cos_sin((self.config.rope, self.config.rotary_dim, cache.rope_length), like=x)
         stages = self._placed(stages, tables, tables, step.positions)
-        q, k, v = _kernel_inputs(stages)
+        q, k, v = kernel_inputs(stages)
         mask, offset, chunk = kernel_arguments(cache, self.config, step)
         extension.new_cache, keys, values = append(cache, k, v, step)
-        settings = self._settings(offset, chunk, None)
+        settings = kernel_settings(self.config, self.sinks, offset, chunk, None)
         context = attend(q, keys.to(q.dtype), values.to(q.dtype), mask, settings, finite_keys=True)
         output = self._output(context, stages)
         output = output if step.real is None else torch.where(step.real, output, 0)
@@ -311,12 +310,12 @@ class GroupedQueryAttention(nn.Module):
         config = self.config
         if not config.qk_norm_after_rope:
             stages |= self._normed(stages)
-        if query_tables is not None and key_tables is not None:
-            stages |= self._rotated(stages, query_tables, key_tables)
+        if config.rope is not None and query_tables is not None and key_tables is not None:
+            stages |= rotated(stages, config.rope.pairing, query_tables, key_tables)
         if config.qk_norm_after_rope:
             stages |= self._normed(stages)
         if config.query_scale is not None:
-            q, _, _ = _kernel_inputs(stages)
+            q, _, _ = kernel_inputs(stages)
             factor = rope.query_factor(positions, *config.query_scale, like=q)
             stages["q_scale"] = (widened(q) * factor).to(q.dtype)
         return stages
@@ -363,15 +362,8 @@ class GroupedQueryAttention(nn.Module):
         kind, eps = self.config.qk_norm, self.config.qk_norm_eps
         if kind is None:
             return {}
-        inputs = zip("qk", (self.q_norm, self.k_norm), _kernel_inputs(stages)[:2], strict=True)
+        inputs = zip("qk", (self.q_norm, self.k_norm), kernel_inputs(stages)[:2], strict=True)
         return {f"{name}_norm": qk_norm(x, norm.weight, kind, eps) for name, norm, x in inputs}
-
-    def _rotated(self, stages: dict[str, Array], query_tables: Tables, key_tables: Tables) -> dict[str, Array]:
-        """Queries and keys rotated by RoPE's tables of cos and sin."""
-        assert self.config.rope is not None
-        q, k, _ = _kernel_inputs(stages)
-        q, k = (rope.apply_rotary(x, t, self.config.rope.pairing) for x, t in ((q, query_tables), (k, key_tables)))
-        return {"q_rope": q, "k_rope": k}
 
     def _count(self, x: Array, cache: KVCache, lengths: Array | None) -> Integer[Array, "B"]:
         """How many of x's tokens are real in each row, after every check that needs no traced value."""
@@ -385,20 +377,7 @@ class GroupedQueryAttention(nn.Module):
         return count
 
     def _kernel_settings(self, q: Array, k: Array, offset: Offset) -> KernelSettings:
-        return self._settings(offset, self.config.chunk, self._dropout_multiplier(q, k))
-
-    def _settings(self, offset: Offset, chunk: int | None, dropout_multiplier: Array | None) -> KernelSettings:
-        c = self.config
-        return KernelSettings(
-            causal=c.causal,
-            window=c.window,
-            chunk=chunk,
-            offset=offset,
-            scale=c.scale,
-            softcap=c.softcap,
-            sinks=self.sinks,
-            dropout_multiplier=dropout_multiplier,
-        )
+        return kernel_settings(self.config, self.sinks, offset, self.config.chunk, self._dropout_multiplier(q, k))
 
     def _dropout_multiplier(self, q: Array, k: Array) -> Array | None:
         if not self.dropout.training or self.dropout.p == 0:
@@ -412,16 +391,3 @@ class GroupedQueryAttention(nn.Module):
 
 
 GroupQueryAttention = GroupedQueryAttention
-
-
-def _rotation(key: Any, positions: Any, key_positions: Any, offset: Any, rope_length: Any) -> RotationSettings:
-    """The settings of one call. Without a key, the keys are the queries' tokens and have their positions."""
-    if key is None and key_positions is None:
-        key_positions = positions
-    return RotationSettings(positions=positions, key_positions=key_positions, offset=offset, rope_length=rope_length)
-
-
-def _kernel_inputs(stages: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-    """query, key and value after the last stage that is on."""
-    q, k = ([x for stage, x in stages.items() if stage.startswith(f"{letter}_")][-1] for letter in "qk")
-    return q, k, stages["v_proj"]
