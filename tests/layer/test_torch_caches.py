@@ -1,4 +1,4 @@
-"""Caches of gqa_torch among threads, in inference mode, copied, and in the wrong layer."""
+"""Caches of gqa_torch among threads, in inference mode, and after an overflow."""
 
 import threading
 

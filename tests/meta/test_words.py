@@ -15,7 +15,9 @@ BANNED = re.compile(
     re.IGNORECASE,
 )
 # Terms of mathematics and of the operating system.
-TERMS = re.compile(r"(math|np|jnp)\.floor\b|floor division|floor and ceil|\.kill\(|killed process|pthread kill\b")
+TERMS = re.compile(
+    r'(math|np|jnp)\.floor\b|"floor"|floor division|floor and ceil|\.kill\(|killed process|pthread kill\b'
+)
 READ = {".py", ".md", ".toml", ".html", ".css", ".js", ".cff", ".yaml"}
 
 
