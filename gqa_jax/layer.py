@@ -25,6 +25,7 @@ from gqa_jax.precision import compute_dtype
 from gqa_spec import AttentionConfig, checks
 from gqa_spec.config import CONFIG_FIELDS, DERIVED, symbolic_shapes, weight_shapes
 from gqa_spec.settings import KernelSettings, RotationSettings
+from gqa_spec.stages import kernel_inputs
 
 
 class GroupedQueryAttention(nnx.Module):
@@ -141,9 +142,9 @@ class GroupedQueryAttention(nnx.Module):
             ValueError: For a wrong shape or setting (SPEC 14).
             TypeError: For a wrong type or dtype.
         """
-        rotation = _rotation(key, positions, key_positions, offset, rope_length)
+        rotation = RotationSettings.of_call(key, positions, key_positions, offset, rope_length)
         stages = self._stages(query, key, value, mask, rotation)
-        q, k, v = _kernel_inputs(stages)
+        q, k, v = kernel_inputs(stages)
         context, weights = attention(q, k, v, mask, self._kernel_settings(q, k, offset), need_weights=need_weights)
         return self._output(context, stages), weights
 
@@ -172,9 +173,9 @@ class GroupedQueryAttention(nnx.Module):
             ValueError: For a wrong shape or setting (SPEC 14).
             TypeError: For a wrong type or dtype.
         """
-        rotation = _rotation(key, positions, key_positions, offset, rope_length)
+        rotation = RotationSettings.of_call(key, positions, key_positions, offset, rope_length)
         stages = self._stages(query, key, value, mask, rotation)
-        q, k, v = _kernel_inputs(stages)
+        q, k, v = kernel_inputs(stages)
         stages |= stages_of(q, k, v, mask, self._kernel_settings(q, k, offset))
         return stages | {"output": self._output(stages["context"], stages)}
 
@@ -224,7 +225,7 @@ class GroupedQueryAttention(nnx.Module):
         rotation = RotationSettings(positions=positions, key_positions=positions, rope_length=cache.rope_length)
         tokens = x if lengths is None else jnp.where(real, x, 0)
         stages = self._stages(tokens, None, None, None, rotation)
-        q, k, v = _kernel_inputs(stages)
+        q, k, v = kernel_inputs(stages)
         mask, offset, chunk = decoding.kernel_arguments(cache, self.config, T)
         new_cache, keys, values = decoding.append(cache, k, v, count)
         settings = replace(self._kernel_settings(q, keys, offset, training=False), chunk=chunk)
@@ -287,14 +288,14 @@ class GroupedQueryAttention(nnx.Module):
         if not config.qk_norm_after_rope:
             stages |= self._normed(stages)
         if config.rope is not None:
-            q, k, _ = _kernel_inputs(stages)
+            q, k, _ = kernel_inputs(stages)
             length = key.shape[1] if rotation.rope_length is None else rotation.rope_length
             stages["q_rope"] = rope.rotate(q, positions, config.rope, length)
             stages["k_rope"] = rope.rotate(k, key_positions, config.rope, length)
         if config.qk_norm_after_rope:
             stages |= self._normed(stages)
         if config.query_scale is not None:
-            q, _, _ = _kernel_inputs(stages)
+            q, _, _ = kernel_inputs(stages)
             factor = rope.query_factor(positions, *config.query_scale, dtype=q.dtype)
             stages["q_scale"] = (q.astype(factor.dtype) * factor).astype(q.dtype)
         return stages
@@ -304,7 +305,7 @@ class GroupedQueryAttention(nnx.Module):
         config = self.config
         if config.qk_norm is None:
             return {}
-        inputs = zip("qk", (self.q_norm, self.k_norm), _kernel_inputs(stages)[:2], strict=True)
+        inputs = zip("qk", (self.q_norm, self.k_norm), kernel_inputs(stages)[:2], strict=True)
         return {f"{n}_norm": qk_norm(x, m.weight[...], config.qk_norm, config.qk_norm_eps) for n, m, x in inputs}
 
     def _count(self, x: Array, cache: KVCache, lengths: Array | None) -> Integer[Array, "B"]:
@@ -343,19 +344,6 @@ class GroupedQueryAttention(nnx.Module):
 
 
 GroupQueryAttention = GroupedQueryAttention
-
-
-def _rotation(key: Any, positions: Any, key_positions: Any, offset: Any, rope_length: Any) -> RotationSettings:
-    """The settings of one call. Without a key, the keys are the queries' tokens and have their positions."""
-    if key is None and key_positions is None:
-        key_positions = positions
-    return RotationSettings(positions=positions, key_positions=key_positions, offset=offset, rope_length=rope_length)
-
-
-def _kernel_inputs(stages: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-    """query, key and value after the last stage that is on."""
-    q, k = ([x for stage, x in stages.items() if stage.startswith(f"{letter}_")][-1] for letter in "qk")
-    return q, k, stages["v_proj"]
 
 
 def _positions(T: int, S: int, rotation: RotationSettings) -> tuple[Array, Array]:

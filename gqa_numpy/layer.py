@@ -21,6 +21,7 @@ from gqa_numpy.norm import qk_norm
 from gqa_spec import AttentionConfig, checks
 from gqa_spec.config import CONFIG_FIELDS, DERIVED, symbolic_shapes, weight_shapes
 from gqa_spec.settings import KernelSettings, RotationSettings
+from gqa_spec.stages import kernel_inputs
 
 Array = np.ndarray
 
@@ -132,9 +133,9 @@ class GroupedQueryAttention:
             ValueError: For a wrong shape or setting (SPEC 14).
             TypeError: For a wrong type or dtype.
         """
-        rotation = _rotation(key, positions, key_positions, offset, rope_length)
+        rotation = RotationSettings.of_call(key, positions, key_positions, offset, rope_length)
         stages = self._stages(query, key, value, mask, rotation)
-        q, k, v = _kernel_inputs(stages)
+        q, k, v = kernel_inputs(stages)
         context, weights = attention(
             q, k, v, mask, self._kernel_settings(q, k, offset, training=self.training), need_weights=need_weights
         )
@@ -165,9 +166,9 @@ class GroupedQueryAttention:
             ValueError: For a wrong shape or setting (SPEC 14).
             TypeError: For a wrong type or dtype.
         """
-        rotation = _rotation(key, positions, key_positions, offset, rope_length)
+        rotation = RotationSettings.of_call(key, positions, key_positions, offset, rope_length)
         stages = self._stages(query, key, value, mask, rotation)
-        q, k, v = _kernel_inputs(stages)
+        q, k, v = kernel_inputs(stages)
         stages |= stages_of(q, k, v, mask, self._kernel_settings(q, k, offset, training=self.training))
         return stages | {"output": self._output(stages["context"], stages)}
 
@@ -221,7 +222,7 @@ class GroupedQueryAttention:
         rotation = RotationSettings(positions=positions, key_positions=positions, rope_length=cache.rope_length)
         tokens = x if real.all() else np.where(real, x, self.dtype.type(0))
         stages = self._stages(tokens, None, None, None, rotation)
-        q, k, v = _kernel_inputs(stages)
+        q, k, v = kernel_inputs(stages)
         mask, offset, chunk = decoding.kernel_arguments(cache, self.config, T)
         new_cache, keys, values = decoding.append(cache, k, v, count)
         settings = replace(self._kernel_settings(q, keys, offset, training=False), chunk=chunk)
@@ -254,9 +255,9 @@ class GroupedQueryAttention:
             ValueError: For a wrong shape or setting (SPEC 14).
             TypeError: For a wrong type or dtype.
         """
-        rotation = _rotation(key, positions, key_positions, offset, rope_length)
+        rotation = RotationSettings.of_call(key, positions, key_positions, offset, rope_length)
         stages = self._stages(query, key, value, mask, rotation)
-        q, k, v = _kernel_inputs(stages)
+        q, k, v = kernel_inputs(stages)
         context, kernel_vjp = attention_vjp(q, k, v, mask, self._kernel_settings(q, k, offset, training=self.training))
         key = query if key is None else key
         backward = LayerGradients(
@@ -317,20 +318,20 @@ class GroupedQueryAttention:
         if not config.qk_norm_after_rope:
             self._norm(stages)
         if config.rope is not None:
-            q, k, _ = _kernel_inputs(stages)
+            q, k, _ = kernel_inputs(stages)
             length = key.shape[1] if rotation.rope_length is None else rotation.rope_length
             stages["q_rope"] = rope.rotate(q, positions, config.rope, length)
             stages["k_rope"] = rope.rotate(k, key_positions, config.rope, length)
         if config.qk_norm_after_rope:
             self._norm(stages)
         if config.query_scale is not None:
-            q, _, _ = _kernel_inputs(stages)
+            q, _, _ = kernel_inputs(stages)
             stages["q_scale"] = (q * rope.query_factor(positions, *config.query_scale, dtype=q.dtype)).astype(q.dtype)
         return stages
 
     def _norm(self, stages: dict[str, Array]) -> None:
         """Add the stages of QK-norm, where there is one."""
-        config, (q, k, _) = self.config, _kernel_inputs(stages)
+        config, (q, k, _) = self.config, kernel_inputs(stages)
         for name, x in (("q", q), ("k", k)):
             if config.qk_norm is not None:
                 weight = self.parameters[f"{name}_norm.weight"]
@@ -375,19 +376,6 @@ class GroupedQueryAttention:
 
 
 GroupQueryAttention = GroupedQueryAttention
-
-
-def _rotation(key: Any, positions: Any, key_positions: Any, offset: Any, rope_length: Any) -> RotationSettings:
-    """The settings of one call. Without a key, the keys are the queries' tokens and have their positions."""
-    if key is None and key_positions is None:
-        key_positions = positions
-    return RotationSettings(positions=positions, key_positions=key_positions, offset=offset, rope_length=rope_length)
-
-
-def _kernel_inputs(stages: Mapping[str, Array]) -> tuple[Array, Array, Array]:
-    """query, key and value after the last stage that is on."""
-    q, k = ([x for stage, x in stages.items() if stage.startswith(f"{letter}_")][-1] for letter in "qk")
-    return q, k, stages["v_proj"]
 
 
 def _positions(T: int, S: int, rotation: RotationSettings) -> tuple[Array, Array]:

@@ -7,6 +7,7 @@ are fewer KV heads than parts, the key and value projections stay whole: each pa
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 from gqa_spec import checks
 from gqa_spec.config import AttentionConfig, symbolic_shapes
@@ -39,6 +40,7 @@ def cut_axes(config: AttentionConfig | ModelConfig, tensor: int) -> dict[str, in
     return axes
 
 
+@cache
 def local_config(config: AttentionConfig, tensor: int) -> AttentionConfig:
     """The settings of the part of a layer that one of `tensor` devices computes: N / tensor query heads and the
     max(K / tensor, 1) KV heads that they read, heads of the same size, inputs and outputs of the same width.

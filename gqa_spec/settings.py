@@ -50,3 +50,12 @@ class RotationSettings:
     key_positions: Any = None
     offset: Any = None
     rope_length: int | None = None
+
+    @classmethod
+    def of_call(
+        cls, key: Any, positions: Any, key_positions: Any, offset: Any, rope_length: int | None
+    ) -> RotationSettings:
+        """Of one call. Without a key, the keys are the queries' tokens and have their positions."""
+        if key is None and key_positions is None:
+            key_positions = positions
+        return cls(positions=positions, key_positions=key_positions, offset=offset, rope_length=rope_length)

@@ -13,16 +13,19 @@ from torch import nn
 
 from gqa_spec import AttentionConfig, checks
 from gqa_spec.config import CONFIG_FIELDS, DERIVED, AttentionSettings, symbolic_shapes, weight_shapes
+from gqa_spec.placement import local_config
 from gqa_spec.settings import KernelSettings, RotationSettings
+from gqa_spec.stages import kernel_inputs
 from gqa_torch import cache as cache_
 from gqa_torch import parameters, rope
 from gqa_torch.attention import attend, attention, stages_of
 from gqa_torch.cache import KVCache
 from gqa_torch.decoding import DecodeStep, Extension, append, check_free_slots, fits, kernel_arguments, real_tokens
 from gqa_torch.masks import Offset, query_positions
-from gqa_torch.norm import Weight, qk_norm
+from gqa_torch.norm import Weight
+from gqa_torch.parts import ContextPart, TensorPart
 from gqa_torch.precision import autocast_dtype, compute_dtype, widened
-from gqa_torch.stages import Tables, kernel_inputs, kernel_settings, rotated, rotation_settings
+from gqa_torch.stages import kernel_settings, placed
 
 
 class GroupedQueryAttention(nn.Module):
@@ -84,6 +87,8 @@ class GroupedQueryAttention(nn.Module):
             self.q_norm, self.k_norm = (Weight(empty(f"{name}_norm.weight"), initial) for name in "qk")
         self.sinks = empty("sinks") if config.sinks else None
         self.dropout = nn.Dropout(dropout)
+        self.tensor_part: TensorPart | None = None
+        self.context_part: ContextPart | None = None
         self.reset_parameters()
 
     @classmethod
@@ -150,10 +155,15 @@ class GroupedQueryAttention(nn.Module):
         """
         if extension is not None:
             return self._append(query, extension), None
-        rotation = rotation_settings(key, positions, key_positions, offset, rope_length)
+        rotation = RotationSettings.of_call(key, positions, key_positions, offset, rope_length)
+        if self.context_part is not None:
+            rotation = self.context_part.rotation(query, key, mask, rotation)
         stages = self._stages(query, key, value, mask, rotation)
         q, k, v = kernel_inputs(stages)
-        context, weights = attention(q, k, v, mask, self._kernel_settings(q, k, offset), need_weights=need_weights)
+        if self.context_part is not None:
+            k, v = self.context_part.whole(k), self.context_part.whole(v)
+        settings = self._kernel_settings(q, k, rotation.offset)
+        context, weights = attention(q, k, v, mask, settings, need_weights=need_weights)
         return self._output(context, stages), weights
 
     def trace(
@@ -181,7 +191,7 @@ class GroupedQueryAttention(nn.Module):
             ValueError: For a wrong shape or setting (SPEC 14).
             TypeError: For a wrong type or dtype.
         """
-        rotation = rotation_settings(key, positions, key_positions, offset, rope_length)
+        rotation = RotationSettings.of_call(key, positions, key_positions, offset, rope_length)
         stages = self._stages(query, key, value, mask, rotation)
         q, k, v = kernel_inputs(stages)
         stages |= stages_of(q, k, v, mask, self._kernel_settings(q, k, offset))
@@ -248,7 +258,7 @@ class GroupedQueryAttention(nn.Module):
         stages, tables = self._project(tokens, tokens, tokens), None
         if self.config.rope is not None:
             tables = step.cos_sin((self.config.rope, self.config.rotary_dim, cache.rope_length), like=x)
-        stages = self._placed(stages, tables, tables, step.positions)
+        stages = self._place(stages, tables, tables, step.positions)
         q, k, v = kernel_inputs(stages)
         mask, offset, chunk = kernel_arguments(cache, self.config, step)
         extension.new_cache, keys, values = append(cache, k, v, step)
@@ -297,28 +307,15 @@ class GroupedQueryAttention(nn.Module):
         if config.uses_positions and positions is None:
             positions = query_positions(T, S, rotation.offset, device=query.device)
         if config.rope is None:
-            return self._placed(stages, None, None, positions)
+            return self._place(stages, None, None, positions)
         key_positions = torch.arange(S, device=key.device) if key_positions is None else key_positions
         settings = (config.rope, config.rotary_dim, S if rotation.rope_length is None else rotation.rope_length)
         query_tables, key_tables = (rope.cos_sin(each, *settings, like=query) for each in (positions, key_positions))
-        return self._placed(stages, query_tables, key_tables, positions)
+        return self._place(stages, query_tables, key_tables, positions)
 
-    def _placed(
-        self, stages: dict[str, Array], query_tables: Tables | None, key_tables: Tables | None, positions: Any
-    ) -> dict[str, Array]:
-        """The stages with QK-norm, RoPE and the scale of queries by their positions, as far as they are on."""
-        config = self.config
-        if not config.qk_norm_after_rope:
-            stages |= self._normed(stages)
-        if config.rope is not None and query_tables is not None and key_tables is not None:
-            stages |= rotated(stages, config.rope.pairing, query_tables, key_tables)
-        if config.qk_norm_after_rope:
-            stages |= self._normed(stages)
-        if config.query_scale is not None:
-            q, _, _ = kernel_inputs(stages)
-            factor = rope.query_factor(positions, *config.query_scale, like=q)
-            stages["q_scale"] = (widened(q) * factor).to(q.dtype)
-        return stages
+    def _place(self, stages: Any, query_tables: Any, key_tables: Any, positions: Any) -> dict[str, Array]:
+        norms = None if self.config.qk_norm is None else (self.q_norm.weight, self.k_norm.weight)
+        return placed(self.config, stages, norms, query_tables, key_tables, positions)
 
     def _checked(
         self, query: Any, key: Any, value: Any, mask: Any, rotation: RotationSettings
@@ -338,8 +335,14 @@ class GroupedQueryAttention(nn.Module):
         """The parameter that has the layer's dtype and device; None where all projections are quantized."""
         return parameters.floating((self.q_proj, self.k_proj, self.v_proj, self.o_proj))
 
+    def _local_config(self) -> AttentionConfig:
+        """The config of the heads that this rank has."""
+        return self.config if self.tensor_part is None else local_config(self.config, self.tensor_part.parts)
+
     def local_kv_heads(self) -> int:
         """The local number: fewer than the config's where k_proj is sharded or pruned by heads."""
+        if self.tensor_part is not None:
+            return self._local_config().num_kv_heads
         rows = parameters.local_rows(self.k_proj)
         return self.config.num_kv_heads if rows is None else rows // self.config.head_dim
 
@@ -347,7 +350,7 @@ class GroupedQueryAttention(nn.Module):
         """Heads split."""
         config = self.config
         q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
-        checks.projected_widths(config, q.shape[-1], k.shape[-1], v.shape[-1])
+        checks.projected_widths(self._local_config(), q.shape[-1], k.shape[-1], v.shape[-1])
         stages = {
             "q_proj": q.unflatten(2, (-1, config.head_dim)).transpose(1, 2),
             "k_proj": k.unflatten(2, (-1, config.head_dim)).transpose(1, 2),
@@ -356,14 +359,6 @@ class GroupedQueryAttention(nn.Module):
         if config.output_gate:
             stages["gate"] = self.gate_proj(query).unflatten(2, (-1, config.v_head_dim)).transpose(1, 2)
         return stages
-
-    def _normed(self, stages: dict[str, Array]) -> dict[str, Array]:
-        """The stages of QK-norm, where there is one."""
-        kind, eps = self.config.qk_norm, self.config.qk_norm_eps
-        if kind is None:
-            return {}
-        inputs = zip("qk", (self.q_norm, self.k_norm), kernel_inputs(stages)[:2], strict=True)
-        return {f"{name}_norm": qk_norm(x, norm.weight, kind, eps) for name, norm, x in inputs}
 
     def _count(self, x: Array, cache: KVCache, lengths: Array | None) -> Integer[Array, "B"]:
         """How many of x's tokens are real in each row, after every check that needs no traced value."""
@@ -382,7 +377,9 @@ class GroupedQueryAttention(nn.Module):
     def _dropout_multiplier(self, q: Array, k: Array) -> Array | None:
         if not self.dropout.training or self.dropout.p == 0:
             return None
-        return self.dropout(torch.ones(*q.shape[:3], k.shape[2], dtype=compute_dtype(q.dtype), device=q.device))
+        heads = q.shape[1] if self.tensor_part is None else self.config.num_heads  # all are drawn alike on every rank
+        drawn = self.dropout(q.new_ones(q.shape[0], heads, q.shape[2], k.shape[2], dtype=compute_dtype(q.dtype)))
+        return drawn if self.tensor_part is None else self.tensor_part.of(drawn)
 
     def _output(self, context: Float[Array, "B N T Hv"], stages: Mapping[str, Array]) -> Float[Array, "B T D"]:
         if "gate" in stages:

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float, Integer
 from torch import Tensor as Array
 from torch import nn
-from torch.nn import functional
 
 from gqa_spec import ModelConfig, checks
 from gqa_spec.generation import Callback, Request
@@ -21,6 +20,7 @@ from gqa_torch.arrays import tensor
 from gqa_torch.block import Block, Norm, scaled
 from gqa_torch.cache import KVCache, ModelCache, consume
 from gqa_torch.decoding import DecodeStep, Extension, check_free_slots, known, real_tokens
+from gqa_torch.parts import linear
 from gqa_torch.precision import autocast_dtype, widened
 from gqa_weights.checkpoint import Checkpoint, open_checkpoint
 from gqa_weights.families import read_model
@@ -338,7 +338,7 @@ class Transformer(nn.Module):
         x = self.norm(x)
         if self.config.output == "last_hidden":
             return _real(x, count)
-        logits = self.head(x) if self.head is not None else functional.linear(x, self.embed.weight)
+        logits = self.head(x) if self.head is not None else linear(x, self.embed.weight)
         logits = scaled(logits, self.config.logit_scale)
         if self.config.logit_softcap is not None:
             wide = widened(logits) / self.config.logit_softcap

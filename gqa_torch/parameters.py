@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 
 from gqa_spec import checks
 from gqa_torch.arrays import array, tensor
+from gqa_torch.parts import spread, whole
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -76,7 +77,8 @@ def write(module: nn.Module, name: str, value: Array) -> None:
     elif parametrize.is_parametrized(owner, leaf):
         setattr(owner, leaf, value.to(getattr(owner, leaf)))
     else:
-        owner.get_parameter(leaf).copy_(value)
+        parameter = owner.get_parameter(leaf)
+        parameter.copy_(spread(value, parameter))
 
 
 def has(module: nn.Module, name: str) -> bool:
@@ -114,4 +116,4 @@ def load(module: nn.Module, mapping: Mapping[str, Any], shapes: Shapes, symbols:
 
 def export(module: nn.Module, shapes: Shapes) -> dict[str, np.ndarray]:
     """Copies of the weights by their canonical names."""
-    return {name: array(read(module, name)) for name in shapes}
+    return {name: array(whole(read(module, name))) for name in shapes}

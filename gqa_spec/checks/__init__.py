@@ -29,7 +29,16 @@ from gqa_spec.checks.caches import (
     free_slots,
     init_cache,
 )
-from gqa_spec.checks.calls import attention, layer_call, mask, offset, parts, positions, projected_widths
+from gqa_spec.checks.calls import (
+    attention,
+    context_parallel,
+    layer_call,
+    mask,
+    offset,
+    parts,
+    positions,
+    projected_widths,
+)
 from gqa_spec.checks.layouts import (
     expanded_heads,
     expressible,
@@ -69,7 +78,7 @@ from gqa_spec.checks.settings import (
     rotary_dim,
     splits_width,
 )
-from gqa_spec.checks.values import boolean, choice, instance, integer, is_integer, is_number, number
+from gqa_spec.checks.values import boolean, choice, instance, integer, is_integer, is_number, mesh_axes, number
 
 __all__ = [
     "FLOATING",
@@ -89,6 +98,7 @@ __all__ = [
     "cache_truncate",
     "cacheable",
     "choice",
+    "context_parallel",
     "divides",
     "dtype_name",
     "even",
@@ -109,6 +119,7 @@ __all__ = [
     "layer_widths",
     "longrope_factors",
     "mask",
+    "mesh_axes",
     "model_cache",
     "model_call",
     "model_ends",

@@ -152,3 +152,11 @@ def parts(contexts: Any, logsumexps: Any, kind: Any) -> None:
         array("logsumexps", logsumexp, kind)
         floating("logsumexps", logsumexp)
         shape("logsumexps", logsumexp.shape, "B N T", known)
+
+
+def context_parallel(key: Any, mask_: Any, rotation: RotationSettings) -> None:
+    """A layer that holds a part of each sequence says itself where its tokens are."""
+    given = {"key": key, "mask": mask_, "positions": rotation.positions, "offset": rotation.offset}
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        raise ValueError(f"{', '.join(names)}: expected None under context parallelism, which places the tokens itself")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -57,3 +58,14 @@ def instance(name: str, value: Any, kind: Any, *, optional: bool = False) -> Non
     if not (isinstance(value, kind) or (optional and value is None)):
         names = " or ".join(k.__name__ for k in getattr(kind, "__args__", (kind,)))
         raise TypeError(f"{name}: expected {names}{' or None' if optional else ''}, got {type(value).__name__}")
+
+
+def mesh_axes(given: Mapping[str, str | None], names: Sequence[str]) -> None:
+    """Axes of a mesh by the argument that names each: they exist, and no two arguments name the same."""
+    chosen = [axis for axis in given.values() if axis is not None]
+    for argument, axis in given.items():
+        if axis is not None and axis not in names:
+            raise ValueError(f"{argument}: expected an axis of the mesh, {', '.join(names)}, got {axis!r}")
+    if not chosen or len(set(chosen)) < len(chosen):
+        got = ", ".join(f"{argument}={axis!r}" for argument, axis in given.items())
+        raise ValueError(f"{', '.join(given)}: expected at least one axis of the mesh, each at most once, got {got}")
