@@ -49,15 +49,10 @@ def conform(
     """
     with one_sentence():
         judged = bool(target or everyone)
-        _refuse_together(target=target, all=everyone)
-        _refuse_together(answers=answers, target=target, all=everyone, mutants=mutants, synthetic=synthetic, html=html)
-        _refuse_together(mutants=mutants, target=target, all=everyone, junit=junit, html=html, synthetic=synthetic)
-        _refuse_together(synthetic=synthetic, target=target, all=everyone)
         own: dict[str, object] = {"arrays": arrays, "limits": limits, "layout": layout, "weights": weights}
-        _refuse_without(
-            "--target or --all", judged, **own, device=device, dtypes=dtypes, profile=profile, case=case,
-            time_limit=time_limit,
-        )  # fmt: skip
+        own |= {"device": device, "dtypes": dtypes, "profile": profile, "case": case, "time_limit": time_limit}
+        _refuse_without("--target or --all", judged, **own)
+        _refuse_combinations(target, everyone, answers, mutants, synthetic, junit, html)
         check_files({"--json": json, "--junit": junit, "--html": html})
         from gqa import conform_run
         from gqa.conform_files import Reports
@@ -81,6 +76,22 @@ def conform(
         else:
             code = conform_run.backends(reports, details, synthetic=synthetic)
     raise typer.Exit(code)
+
+
+def _refuse_combinations(
+    target: str | None,
+    everyone: bool,
+    answers: Path | None,
+    mutants: bool,
+    synthetic: bool,
+    junit: Path | None,
+    html: Path | None,
+) -> None:
+    """Options of which only one can be meant."""
+    _refuse_together(target=target, all=everyone)
+    _refuse_together(answers=answers, target=target, all=everyone, mutants=mutants, synthetic=synthetic, html=html)
+    _refuse_together(mutants=mutants, target=target, all=everyone, junit=junit, html=html, synthetic=synthetic)
+    _refuse_together(synthetic=synthetic, target=target, all=everyone)
 
 
 def _refuse_together(**options: object) -> None:

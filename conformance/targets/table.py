@@ -194,9 +194,7 @@ def _jax() -> Iterator[Public]:
     )
 
 
-def _rows() -> Iterator[Public]:
-    yield from _torch()
-    yield from _jax()
+def _keras() -> Iterator[Public]:
     for scores in (False, True):
         call = (
             f"keras.layers.GroupQueryAttention(...)(query, value, key, attention_mask, use_causal_mask, "
@@ -214,6 +212,9 @@ def _rows() -> Iterator[Public]:
                 {"KERAS_BACKEND": backend},
                 options,
             )
+
+
+def _transformers() -> Iterator[Public]:
     yield Public(
         "transformers.eager",
         f"{HERE}.transformers:eager",
@@ -232,6 +233,9 @@ def _rows() -> Iterator[Public]:
         "models give a mask otherwise.",
     )
     yield from _families()
+
+
+def _onnx() -> Iterator[Public]:
     for past in (False, True):
         more, name, options = (" with past_key and past_value", ".past", {"past": True}) if past else ("", "", {})
         yield Public(
@@ -259,6 +263,9 @@ def _rows() -> Iterator[Public]:
         "com.microsoft.GroupQueryAttention of onnxruntime, CPUExecutionProvider",
         Limits(value_size=False, head_multiple=8, always={"causal": True}, dtypes=SINGLE),
     )
+
+
+def _others() -> Iterator[Public]:
     yield Public(
         "litgpt",
         f"{HERE}.packages:LitGPT",
@@ -294,4 +301,5 @@ def _rows() -> Iterator[Public]:
     )
 
 
-PUBLIC: Mapping[str, Public] = {row.name: row for row in _rows()}
+SOURCES = (_torch, _jax, _keras, _transformers, _onnx, _others)
+PUBLIC: Mapping[str, Public] = {row.name: row for rows in SOURCES for row in rows()}
