@@ -10,7 +10,7 @@ MaskKind = Literal[
     "bool (T, S)", "bool per row", "bool per head", "bool (B, N, T, S)", "bool (B, 1, T, 1)", "padding",
     "lengths at block edges", "whole blocks hidden", "float (T, S)", "float per head", "float (B, N, 1, S)",
     "float16 per row", "float with -inf", "finfo.min", "empty rows", "poisoned padding", "poisoned -inf",
-    "poisoned per head",
+    "poisoned per head", "float (B, 1, T, 1)",
 ]  # fmt: skip
 OffsetKind = Literal["zero", "per row", "past the end", "before the start"]
 ValueKind = Literal[

@@ -107,7 +107,9 @@ LAYER = (
     ),
     Feature(
         "RoPE yarn, a ramp past the last pair", 10, "a ramp that is not cut at the last pair",
-        {"rope": RopeConfig(theta=10.0, scaling=YarnScaling(factor=4.0, original_max_position_embeddings=4096))},
+        {"rope": RopeConfig(theta=10.0, scaling=YarnScaling(
+            factor=4.0, original_max_position_embeddings=4096, beta_fast=300.0,
+        ))},
         positions="both", layer=True,
     ),
     Feature(

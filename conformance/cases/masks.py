@@ -44,6 +44,8 @@ def drawn(case: Case, dtype: np.dtype[Any], rng: np.random.Generator) -> Any:
             return rng.normal(size=(1, N, T, S)).astype(kind)
         case "float (B, N, 1, S)":
             return rng.normal(size=(B, N, 1, S)).astype(kind)
+        case "float (B, 1, T, 1)":
+            return rng.normal(size=(B, 1, T, 1)).astype(kind)
         case "float16 per row":
             return rng.normal(size=(B, 1, T, S)).astype(np.float16)
         case "float with -inf":

@@ -140,7 +140,11 @@ LONG = (
     ),
     _of(
         "260 tokens, mask of queries", 3, "a mask of one column in blocks",
-        (2, 3, 1, 260, 260, 8, 8), CAUSAL, mask="bool (B, 1, T, 1)",
+        (2, 3, 1, 260, 260, 8, 8), {"causal": True, "window": 70}, mask="bool (B, 1, T, 1)",
+    ),
+    _of(
+        "260 tokens, bias of queries", 3, "a bias of one column in blocks, which only a sink shows",
+        (2, 3, 1, 260, 260, 8, 8), {"causal": True, "window": 70, "sinks": True}, mask="float (B, 1, T, 1)",
     ),
     _of(
         "260 tokens, bias of keys", 3, "a bias of one row in blocks",

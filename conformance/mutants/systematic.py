@@ -305,7 +305,7 @@ def _kernel_calls(case: Any, dtype: str, allowed: float) -> Calls:
 
     def stages(package: Any) -> list[np.ndarray]:
         found = package.attention_stages(*call.arguments, **call.keywords)
-        return [found[name] for name in ("masked", "weights", "context")]
+        return [found[name] for name in ("masked", "weights", "context", "logsumexp")]
 
     yield f"{case.name}, {dtype}", dtype, whole, allowed
     yield f"{case.name}, {dtype}, without weights", dtype, fast, allowed
