@@ -279,7 +279,7 @@ def _calls() -> Calls:
     from conformance.cases.table import ALL_FEATURES, kernel_cases, layer_cases
 
     for case in sorted(kernel_cases(), key=lambda case: case.pairs):
-        if case.pairs > 300_000:
+        if case.pairs > 500_000:
             continue
         yield from _kernel_calls(case, "float64", 1e-12)
         if case.grouping == ALL_FEATURES:
