@@ -130,6 +130,7 @@ LONG = (
         (1, 3, 1, 260, 260, 8, 8), {"causal": True, "window": 100}, gradients=True,
     ),
     _of("260 tokens, band of 70", 4, "blocks on one side of a band", (1, 3, 1, 260, 260, 8, 8), {"window": 70}),
+    _of("260 tokens, chunks of 100", 4, "keys of a chunk behind the query", (1, 3, 1, 260, 260, 8, 8), {"chunk": 100}),
     _of(
         "260 tokens, chunks of 96", 4, "chunks that cross blocks",
         (1, 3, 1, 260, 260, 8, 8), {"chunk": 96, "causal": True},

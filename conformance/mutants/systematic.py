@@ -124,7 +124,11 @@ def changes(module: str) -> Iterator[Change]:
 
 def _nodes(node: ast.AST, function: str) -> Iterator[tuple[str, ast.AST]]:
     for child in ast.iter_child_nodes(node):
-        inner = child.name if isinstance(child, ast.FunctionDef | ast.ClassDef) and not function else function
+        inner = function
+        if isinstance(child, ast.FunctionDef | ast.ClassDef) and not function:
+            inner = child.name
+        elif isinstance(child, ast.FunctionDef) and isinstance(node, ast.ClassDef):
+            inner = f"{function}.{child.name}"
         yield inner, child
         yield from _nodes(child, inner)
 
@@ -265,7 +269,7 @@ def _recorder(reached: set[tuple[str, str]], modules: tuple[str, ...]) -> Callab
     def record(frame: Any, event: str, arg: Any) -> None:
         code = frame.f_code
         if event == "call" and code.co_filename in files:
-            reached.add((files[code.co_filename], code.co_qualname.partition(".")[0]))
+            reached.add((files[code.co_filename], code.co_qualname.partition(".<locals>")[0]))
 
     return record
 
@@ -290,6 +294,14 @@ def _calls() -> Calls:
             yield from _layer_calls(case, "float64", 1e-12)
             yield from _layer_calls(case, "float32", 64 * EPSILON["float32"])
     yield from _cache_calls()
+    empty = [np.ones(shape) for shape in ((2, 4, 3, 8), (2, 2, 0, 8), (2, 2, 0, 5))]
+    yield "no keys", "float64", lambda package: list(package.attention_stages(*empty).values()), 0.0
+    yield (
+        "no keys, without weights",
+        "float64",
+        lambda p: [p.grouped_query_attention(*empty, need_weights=False)[0]],
+        0.0,
+    )
 
 
 def _kernel_calls(case: Any, dtype: str, allowed: float) -> Calls:
