@@ -123,8 +123,9 @@ def test_an_empty_row_sends_no_gradient_even_if_its_query_is_nan():
 def numpy_layer(case, call, weights, d_output):
     layer = Backend("numpy").layer(case.config, "float64").module.load_weights(weights)
     gradients = layer.vjp(*call.arguments, **call.keywords)[1](d_output)
-    if call.key is None:
-        gradients["query"] = gradients["query"] + gradients.pop("key") + gradients.pop("value")
+    for name, default, given in (("value", "key", call.value), ("key", "query", call.key)):
+        if given is None:
+            gradients[default] = gradients[default] + gradients.pop(name)
     return gradients
 
 
