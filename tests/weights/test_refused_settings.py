@@ -48,7 +48,7 @@ REFUSED = {
     ),
     "activation": ({"hidden_act": "mish"}, "hidden_act 'mish' of family llama is not supported"),
     "missing": ({"hidden_size": ...}, "config.json: hidden_size is missing, which family llama needs"),
-    "wrong kind": ({"hidden_size": "24"}, "hidden_size of family llama: expected an integer >= 1 and <= 2147483647, got '24'"),
+    "wrong kind": ({"hidden_size": "24"}, "expected an integer >= 1 and <= 2147483647, got '24'"),
     "too many": ({"num_hidden_layers": 10**9}, "num_hidden_layers of family llama: expected an integer >= 1 and <="),
     "quantized": ({"quantization_config": {"bits": 4}}, "quantization_config {'bits': 4} of family llama"),
     "interleaved": ({"rope_interleaved": True}, "rope_interleaved True of family llama"),
