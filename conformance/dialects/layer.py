@@ -58,7 +58,7 @@ class DialectLayer:
         need_weights: bool = True,
     ) -> tuple[Array, Array | None]:  # fmt: skip
         c = self.config
-        if self.does("argument order") == "query, value, key":
+        if self.does("argument order") == "query, value, key" and not (key is None or value is None):
             key, value = value, key
         if key is None:  # SPEC 10: a key that is the query has its positions
             key, key_positions = query, positions if key_positions is None else key_positions

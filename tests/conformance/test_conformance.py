@@ -117,7 +117,7 @@ def test_a_function_is_judged_too(conform):
     [
         ("nowhere:Thing", "target nowhere:Thing: ModuleNotFoundError"),
         ("torch_layers:Missing", "AttributeError"),
-        ("torch_layers", "expected MODULE:NAME or one of torch.sdpa, "),
+        ("torch_layers", "expected MODULE:NAME or the name of a public implementation: torch.sdpa, "),
         ("numpy_kernels:np", "expected a class or a function, got module"),
     ],
 )

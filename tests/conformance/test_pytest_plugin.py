@@ -62,8 +62,10 @@ def test_a_quantity_that_is_not_returned_is_skipped(run):
 
 
 def test_a_case_without_an_answer_fails_in_every_quantity(run):
-    code, counted, output = run("-k", "MHA and plain and float64", target="faulty_kernels:ends_its_process")
-    assert (code, counted["failed"]) == (1, 2)
+    code, counted, output = run(
+        "-k", "MHA and causal and float64 and not offset and not mask", target="faulty_kernels:dies"
+    )
+    assert (code, counted["failed"]) == (1, 2 * 2)  # two cases, two quantities
     assert "ended its process with exit code 7" in output
 
 

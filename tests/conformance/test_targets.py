@@ -313,7 +313,9 @@ def test_public_implementations_differ_in_what_is_known(name):
     assert counts(single)["pass"] >= 10
     of_values = [check for check in single if check.verdict == "fail" and check.quantity != "gradients"]
     assert {check.explanation for check in of_values} - {""} <= KNOWN[name]
-    unnamed = {check.case.partition(" / ")[2] for check in of_values if not check.explanation}
+    # What lasts between calls and long sequences repeat the settings of short cases, and are not searched for a name.
+    short = [check for check in of_values if check.case.partition(" / ")[0] not in ("state", "long")]
+    unnamed = {check.case.partition(" / ")[2] for check in short if not check.explanation}
     assert unnamed <= UNNAMED.get(name, set())
     of_gradients = [check for check in single if check.verdict == "fail" and check.quantity == "gradients"]
     assert {check.case.partition(" / ")[2] for check in of_gradients} <= {"finfo.min bias"}  # that passes one on

@@ -1,4 +1,4 @@
-"""Classes of PyTorch: one that is right for boolean masks, and one fault in each of the others."""
+"""Classes of PyTorch: one that is right, and one fault in each of the others."""
 
 import torch
 
@@ -22,14 +22,22 @@ class Right(torch.nn.Module):
         return x.repeat_interleave(self.groups, dim=1)
 
     def forward(self, query, key=None, value=None, mask=None):
-        q, k, v = self.q_proj(query), self.k_proj(query), self.v_proj(query)
+        key = query if key is None else key
+        value = key if value is None else value
+        q, k, v = self.q_proj(query), self.k_proj(key), self.v_proj(value)
         q, k, v = self.split(q, self.heads), *(self.shared(self.split(x, self.heads // self.groups)) for x in (k, v))
-        scores = q @ k.mT / q.shape[-1] ** 0.5
+        T, S = q.shape[2], k.shape[2]
+        visible = torch.ones(1, 1, T, S, dtype=torch.bool).tril(S - T if self.causal else S)
+        bias = torch.zeros((), dtype=q.dtype)
         if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        if self.causal:
-            scores = scores.masked_fill(~torch.ones(scores.shape[-2:]).tril().bool(), -torch.inf)
-        weights = scores.softmax(-1)
+            mask = mask if mask.ndim == 4 else mask[None, None]
+            visible = visible & (mask if mask.dtype == torch.bool else mask > -torch.inf)
+            bias = bias if mask.dtype == torch.bool else torch.where(visible, mask, 0).to(q.dtype)
+        seen = visible.any(2, keepdim=True).expand(-1, visible.shape[1], T, S)[:, :, :1].mT
+        k, v = (torch.where(seen, x, 0) for x in (k, v))
+        scores = (q @ k.mT / q.shape[-1] ** 0.5 + bias).clamp(min=torch.finfo(q.dtype).min)
+        weights = torch.where(visible, scores, -torch.inf).softmax(-1)
+        weights = torch.where(visible.any(-1, keepdim=True), weights, 0)
         return self.o_proj((weights @ v).transpose(1, 2).flatten(2)), weights
 
 
