@@ -28,7 +28,7 @@ NAME = max(map(len, CONVENTION)) + 2  # columns of a convention's name
 
 def dialects(
     target: str | None, options: Options, details: bool, json: Path | None, file: Path | None, check: Path | None
-) -> int:  # fmt: skip
+) -> int:
     """Of one target, or without one of every public implementation; 1 where a page says something else."""
     if target is not None:
         check_target("TARGET", target)

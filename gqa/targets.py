@@ -35,9 +35,17 @@ def check_target(option: str, name: str) -> None:
 
 
 def judged_by(
-    arrays: str | None, limits: Path | None, layout: str | None, weights: str | None, device: str | None, *,
-    dtypes: str | None = None, profile: str | None = None, case: str | None = None, limit: float | None = None,
-) -> Options:  # fmt: skip
+    arrays: str | None,
+    limits: Path | None,
+    layout: str | None,
+    weights: str | None,
+    device: str | None,
+    *,
+    dtypes: str | None = None,
+    profile: str | None = None,
+    case: str | None = None,
+    limit: float | None = None,
+) -> Options:
     """The options of a run. Raises ValueError for a value that an option cannot have."""
     changes: dict[str, Any] = {}
     try:
@@ -51,6 +59,10 @@ def judged_by(
         one_of("--weights", weights, LAYOUTS)
     chosen = None if dtypes is None else tuple(one_of("--dtypes", name.strip(), DTYPES) for name in dtypes.split(","))
     return Options(
-        arrays, changes, chosen, "full" if profile is None else one_of("--profile", profile, PROFILES), case,
+        arrays,
+        changes,
+        chosen,
+        "full" if profile is None else one_of("--profile", profile, PROFILES),
+        case,
         TIME_LIMIT if limit is None else limit,
-    )  # fmt: skip
+    )

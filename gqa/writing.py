@@ -47,9 +47,13 @@ class Writing:
         else:
             with _removed_on_sigterm(), bytes_bar(task, planned.nbytes) as advance:
                 write(
-                    planned, self.dest, force=self.force, shard_bytes=shard_bytes, checksums=self.checksums,
+                    planned,
+                    self.dest,
+                    force=self.force,
+                    shard_bytes=shard_bytes,
+                    checksums=self.checksums,
                     done=advance,
-                )  # fmt: skip
+                )
         found = self._found(planned, shard_bytes)
         if self.json != STDOUT:
             self._print(planned, found)

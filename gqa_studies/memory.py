@@ -25,9 +25,12 @@ def calculate_kv_cache_size(
     Raises TypeError and ValueError for what is no count.
     """
     counts = {
-        "num_layers": num_layers, "num_kv_heads": num_kv_heads, "d_k": d_k, "batch_size": batch_size,
+        "num_layers": num_layers,
+        "num_kv_heads": num_kv_heads,
+        "d_k": d_k,
+        "batch_size": batch_size,
         "bytes_per_element": bytes_per_element,
-    }  # fmt: skip
+    }
     for name, count in counts.items():
         checks.integer(name, count, at_least=1)
     checks.integer("seq_len", seq_len, at_least=0)
@@ -103,19 +106,31 @@ def longest_context(
 
 
 def need(
-    name: str, attention: Sequence[AttentionConfig], max_length: int | None, memory: float, *, batch_size: int = 1,
+    name: str,
+    attention: Sequence[AttentionConfig],
+    max_length: int | None,
+    memory: float,
+    *,
+    batch_size: int = 1,
     element: float = 2,
-) -> Need:  # fmt: skip
+) -> Need:
     def size(layers: Sequence[AttentionConfig], length: int) -> float:
         return cache_bytes(layers, length, batch_size=batch_size, element=element)
 
     endless = [layer for layer in attention if layer.window is None]
     return Need(
-        name, len(attention), len(attention) - len(endless), attention[0].num_heads, attention[0].num_kv_heads,
-        attention[0].head_dim, max_length, size(attention, 1) / KIBIBYTE, size(endless, 1) / KIBIBYTE,
+        name,
+        len(attention),
+        len(attention) - len(endless),
+        attention[0].num_heads,
+        attention[0].num_kv_heads,
+        attention[0].head_dim,
+        max_length,
+        size(attention, 1) / KIBIBYTE,
+        size(endless, 1) / KIBIBYTE,
         None if max_length is None else size(attention, max_length) / MEBIBYTE,
         longest_context(attention, memory, batch_size=batch_size, element=element),
-    )  # fmt: skip
+    )
 
 
 def models(names: Sequence[str]) -> Mapping[str, tuple[tuple[AttentionConfig, ...], int | None]]:

@@ -77,9 +77,12 @@ def measure(backend: str, load: str, length: int = LENGTH) -> Peak:
     found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     limit = LOADS[load].limit
     return Peak(
-        name(backend, load), found["peak"] / MEBIBYTE, limit / MEBIBYTE, found["seconds"],
+        name(backend, load),
+        found["peak"] / MEBIBYTE,
+        limit / MEBIBYTE,
+        found["seconds"],
         "reached" if found["peak"] < limit else "missed",
-    )  # fmt: skip
+    )
 
 
 def inputs(load: Load, length: int) -> dict[str, Array]:

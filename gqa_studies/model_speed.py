@@ -26,9 +26,12 @@ SPINNING = 0.15  # seconds; OpenBLAS's threads spin for 0.12 after a call, on a 
 BANDWIDTH, TRANSFORMERS = "read bandwidth", "transformers"
 FLOAT32 = 4
 NEEDS = {
-    "gqa_torch": ("torch",), "gqa_jax": ("jax", "flax"), "gqa_numpy": (), TRANSFORMERS: ("transformers", "torch"),
+    "gqa_torch": ("torch",),
+    "gqa_jax": ("jax", "flax"),
+    "gqa_numpy": (),
+    TRANSFORMERS: ("transformers", "torch"),
     BANDWIDTH: ("torch",),
-}  # fmt: skip
+}
 Decode = Callable[[int], tuple[list[int], list[float]]]  # how many tokens -> the tokens, and when each was there
 
 
@@ -133,9 +136,17 @@ def measure(row: Row, contenders: Contenders, limits: Limits | None, budget: flo
     ratio = pairs.ratio()
     verdict = "" if row.target is None else "reached" if ratio >= row.target else "missed"
     return Figure(
-        row.ours, row.contender, len(pairs.ours), our_rate, their_rate, ratio, pairs.ratio(0.25), pairs.ratio(0.75),
-        row.target, verdict,
-    )  # fmt: skip
+        row.ours,
+        row.contender,
+        len(pairs.ours),
+        our_rate,
+        their_rate,
+        ratio,
+        pairs.ratio(0.25),
+        pairs.ratio(0.75),
+        row.target,
+        verdict,
+    )
 
 
 def measure_load(name: str, path: Path) -> Load:

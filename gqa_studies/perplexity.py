@@ -94,9 +94,16 @@ def _trained(num_kv_heads: int, seed: int, recipe: Recipe, done: Done) -> tuple[
 def _outcome(K: int, seed: int, result: dict[str, Any], mha: float | None, recipe: Recipe) -> Outcome:
     nats = result["nats"]
     return Outcome(
-        K, seed, result["parameters"], recipe.steps * recipe.batch * recipe.context, result["training_loss"],
-        math.exp(nats), nats / math.log(2), None if mha is None else math.expm1(nats - mha), result["seconds"],
-    )  # fmt: skip
+        K,
+        seed,
+        result["parameters"],
+        recipe.steps * recipe.batch * recipe.context,
+        result["training_loss"],
+        math.exp(nats),
+        nats / math.log(2),
+        None if mha is None else math.expm1(nats - mha),
+        result["seconds"],
+    )
 
 
 def _name(num_kv_heads: int, seed: int) -> str:

@@ -47,9 +47,12 @@ def memory_savings(rows: Sequence[Saving]) -> Figure:
         sizes.plot(lengths, [row.mebibytes_2_bytes for row in own], "o-", color=colour, label=variant, ms=4)
         sizes.plot(lengths, [row.mebibytes_4_bytes for row in own], ":", color=colour, lw=1)
     sizes.set(
-        xscale="log", yscale="log", xlabel="tokens", ylabel="KV cache, MiB",
+        xscale="log",
+        yscale="log",
+        xlabel="tokens",
+        ylabel="KV cache, MiB",
         title="Cache at LLaMA-7B's size\n(32 layers, head size 128; line 2 bytes, dotted 4)",
-    )  # fmt: skip
+    )
     sizes.xaxis.set_major_locator(_at(sorted({row.seq_len for row in rows})))
     sizes.xaxis.set_minor_locator(_at([]))
     sizes.xaxis.set_major_formatter(_thousands)
@@ -194,9 +197,15 @@ def model_speed(rows: Sequence[ModelFigure]) -> Figure:
     if limits:
         axes.axhline(statistics.median(limits), color=QUIET, ls="--")
         axes.annotate(
-            "what reading every weight once allows", (1, statistics.median(limits)), (0, 3), ha="right", va="bottom",
-            xycoords=("axes fraction", "data"), textcoords="offset points", color="#606060",
-        )  # fmt: skip
+            "what reading every weight once allows",
+            (1, statistics.median(limits)),
+            (0, 3),
+            ha="right",
+            va="bottom",
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            color="#606060",
+        )
     axes.margins(y=0.15)
     axes.set(ylabel="tokens per second", title="Decoding, one row, float32")
     return figure

@@ -34,9 +34,7 @@ from gqa_weights.families import foreign_tensors, model_settings
 from gqa_weights.port import plan, write
 
 FAMILY, TARGET, DTYPE, BYTES = "llama", "flax", "bfloat16", 2
-LAYER = AttentionConfig(
-    embed_dim=4096, num_heads=32, num_kv_heads=8, causal=True, rope=RopeConfig(theta=500_000.0)
-)  # fmt: skip
+LAYER = AttentionConfig(embed_dim=4096, num_heads=32, num_kv_heads=8, causal=True, rope=RopeConfig(theta=500_000.0))
 SHARDS = 4
 LARGEST = 2**30  # bytes of anonymous memory that a port may take
 LEAST = 0.5  # of the speed of cp

@@ -31,9 +31,13 @@ class PublishedModel:
     def _layer(self, i: int) -> AttentionConfig:
         full = self.full_every > 0 and (i + 1) % self.full_every == 0
         return AttentionConfig(
-            embed_dim=self.D, num_heads=self.N, num_kv_heads=self.K, head_dim=self.H, causal=True,
+            embed_dim=self.D,
+            num_heads=self.N,
+            num_kv_heads=self.K,
+            head_dim=self.H,
+            causal=True,
             window=None if full else self.window,
-        )  # fmt: skip
+        )
 
 
 PUBLISHED = {

@@ -88,9 +88,15 @@ def _read(recipe: Uptraining, seed: int) -> tuple[ModelConfig, Weights, Array, A
 
 
 def _curve(
-    config: ModelConfig, weights: Weights, batches: Array, unseen: Array, method: Any, recipe: Uptraining, seed: int,
+    config: ModelConfig,
+    weights: Weights,
+    batches: Array,
+    unseen: Array,
+    method: Any,
+    recipe: Uptraining,
+    seed: int,
     done: Callable[[], None],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """KV heads, and nats per token on the book held out at each of the stops."""
     if method != UNPOOLED:
         weights = pooled(weights, config, NUM_KV_HEADS, method, seed)

@@ -55,7 +55,10 @@ def tiny(case: TimedCall) -> TimedCall:
         return max(size // 64, 1)
 
     return replace(
-        case, T=shrunk(case.T), S=shrunk(case.S), H=16,
+        case,
+        T=shrunk(case.T),
+        S=shrunk(case.S),
+        H=16,
         window=None if case.window is None else shrunk(case.window),
         lengths=None if case.lengths is None else tuple(shrunk(length) for length in case.lengths),
-    )  # fmt: skip
+    )

@@ -41,9 +41,12 @@ class Recipe:
             embed_dim=self.width, num_heads=self.heads, num_kv_heads=num_kv_heads, causal=True, rope=RopeConfig()
         )
         return ModelConfig(
-            attention=(layer,) * self.layers, feed_forward_size=self.feed_forward, vocab_size=text.VOCABULARY,
-            tied=True, max_length=self.context,
-        )  # fmt: skip
+            attention=(layer,) * self.layers,
+            feed_forward_size=self.feed_forward,
+            vocab_size=text.VOCABULARY,
+            tied=True,
+            max_length=self.context,
+        )
 
     def rates(self) -> list[float]:
         return [self.rate * self._share(step) for step in range(self.steps)]

@@ -84,8 +84,12 @@ def pooled(weights: Weights, config: ModelConfig, num_kv_heads: int, method: Met
 
 def _finished(runs: Runs, weights: Weights, method: Any, K: int, seed: int, recipe: Recipe, done: Done) -> list[float]:
     settings = recipe.settings() | {
-        "method": method, "num_kv_heads": K, "seed": seed, "shares": SHARES, "constant_rate": CONSTANT_RATE,
-    }  # fmt: skip
+        "method": method,
+        "num_kv_heads": K,
+        "seed": seed,
+        "shares": SHARES,
+        "constant_rate": CONSTANT_RATE,
+    }
     name = f"uptraining-K{K}-{method.replace(' ', '-')}-seed{seed}"
     found = runs.result(name, settings)
     if found is None:

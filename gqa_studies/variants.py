@@ -56,10 +56,19 @@ def compare_attention_variants(
         two, four = (kv_cache_bytes(layer, cached, bytes_per_element=size) for size in (2, 4))
         found.append(
             Variant(
-                name(num_heads, K), K, parameter_count(layer), two, four, 1e3 * statistics.median(pairs.ours),
-                pairs.ratio(), pairs.ratio(0.25), pairs.ratio(0.75), perplexity, deviation,
+                name(num_heads, K),
+                K,
+                parameter_count(layer),
+                two,
+                four,
+                1e3 * statistics.median(pairs.ours),
+                pairs.ratio(),
+                pairs.ratio(0.25),
+                pairs.ratio(0.75),
+                perplexity,
+                deviation,
             )
-        )  # fmt: skip
+        )
         done()
     return found
 

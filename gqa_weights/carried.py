@@ -15,17 +15,36 @@ from gqa_weights.families.generic_keys import IGNORED, ONLY
 from gqa_weights.gguf_tokenizer import tokenizer_files
 
 TRAVELLING = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
-    "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model", "tekken.json", "chat_template.jinja",
-    "chat_template.json", "generation_config.json",
-)  # fmt: skip
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "vocab.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
 LARGEST = 2**27  # bytes of one of these files; the largest tokenizers are a quarter of it
 # Settings that say where a file came from, or what else is in its folder: not true of the port.
 OF_THE_FILE = {
-    "_attn_implementation", "_attn_implementation_internal", "_commit_hash", "_name_or_path", "architectures",
-    "auto_map", "dtype", "model_type", "quantization_config", "torch_dtype",
-    "transformers.js_config", "transformers_version",
-}  # fmt: skip
+    "_attn_implementation",
+    "_attn_implementation_internal",
+    "_commit_hash",
+    "_name_or_path",
+    "architectures",
+    "auto_map",
+    "dtype",
+    "model_type",
+    "quantization_config",
+    "torch_dtype",
+    "transformers.js_config",
+    "transformers_version",
+}
 IDS = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
 SETTINGS = "settings"  # the manifest's key for them
 

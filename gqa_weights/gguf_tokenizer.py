@@ -66,8 +66,9 @@ PRE: Mapping[str, Pre] = {
     **_named("gpt-2 phi-2 jina-es jina-de jina-v2-es jina-v2-de gigachat a.x-4.0 mellum modern-bert exaone4", GPT2),
     **_named("mpt olmo jais trillion granite-docling", GPT2),
     **_named("starcoder refact command-r smollm codeshell exaone minerva-7b mellum2", r"\p{N}", GPT2),
-    **_named("llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2", LLAMA3,
-             ignore_merges=True, add_bos=True),
+    **_named(
+        "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2", LLAMA3, ignore_merges=True, add_bos=True
+    ),
     **_named("dbrx smaug-bpe glm4 chatglm-bpe", LLAMA3),
     **_named("qwen2 deepseek-r1-qwen kormo f2llmv2 megrez hunyuan solar-open stablelm2 grok-2", QWEN2),
     **_named("qwen35", QWEN35),
@@ -78,7 +79,7 @@ PRE: Mapping[str, Pre] = {
     **_named("falcon", *FALCON),
     **_named("bailingmoe bailingmoe2 llada-moe", *BAILING),
     **_named("seed-coder", SEED_CODER),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)

@@ -178,9 +178,17 @@ def write(
     """
     _check_apart(plan.source, Path(dest))
     save_checkpoint(
-        dest, plan.tensors, format=_format(dest), settings=plan.settings, manifest=plan.manifest, force=force,
-        shard_bytes=shard_bytes, checksums=checksums, files=files_at(plan, dest), done=done,
-    )  # fmt: skip
+        dest,
+        plan.tensors,
+        format=_format(dest),
+        settings=plan.settings,
+        manifest=plan.manifest,
+        force=force,
+        shard_bytes=shard_bytes,
+        checksums=checksums,
+        files=files_at(plan, dest),
+        done=done,
+    )
 
 
 def check(plan: Plan, dest: str | Path, *, force: bool = False) -> None:

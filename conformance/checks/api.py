@@ -59,9 +59,14 @@ class Judgement:
 
 
 def judge(
-    attention: Callable[..., Any], *, features: Iterable[str] | None = None, arrays: str | None = None,
-    dtypes: tuple[str, ...] | None = None, profile: str = "quick", limits: Mapping[str, Any] | Limits | None = None,
-) -> Judgement:  # fmt: skip
+    attention: Callable[..., Any],
+    *,
+    features: Iterable[str] | None = None,
+    arrays: str | None = None,
+    dtypes: tuple[str, ...] | None = None,
+    profile: str = "quick",
+    limits: Mapping[str, Any] | Limits | None = None,
+) -> Judgement:
     """Judges a function or class in this process.
 
     Args:

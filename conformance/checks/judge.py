@@ -232,12 +232,14 @@ def explained(
     words = dict(zip(answered, explanations(list(answered.values()), seconds), strict=True))
     return [
         replace(
-            check, answer=None,
+            check,
+            answer=None,
             explanation=words.get((check.case, check.column.rpartition(", ")[2]), "")
-            if check.answer is not None else check.explanation,
+            if check.answer is not None
+            else check.explanation,
         )
         for check in checks
-    ]  # fmt: skip
+    ]
 
 
 class Known(Protocol):

@@ -51,8 +51,11 @@ SCHEMA: dict[str, Any] = {
                     "dtype": {"enum": list(DTYPES)},
                     "clause": {"type": "integer", "description": "of SPEC.md"},
                     "guards": {"type": "string", "description": "the fault that the case is there to catch"},
-                    "settings": {"type": "object", "description": "causal, window, chunk, offset, scale, softcap; "
-                                 "of a layer the fields of its config"},
+                    "settings": {
+                        "type": "object",
+                        "description": "causal, window, chunk, offset, scale, softcap; "
+                        "of a layer the fields of its config",
+                    },
                     "allowed": {
                         "type": "object",
                         "description": "of each quantity: the largest error, relative to the largest expected value",
@@ -62,7 +65,7 @@ SCHEMA: dict[str, Any] = {
             },
         },
     },
-}  # fmt: skip
+}
 
 
 def write_vectors(folder: Path, *, dtypes: tuple[str, ...] = ("float32",), layers: bool = False) -> int:
@@ -159,10 +162,15 @@ def _vector(case: Case, dtype: str, kernel: bool) -> tuple[dict[str, Any], dict[
     kind = np.float64 if dtype == "float64" else np.float32  # for the reader: answers are held against the oracle
     arrays |= {f"expected.{name}": x.astype(kind) for name, x in zip(QUANTITIES, expected.arrays, strict=True)}
     row = {
-        "name": case.name, "file": file_of(case, dtype, kernel), "kind": "function" if kernel else "layer",
-        "dtype": dtype, "clause": case.feature.clause, "guards": case.feature.guards, "settings": settings,
+        "name": case.name,
+        "file": file_of(case, dtype, kernel),
+        "kind": "function" if kernel else "layer",
+        "dtype": dtype,
+        "clause": case.feature.clause,
+        "guards": case.feature.guards,
+        "settings": settings,
         "allowed": dict(zip(QUANTITIES, map(float, expected.allowed), strict=True)),
-    }  # fmt: skip
+    }
     metadata = {"name": case.name} | {name: json.dumps(x) for name, x in settings.items()}
     return row, {name: np.ascontiguousarray(x) for name, x in arrays.items()}, metadata
 

@@ -28,11 +28,22 @@ class DialectKernel:
         return chosen(self.dialect, convention)
 
     def __call__(
-        self, query: Array, key: Array, value: Array, mask: Array | None = None, *, causal: bool = False,
-        window: int | None = None, chunk: int | None = None, offset: Any = None, scale: float | None = None,
-        softcap: float | None = None, sinks: Array | None = None, dropout_multiplier: Array | None = None,
+        self,
+        query: Array,
+        key: Array,
+        value: Array,
+        mask: Array | None = None,
+        *,
+        causal: bool = False,
+        window: int | None = None,
+        chunk: int | None = None,
+        offset: Any = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+        sinks: Array | None = None,
+        dropout_multiplier: Array | None = None,
         need_weights: bool = True,
-    ) -> tuple[Array, Array | None]:  # fmt: skip
+    ) -> tuple[Array, Array | None]:
         (B, N, T, H), (_, K, S, Hv) = query.shape, value.shape
         dtype = query.dtype if query.dtype.itemsize > 2 else np.dtype(np.float32)
         visible, bias = self._mask(mask, (B, N, T, S), causal, softcap is not None)

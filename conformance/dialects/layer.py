@@ -53,10 +53,18 @@ class DialectLayer:
         return self
 
     def __call__(
-        self, query: Array, key: Array | None = None, value: Array | None = None, mask: Array | None = None, *,
-        positions: Any = None, key_positions: Any = None, offset: Any = None, rope_length: int | None = None,
+        self,
+        query: Array,
+        key: Array | None = None,
+        value: Array | None = None,
+        mask: Array | None = None,
+        *,
+        positions: Any = None,
+        key_positions: Any = None,
+        offset: Any = None,
+        rope_length: int | None = None,
         need_weights: bool = True,
-    ) -> tuple[Array, Array | None]:  # fmt: skip
+    ) -> tuple[Array, Array | None]:
         c = self.config
         if self.does("argument order") == "query, value, key" and not (key is None or value is None):
             key, value = value, key
@@ -74,9 +82,19 @@ class DialectLayer:
         if self.does("RoPE rotates") == "values too" and c.v_head_dim == c.head_dim:
             v = self._turned(v, "v", k_places, length)
         context, weights = DialectKernel(self.dialect)(
-            q, k, v, mask, causal=c.causal, window=c.window, chunk=c.chunk, offset=offset, scale=c.scale,
-            softcap=c.softcap, sinks=self.weights.get("sinks"), need_weights=need_weights,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            mask,
+            causal=c.causal,
+            window=c.window,
+            chunk=c.chunk,
+            offset=offset,
+            scale=c.scale,
+            softcap=c.softcap,
+            sinks=self.weights.get("sinks"),
+            need_weights=need_weights,
+        )
         if self.does("projections") != "heads joined across tokens":
             context = context.swapaxes(1, 2)
         return self._linear("o_proj", context.reshape(B, T, -1)), weights
@@ -98,10 +116,18 @@ class DialectLayer:
             does, start
         )
         context, _ = DialectKernel(self.dialect)(
-            q, longer.keys, longer.values, causal=c.causal, window=c.window, chunk=c.chunk,
+            q,
+            longer.keys,
+            longer.values,
+            causal=c.causal,
+            window=c.window,
+            chunk=c.chunk,
             offset=np.full(len(x), offset),
-            scale=c.scale, softcap=c.softcap, sinks=self.weights.get("sinks"), need_weights=False,
-        )  # fmt: skip
+            scale=c.scale,
+            softcap=c.softcap,
+            sinks=self.weights.get("sinks"),
+            need_weights=False,
+        )
         return self._linear("o_proj", context.swapaxes(1, 2).reshape(len(x), T, -1)), longer
 
     def _start(self, T: int, S: int, offset: Any) -> Any:

@@ -12,9 +12,12 @@ from gqa_spec import DynamicScaling, LinearScaling, Llama3Scaling, LongropeScali
 
 Array = np.ndarray
 KINDS = {
-    LinearScaling: "linear scaling", DynamicScaling: "dynamic NTK", Llama3Scaling: "llama3 scaling",
-    YarnScaling: "YaRN", LongropeScaling: "longrope",
-}  # fmt: skip
+    LinearScaling: "linear scaling",
+    DynamicScaling: "dynamic NTK",
+    Llama3Scaling: "llama3 scaling",
+    YarnScaling: "YaRN",
+    LongropeScaling: "longrope",
+}
 
 
 def frequencies(rope: RopeConfig, R: int, length: int, dialect: Dialect) -> tuple[Array, float]:

@@ -134,9 +134,18 @@ class ReferenceLayer:
     def attended(self, q: Array, k: Array, v: Array, mask: Any, *, offset: Any, chunk: Any) -> tuple[Array, Array]:
         c, sinks = self.config, self.weights.get("sinks")
         return self.kernel(
-            q, k, v, mask, causal=c.causal, window=c.window, chunk=chunk, offset=offset, scale=c.scale,
-            softcap=c.softcap, sinks=sinks,
-        )  # fmt: skip
+            q,
+            k,
+            v,
+            mask,
+            causal=c.causal,
+            window=c.window,
+            chunk=chunk,
+            offset=offset,
+            scale=c.scale,
+            softcap=c.softcap,
+            sinks=sinks,
+        )
 
     def joined(self, context: Array) -> Array:
         """(B, N, T, Hv) -> (B, T, D)."""

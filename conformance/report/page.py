@@ -67,11 +67,8 @@ def _data(checks: list[Check], evidence: list[Evidence], not_run: list[str], arr
             for c in checks
         ],
         "commands": commands,
-        "evidence": [
-            {"row": rows[e.case], "column": columns[e.column], **_matrices(e.shown)}
-            for e in evidence
-        ],
-    }  # fmt: skip
+        "evidence": [{"row": rows[e.case], "column": columns[e.column], **_matrices(e.shown)} for e in evidence],
+    }
 
 
 def _row(check: Check) -> dict[str, Any]:
@@ -80,8 +77,12 @@ def _row(check: Check) -> dict[str, Any]:
         return {"case": check.case, "grouping": check.row, "feature": "", "clause": None, "guards": ""}
     feature = FEATURE[name]
     return {
-        "case": check.case, "grouping": check.row, "feature": name, "clause": feature.clause, "guards": feature.guards
-    }  # fmt: skip
+        "case": check.case,
+        "grouping": check.row,
+        "feature": name,
+        "clause": feature.clause,
+        "guards": feature.guards,
+    }
 
 
 def _versions(found: dict[str, Any]) -> str:

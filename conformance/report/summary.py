@@ -21,9 +21,17 @@ from conformance.targets import BACKENDS
 
 # Clause of SPEC.md -> the row that shows its cases.
 SUBJECTS = {
-    1: "plain, scale, softcap", 2: "plain, scale, softcap", 3: "masks and bias", 4: "causal, window, chunk",
-    5: "empty rows, poison", 6: "empty rows, poison", 8: "sinks", 9: "dropout", 10: "RoPE", 11: "QK-norm",
-}  # fmt: skip
+    1: "plain, scale, softcap",
+    2: "plain, scale, softcap",
+    3: "masks and bias",
+    4: "causal, window, chunk",
+    5: "empty rows, poison",
+    6: "empty rows, poison",
+    8: "sinks",
+    9: "dropout",
+    10: "RoPE",
+    11: "QK-norm",
+}
 OTHERS = "biases, other settings"
 REAL = "SmolLM2, 30 layers"
 DTYPES = {"float64": "f64", "float32": "f32"}

@@ -28,4 +28,4 @@ __all__ = [
     "Unsupported",
     "find_target",
     "fit",
-]  # fmt: skip
+]

@@ -39,10 +39,33 @@ ALONE = frozenset(("x", "input", "inputs", "hidden_states", "hidden"))  # of one
 # What a parameter without a default is given where a case leaves it out; every other one is None.
 LEFT_OUT = {"causal": False, "qkv_bias": False, "out_bias": False, "dropout": 0.0, "sinks": False}
 KNOWN = (
-    "chunk", "offset", "positions", "key_positions", "dropout_multiplier", "need_weights", "lengths", "rope_length",
-    "qkv_bias", "out_bias", "dropout", "qk_norm", "qk_norm_eps", "v_head_dim", "dtype", "device", "rngs", "rng",
-    "param_dtype", "output_gate", "qk_norm_after_rope", "sinks", "rope", "scale", "window", "softcap",
-)  # fmt: skip
+    "chunk",
+    "offset",
+    "positions",
+    "key_positions",
+    "dropout_multiplier",
+    "need_weights",
+    "lengths",
+    "rope_length",
+    "qkv_bias",
+    "out_bias",
+    "dropout",
+    "qk_norm",
+    "qk_norm_eps",
+    "v_head_dim",
+    "dtype",
+    "device",
+    "rngs",
+    "rng",
+    "param_dtype",
+    "output_gate",
+    "qk_norm_after_rope",
+    "sinks",
+    "rope",
+    "scale",
+    "window",
+    "softcap",
+)
 
 
 @dataclass(frozen=True)

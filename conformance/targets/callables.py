@@ -172,10 +172,12 @@ def _without(bound: Binding, options: tuple[str, ...]) -> Binding:
     if not options:
         return bound
     return Binding(
-        tuple(role for role in bound.positional if role not in options), bound.named, bound.anything,
+        tuple(role for role in bound.positional if role not in options),
+        bound.named,
+        bound.anything,
         tuple(role for role in bound.needed if role not in options),
         tuple(name for name in bound.unknown if name not in options),
-    )  # fmt: skip
+    )
 
 
 def differentiated(call: Call) -> list[str]:

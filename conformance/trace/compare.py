@@ -213,9 +213,13 @@ def _explained(found: Trace, case: Case, kernel: bool) -> str:
         if wrong and last in stages:
             size = case.B * case.config.num_heads * case.T * case.S
             answered = Answered(
-                case.feature.name, found.dtype, case.feature.clause, size,
-                in_dialects(case, found.dtype, kernel=kernel), (stages[last], stages.get("weights")),
-            )  # fmt: skip
+                case.feature.name,
+                found.dtype,
+                case.feature.clause,
+                size,
+                in_dialects(case, found.dtype, kernel=kernel),
+                (stages[last], stages.get("weights")),
+            )
             [words] = explanations([answered])
             words = words if ": " in words else ""  # a factor or a rounding is no convention
             sentences += [f"{name} computes {words}"] if words else []

@@ -32,9 +32,23 @@ Weights = Mapping[str, Array]
 Stages = Mapping[str, Array]
 LayerWeights = tuple[AttentionConfig, Weights]
 STAGES = (
-    "q_proj", "k_proj", "v_proj", "gate", "q_norm", "k_norm", "q_rope", "k_rope", "q_scale",
-    "scores", "capped", "masked", "weights", "logsumexp", "context", "output",
-)  # fmt: skip
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "gate",
+    "q_norm",
+    "k_norm",
+    "q_rope",
+    "k_rope",
+    "q_scale",
+    "scores",
+    "capped",
+    "masked",
+    "weights",
+    "logsumexp",
+    "context",
+    "output",
+)
 STORED = "stored weights"
 TOKENS, FAR = 12, 4096
 LISTED = 3  # of a layer's weights that differ

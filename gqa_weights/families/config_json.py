@@ -22,9 +22,13 @@ from gqa_weights.families.settings import MOST_LAYERS, Settings
 FILE = "config.json"
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 ACTIVATIONS = {
-    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh",
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
     "relu2": "relu2",
-}  # fmt: skip
+}
 ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2"}
 
 
@@ -141,12 +145,18 @@ def _shared(family: HuggingFaceFamily, s: Settings) -> dict[str, Any]:
     bias = s.reads("attention_bias") and s.flag("attention_bias")
     out_bias = s.flag("attention_out_bias") if s.reads("attention_out_bias") else bias
     shared = {
-        "embed_dim": width, "num_heads": heads, "head_dim": head_dim, "causal": True,
+        "embed_dim": width,
+        "num_heads": heads,
+        "head_dim": head_dim,
+        "causal": True,
         "num_kv_heads": _optional_size(s, "num_key_value_heads") or heads,
-        "qkv_bias": bias, "out_bias": out_bias, "dropout": _dropout_of_weights(s),
-        "scale": _scale(s, head_dim), "softcap": _optional(s, "attn_logit_softcapping"),
+        "qkv_bias": bias,
+        "out_bias": out_bias,
+        "dropout": _dropout_of_weights(s),
+        "scale": _scale(s, head_dim),
+        "softcap": _optional(s, "attn_logit_softcapping"),
         **family.attention,
-    }  # fmt: skip
+    }
     if family.scales_queries:
         shared |= read_query_scale(s)
     if s.reads("use_qk_norm") and not s.flag("use_qk_norm"):

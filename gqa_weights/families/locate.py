@@ -105,8 +105,11 @@ def mismatches(tensors: LocatedTensors, expected: Sequence[StoredTensor], ignore
         if name in tensors and tensors.info(name).dtype not in FLOATING
     ]
     kinds = (
-        _listed("missing", missing), _listed("unexpected", unexpected), _listed("", misshapen), _listed("", numbers),
-    )  # fmt: skip
+        _listed("missing", missing),
+        _listed("unexpected", unexpected),
+        _listed("", misshapen),
+        _listed("", numbers),
+    )
     return [sentence for sentence in kinds if sentence]
 
 

@@ -13,10 +13,20 @@ from gqa_weights.families.generic_keys import ONLY
 
 # Each larger model_type -> the family of its text, where text_config does not say.
 LARGER_MODELS = {
-    "aya_vision": "cohere2", "gemma3": "gemma3_text", "idefics3": "llama", "internvl": "qwen2", "llava": "llama",
-    "llava_next": "llama", "llava_onevision": "qwen2", "mistral3": "mistral", "qwen2_5_vl": "qwen2_5_vl_text",
-    "qwen2_vl": "qwen2_vl_text", "qwen3_vl": "qwen3_vl_text", "smolvlm": "llama", "voxtral": "llama",
-}  # fmt: skip
+    "aya_vision": "cohere2",
+    "gemma3": "gemma3_text",
+    "idefics3": "llama",
+    "internvl": "qwen2",
+    "llava": "llama",
+    "llava_next": "llama",
+    "llava_onevision": "qwen2",
+    "mistral3": "mistral",
+    "qwen2_5_vl": "qwen2_5_vl_text",
+    "qwen2_vl": "qwen2_vl_text",
+    "qwen3_vl": "qwen3_vl_text",
+    "smolvlm": "llama",
+    "voxtral": "llama",
+}
 
 
 def is_larger(settings: Mapping[str, Any]) -> bool:

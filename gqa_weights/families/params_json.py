@@ -44,11 +44,14 @@ class ParamsFamily(Family):
         s = Settings(values, FILE, self.name, self.defaults)
         width, layers, heads = s.integer("dim"), s.integer("n_layers", most=MOST_LAYERS), s.integer("n_heads")
         layer = AttentionConfig(
-            embed_dim=width, num_heads=heads, num_kv_heads=s.integer("n_kv_heads", optional=True) or heads,
-            head_dim=s.integer("head_dim") if s.reads("head_dim") else DERIVED, causal=True,
+            embed_dim=width,
+            num_heads=heads,
+            num_kv_heads=s.integer("n_kv_heads", optional=True) or heads,
+            head_dim=s.integer("head_dim") if s.reads("head_dim") else DERIVED,
+            causal=True,
             window=s.integer("sliding_window", optional=True) if s.reads("sliding_window") else None,
             rope=RopeConfig(theta=float(s.number("rope_theta")), scaling=_scaling(s)),
-        )  # fmt: skip
+        )
         for key, allowed in self.only.items():
             s.only(key, *allowed)
         config = ModelConfig(
@@ -90,9 +93,14 @@ class ParamsFamily(Family):
             sizes = f"H = {first.head_dim}, D = {config.hidden_size}, N = {first.num_heads}"
             raise ValueError(f"family {self.name} has no setting for head_dim, which is D / N in its code: got {sizes}")
         settings = {
-            "dim": config.hidden_size, "n_layers": config.num_layers, "n_heads": first.num_heads,
-            "n_kv_heads": first.num_kv_heads, "vocab_size": config.vocab_size, "norm_eps": config.norm_eps, **own,
-        }  # fmt: skip
+            "dim": config.hidden_size,
+            "n_layers": config.num_layers,
+            "n_heads": first.num_heads,
+            "n_kv_heads": first.num_kv_heads,
+            "vocab_size": config.vocab_size,
+            "norm_eps": config.norm_eps,
+            **own,
+        }
         if first.rope is not None:
             settings["rope_theta"] = first.rope.theta
             if isinstance(first.rope.scaling, Llama3Scaling):

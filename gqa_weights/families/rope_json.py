@@ -116,10 +116,12 @@ class RopeSettings:
                 return Llama3Scaling(original_max_position_embeddings=original, **factors)
             case "longrope":
                 return LongropeScaling(
-                    short_factor=self.numbers("short_factor"), long_factor=self.numbers("long_factor"),
-                    original_max_position_embeddings=original, factor=max(1.0, self.factor()),
+                    short_factor=self.numbers("short_factor"),
+                    long_factor=self.numbers("long_factor"),
+                    original_max_position_embeddings=original,
+                    factor=max(1.0, self.factor()),
                     attention_factor=self.values.get("attention_factor"),
-                )  # fmt: skip
+                )
         return None
 
     def original(self) -> Any:

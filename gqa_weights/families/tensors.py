@@ -132,16 +132,20 @@ def _holding(name: str, names: TensorNames, config: ModelConfig, shapes: Mapping
 def _single(ours: str, theirs: str, shape: Shape, names: TensorNames) -> StoredTensor:
     shift = 1 if names.one_plus_norms and ours.endswith("norm.weight") else 0
     return StoredTensor(
-        {ours: shape}, theirs, shape,
+        {ours: shape},
+        theirs,
+        shape,
         lambda array: {ours: array - array.dtype.type(shift) if shift else array},
         lambda given: given[ours] + given[ours].dtype.type(shift) if shift else given[ours],
-    )  # fmt: skip
+    )
 
 
 def _fused(pieces: Mapping[str, Shape], theirs: str) -> StoredTensor:
     first, ends = next(iter(pieces.values())), np.cumsum([shape[0] for shape in pieces.values()])
     return StoredTensor(
-        pieces, theirs, (int(ends[-1]), *first[1:]),
+        pieces,
+        theirs,
+        (int(ends[-1]), *first[1:]),
         lambda array: dict(zip(pieces, np.split(array, ends[:-1]), strict=True)),
         lambda given: np.concatenate([given[name] for name in pieces]),
-    )  # fmt: skip
+    )

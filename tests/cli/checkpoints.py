@@ -15,13 +15,24 @@ from gqa import app
 
 # N = 6, K = 2, G = 3; Meta's files need D = N * H. K * H is a multiple of 2 * N: rows permuted wrongly still fit.
 LLAMA: dict[str, Any] = {
-    "vocab_size": 41, "hidden_size": 72, "intermediate_size": 37, "num_hidden_layers": 2, "num_attention_heads": 6,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "rms_norm_eps": 1e-5,
-}  # fmt: skip
+    "vocab_size": 41,
+    "hidden_size": 72,
+    "intermediate_size": 37,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+}
 GEMMA3: dict[str, Any] = {
-    **LLAMA, "hidden_size": 30, "num_hidden_layers": 3, "head_dim": 10, "query_pre_attn_scalar": 13,
-    "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-}  # fmt: skip
+    **LLAMA,
+    "hidden_size": 30,
+    "num_hidden_layers": 3,
+    "head_dim": 10,
+    "query_pre_attn_scalar": 13,
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
 K_PROJ = "model.layers.1.self_attn.k_proj.weight"
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
 Q_NORM = "model.layers.2.self_attn.q_norm.weight"

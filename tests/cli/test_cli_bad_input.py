@@ -108,9 +108,13 @@ def test_bad_files_are_one_sentence_and_nothing_written(llama, tmp_path, monkeyp
     spoil(source)
     monkeypatch.chdir(tmp_path)
     for command in (
-        ("port", source, dest, "--to", "meta"), ("pool", source, dest, "--num-kv-heads", 1),
-        ("expand", source, dest), ("inspect", source), ("verify", source, llama), ("verify", llama, source),
-    ):  # fmt: skip
+        ("port", source, dest, "--to", "meta"),
+        ("pool", source, dest, "--num-kv-heads", 1),
+        ("expand", source, dest),
+        ("inspect", source),
+        ("verify", source, llama),
+        ("verify", llama, source),
+    ):
         refused(run(*command), dest, str(source), *named)
     assert not (tmp_path / "exploded").exists()
 

@@ -233,6 +233,7 @@ def test_integers_that_no_backend_holds_are_refused(key: str, value: int, said: 
 def test_a_norm_over_all_heads_is_not_written_where_each_head_is_normed(layout: str, tmp_path: Path) -> None:
     folder = saved(tmp_path / "olmo2", transformers.Olmo2ForCausalLM(transformers.Olmo2Config(**LLAMA)))
     refused(
-        run("port", folder, tmp_path / "dest", "--to", layout), tmp_path / "dest",
+        run("port", folder, tmp_path / "dest", "--to", layout),
+        tmp_path / "dest",
         "expected a QK-norm over head, got qk_norm = rms_full",
-    )  # fmt: skip
+    )

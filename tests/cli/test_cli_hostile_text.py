@@ -60,9 +60,12 @@ def test_errors_are_printable(case: str, llama: Path, tmp_path: Path) -> None:
     shutil.copytree(llama, folder)
     SPOILED[case](folder)
     for command in (
-        ("inspect", folder), ("port", folder, tmp_path / "dest", "--to", "meta"), ("verify", folder, llama),
-        ("generate", folder, "x"), ("trace", folder, llama),
-    ):  # fmt: skip
+        ("inspect", folder),
+        ("port", folder, tmp_path / "dest", "--to", "meta"),
+        ("verify", folder, llama),
+        ("generate", folder, "x"),
+        ("trace", folder, llama),
+    ):
         result = run(*command)
         assert result.exit_code == 2, command
         assert len(shown(result).splitlines()) == 1, command

@@ -33,10 +33,14 @@ PLANTED: dict[str, tuple[str, str, dict[str, Any], Any, str, str]] = {
     "window off by one": ("gemma3", "", {"sliding_window": 6}, None, "layer 0 attention", "masked"),
     "scale": ("gemma3", "", {"query_pre_attn_scalar": 12}, None, "layer 0 attention", "scores"),
     "a feed-forward weight": (
-        "llama", "model.layers.0.mlp.up_proj.weight", {}, lambda w: w * np.float32(1.01),
-        "blocks.0.feed_forward.up.weight", "weight",
+        "llama",
+        "model.layers.0.mlp.up_proj.weight",
+        {},
+        lambda w: w * np.float32(1.01),
+        "blocks.0.feed_forward.up.weight",
+        "weight",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", PLANTED)

@@ -36,9 +36,13 @@ def children(group: int) -> int:
 def test_ctrl_c_ends_everything_with_one_sentence(command, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "gqa", command, *COMMANDS[command]],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2]), *sys.path[:1]])},
-    )  # fmt: skip
+    )
     end = time.monotonic() + 30
     while command == "conform" and children(process.pid) < 4 and time.monotonic() < end:
         time.sleep(0.05)

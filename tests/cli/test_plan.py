@@ -21,10 +21,19 @@ from gqa_spec.placement import cut_axes, local_config
 
 pytestmark = pytest.mark.no_shape_checks
 LLAMA_2_70B = {
-    "model_type": "llama", "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80,
-    "num_attention_heads": 64, "num_key_value_heads": 8, "vocab_size": 32000, "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": False, "rope_theta": 10000.0,
-}  # fmt: skip
+    "model_type": "llama",
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "num_hidden_layers": 80,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "rope_theta": 10000.0,
+}
 # Devices: GiB of weights a device, KiB of cache a token and device, MiB sent a token in a forward pass.
 REFERENCE = {1: (128.5, 320, 0), 4: (32.1, 80, 3.75), 8: (16.06, 40, 4.38), 16: (10.38, 40, 4.69)}
 
@@ -122,8 +131,11 @@ def test_a_compiled_program_holds_and_reduces_what_the_plan_says():
     root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("compiled_on_a_mesh.py"))],
-        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(root)},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )
     found = json.loads(done.stdout)
     plan = found["plan"]
     assert found["local_bytes"] == plan["weights"]

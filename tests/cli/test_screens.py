@@ -198,14 +198,21 @@ WRONG = {
     "gqa: no such command 'trac'. Did you mean 'trace'? (see gqa --help)": ("trac",),
     "gqa trace: missing argument 'a' (see gqa trace --help)": ("trace",),
     "--dtype: expected one of float64, float32, got 'float46'; did you mean float64?": (
-        "verify", "a", "b", "--dtype", "float46",
+        "verify",
+        "a",
+        "b",
+        "--dtype",
+        "float46",
     ),
     "--to: expected one of huggingface": ("port", "a", "b", "--to", "hf"),
     "TARGET: expected MODULE:NAME or the name of a public implementation, got 'torch.sdp'; did you mean torch.sdpa?": (
-        "dialect", "torch.sdp",
+        "dialect",
+        "torch.sdp",
     ),
     "--target: expected MODULE:NAME, got 'models/mine.py:Attention'; did you mean models.mine:Attention?": (
-        "conform", "--target", "models/mine.py:Attention",
+        "conform",
+        "--target",
+        "models/mine.py:Attention",
     ),
     "--arrays: applies to --target or --all alone, and neither is given": ("conform", "--arrays", "torch"),
     "--all: cannot be given with --target": ("conform", "--all", "--target", "torch.sdpa"),
@@ -214,12 +221,22 @@ WRONG = {
     "--picture: there is no folder nowhere": ("trace", "numpy", "torch", "--picture", "nowhere/a.png"),
     "--json: expected a file, . is a folder": ("inspect", "a", "--json", "."),
     "--seed: applies to --method random alone, got --method mean": (
-        "pool", "a", "b", "--num-kv-heads", "1", "--seed", "3",
+        "pool",
+        "a",
+        "b",
+        "--num-kv-heads",
+        "1",
+        "--seed",
+        "3",
     ),
     "--backend: expected one of torch, jax, numpy, got 'pytorch'; did you mean torch?": (
-        "generate", "a", "text", "--backend", "pytorch",
+        "generate",
+        "a",
+        "text",
+        "--backend",
+        "pytorch",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("sentence", WRONG)

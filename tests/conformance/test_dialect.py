@@ -67,10 +67,16 @@ def test_a_layer_in_a_dialect_of_kernels_is_told_too():
 
 
 APART = [
-    ("head order", "scale"), ("alignment", "boolean mask"), ("causal window of W", "alignment"),
-    ("given scale", "softcap order"), ("sinks", "head order"), ("boolean mask", "empty row, boolean"),
-    ("floating mask", "boolean mask"), ("boolean mask", "poison"), ("16-bit scores", "scale"),
-]  # fmt: skip
+    ("head order", "scale"),
+    ("alignment", "boolean mask"),
+    ("causal window of W", "alignment"),
+    ("given scale", "softcap order"),
+    ("sinks", "head order"),
+    ("boolean mask", "empty row, boolean"),
+    ("floating mask", "boolean mask"),
+    ("boolean mask", "poison"),
+    ("16-bit scores", "scale"),
+]
 
 
 @pytest.mark.parametrize("names", APART, ids=" and ".join)
@@ -128,15 +134,20 @@ BY_HAND = {
     "onnx.reference": {("alignment", "top-left"), ("causal window of W", "counts neighbours: W + 1 keys")},
     "onnxruntime.Attention": {("alignment", "top-left"), ("floating mask", "finfo.min is hidden")},
     "transformers.eager": {
-        ("boolean mask", "added as a number"), ("empty row, -inf", "NaN"), ("16-bit scores", "rounded to 16 bit"),
+        ("boolean mask", "added as a number"),
+        ("empty row, -inf", "NaN"),
+        ("16-bit scores", "rounded to 16 bit"),
         ("float64", "float32 inside"),
     },
     "jax.nn": {
-        ("alignment", "top-left"), ("causal window of W", "counts neighbours: W + 1 keys"),
+        ("alignment", "top-left"),
+        ("causal window of W", "counts neighbours: W + 1 keys"),
         ("window without causal", "counts neighbours: 2 W + 1 keys"),
-        ("empty row, boolean", "mean of all values"), ("empty row, -inf", "NaN"), ("float64", "float32 inside"),
+        ("empty row, boolean", "mean of all values"),
+        ("empty row, -inf", "NaN"),
+        ("float64", "float32 inside"),
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BY_HAND)

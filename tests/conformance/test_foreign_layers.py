@@ -83,7 +83,9 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     ),
     "phi3": (SIZES | {"pad_token_id": 0}, {}, "huggingface.phi3"),
     "phi3, partial rotary": (
-        SIZES | {"pad_token_id": 0, "partial_rotary_factor": 6 / 14}, {"rope": {"rotary_dim": 6}}, "huggingface.phi3",
+        SIZES | {"pad_token_id": 0, "partial_rotary_factor": 6 / 14},
+        {"rope": {"rotary_dim": 6}},
+        "huggingface.phi3",
     ),
     "olmo2": (FILLED | {"rms_norm_eps": 1e-6}, {"qk_norm": "rms_full"}, "huggingface"),
     "starcoder2": (FILLED | {"use_bias": True}, BIASED, "huggingface"),
@@ -99,7 +101,7 @@ FAMILIES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         BIASED | {"num_kv_heads": N, "head_dim": 20, "rope": {"rotary_dim": 4}},
         "gpt_neox",
     ),
-}  # fmt: skip
+}
 MODULES = {"gemma3_text": "gemma3"}
 PREFIXES = {"gemma3": "Gemma3", "gpt_oss": "GptOss", "gpt_neox": "GPTNeoX", "smollm3": "SmolLM3"}
 
@@ -120,15 +122,23 @@ def test_transformers(family: str) -> None:
     layer_type = ("full_attention",) if name == "gemma3" else ()
     hidden = torch.where(torch.ones(T, T, dtype=torch.bool).tril(), 0.0, -torch.inf)[None, None]
     output, weights = module(
-        torch.from_numpy(x), position_embeddings=rotary(torch.from_numpy(x), positions, *layer_type),
+        torch.from_numpy(x),
+        position_embeddings=rotary(torch.from_numpy(x), positions, *layer_type),
         attention_mask=hidden,
-    )[:2]  # fmt: skip
+    )[:2]
 
     rope = expressed.get("rope", {})
-    config = AttentionConfig(**{
-        "embed_dim": settings.hidden_size, "num_heads": N, "num_kv_heads": K, "head_dim": H, "causal": True,
-        **expressed, "rope": None if rope is None else RopeConfig(**rope),
-    })  # fmt: skip
+    config = AttentionConfig(
+        **{
+            "embed_dim": settings.hidden_size,
+            "num_heads": N,
+            "num_kv_heads": K,
+            "head_dim": H,
+            "causal": True,
+            **expressed,
+            "rope": None if rope is None else RopeConfig(**rope),
+        }
+    )
     foreign = {path: parameter.numpy() for path, parameter in module.named_parameters()}
     got, attention = ours(layout, foreign, config, x)
     close(got, output, FLOAT32)
@@ -172,9 +182,11 @@ def test_transformers_read_gguf_norms_as_we_do() -> None:
 def test_meta_llama() -> None:
     """Meta's Attention.forward and apply_rotary_emb (llama/model.py: pairs as complex numbers), in NumPy."""
     foreign = {
-        "wq.weight": normal(N * H, D) / 4, "wk.weight": normal(K * H, D) / 4, "wv.weight": normal(K * H, D) / 4,
+        "wq.weight": normal(N * H, D) / 4,
+        "wk.weight": normal(K * H, D) / 4,
+        "wv.weight": normal(K * H, D) / 4,
         "wo.weight": normal(D, N * H),
-    }  # fmt: skip
+    }
     x = normal(B, T, D)
     xq, xk, xv = (x.astype(np.float64) @ foreign[f"w{name}.weight"].T for name in "qkv")
     angles = np.outer(np.arange(T), 10000.0 ** (-np.arange(0, H, 2) / H))
@@ -233,9 +245,14 @@ def test_the_gate_of_qwen3_next() -> None:
     from transformers import Qwen3NextConfig
 
     settings = Qwen3NextConfig(
-        hidden_size=24, num_attention_heads=N, num_key_value_heads=K, head_dim=H, attention_bias=True,
-        partial_rotary_factor=1.0, attn_implementation="eager",
-    )  # fmt: skip
+        hidden_size=24,
+        num_attention_heads=N,
+        num_key_value_heads=K,
+        head_dim=H,
+        attention_bias=True,
+        partial_rotary_factor=1.0,
+        attn_implementation="eager",
+    )
     module = modeling.Qwen3NextAttention(settings, 3).double()
     fill(module)
     x = normal(B, T, 24, dtype=np.float64)
@@ -246,19 +263,37 @@ def test_the_gate_of_qwen3_next() -> None:
         output, _ = module(torch.from_numpy(x), rotary, mask)
     foreign = {name: p.detach().numpy() for name, p in module.named_parameters()}
     config = AttentionConfig(
-        embed_dim=24, num_heads=N, num_kv_heads=K, head_dim=H, qkv_bias=True, out_bias=True, causal=True,
-        qk_norm="rms_plus_one", rope=RopeConfig(theta=settings.rope_parameters["rope_theta"]), output_gate=True,
-    )  # fmt: skip
+        embed_dim=24,
+        num_heads=N,
+        num_kv_heads=K,
+        head_dim=H,
+        qkv_bias=True,
+        out_bias=True,
+        causal=True,
+        qk_norm="rms_plus_one",
+        rope=RopeConfig(theta=settings.rope_parameters["rope_theta"]),
+        output_gate=True,
+    )
     got, _ = ours("huggingface.gated", foreign, config, x)
     close(got, output.numpy(), FLOAT32)
 
 
 def test_flax_nnx() -> None:
     nnx, jnp = pytest.importorskip("flax.nnx"), pytest.importorskip("jax.numpy")
-    module = nnx.eval_shape(lambda: nnx.MultiHeadAttention(
-        N, D, qkv_features=N * H, out_features=D, num_kv_heads=K, in_kv_features=13, decode=False,
-        dtype=jnp.float64, param_dtype=jnp.float64, rngs=nnx.Rngs(0),
-    ))  # fmt: skip
+    module = nnx.eval_shape(
+        lambda: nnx.MultiHeadAttention(
+            N,
+            D,
+            qkv_features=N * H,
+            out_features=D,
+            num_kv_heads=K,
+            in_kv_features=13,
+            decode=False,
+            dtype=jnp.float64,
+            param_dtype=jnp.float64,
+            rngs=nnx.Rngs(0),
+        )
+    )
     state = {".".join(map(str, path)): x for path, x in nnx.to_flat_state(nnx.state(module, nnx.Param))}
     for x in state.values():
         x.set_value(jnp.asarray(normal(*x.shape, dtype=np.float64) / 4))
@@ -302,14 +337,20 @@ def test_keras(keras: Any, gate: bool) -> None:
     query, key, value = normal(B, T, D), normal(B, S, 13), normal(B, S, 13) + 1
     layer.build(query.shape, value.shape, key.shape)
     foreign = {"/".join(x.path.split("/")[-2:]): normal(*x.shape) / 4 for x in layer.weights}
-    call = jax.jit(lambda *inputs: layer.stateless_call(
-        list(foreign.values()), [], *inputs, return_attention_scores=True
-    )[0])  # fmt: skip
+    call = jax.jit(
+        lambda *inputs: layer.stateless_call(list(foreign.values()), [], *inputs, return_attention_scores=True)[0]
+    )
     output, weights = call(query, value, key)
     config = AttentionConfig(
-        embed_dim=D, num_heads=N, num_kv_heads=K, head_dim=H, kv_dim=13, qkv_bias=True, out_bias=True,
+        embed_dim=D,
+        num_heads=N,
+        num_kv_heads=K,
+        head_dim=H,
+        kv_dim=13,
+        qkv_bias=True,
+        out_bias=True,
         output_gate=gate,
-    )  # fmt: skip
+    )
     got, attention = ours("keras.layers.GroupQueryAttention", foreign, config, query, key, value)
     close(got, output, FLOAT32)
     close(attention, weights, FLOAT32)

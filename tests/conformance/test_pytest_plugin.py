@@ -23,12 +23,27 @@ def run(sample_targets):
         asked = ["--gqa-target", target, "--gqa-arrays", "numpy"] if target else []
         done = subprocess.run(
             [
-                sys.executable, "-m", "pytest", "-p", "conformance.pytest_plugin", "-p", "no:cacheprovider", "-rsxX",
-                "--tb=short", "--pyargs", "conformance", *asked, *arguments,
+                sys.executable,
+                "-m",
+                "pytest",
+                "-p",
+                "conformance.pytest_plugin",
+                "-p",
+                "no:cacheprovider",
+                "-rsxX",
+                "--tb=short",
+                "--pyargs",
+                "conformance",
+                *asked,
+                *arguments,
             ],
-            cwd=sample_targets, env={name: x for name, x in os.environ.items() if name not in WITHOUT},
-            capture_output=True, text=True, check=False, timeout=300,
-        )  # fmt: skip
+            cwd=sample_targets,
+            env={name: x for name, x in os.environ.items() if name not in WITHOUT},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
         lines = done.stdout.strip().splitlines() or [""]  # stderr: usage errors, and what the target warns of
         counted = re.findall(r"(\d+) (passed|failed|skipped|xfailed|xpassed|warning|deselected)", lines[-1])
         return done.returncode, {outcome: int(number) for number, outcome in counted}, done.stdout + done.stderr

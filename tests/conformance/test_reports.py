@@ -144,12 +144,21 @@ def browser(text, tmp_path):
         path.write_text(text.replace("</body>", f"<script>{script}</script></body>"))
         done = subprocess.run(
             [
-                CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-                f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={size}", "--dump-dom",
+                CHROMIUM,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-dev-shm-usage",
+                f"--user-data-dir={tmp_path / 'profile'}",
+                f"--window-size={size}",
+                "--dump-dom",
                 f"{path.as_uri()}{fragment}",
             ],
-            capture_output=True, text=True, timeout=120, check=True,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
         return done.stdout
 
     return shown
@@ -343,8 +352,10 @@ def test_a_summary_counts_each_cause_and_splits_no_name_that_has_a_plus():
     console.print(targets({"somebody": checks}))
     text = console.export_text()
     for line in (
-        "alignment: top-left (2)", "causal window of W: counts neighbours: W + 1 keys (1)",
-        "caches (1)", "gradients (1)",
+        "alignment: top-left (2)",
+        "causal window of W: counts neighbours: W + 1 keys (1)",
+        "caches (1)",
+        "gradients (1)",
         "raised ValueError (1)",
-    ):  # fmt: skip
+    ):
         assert line in text

@@ -84,7 +84,9 @@ def test_the_command_goes_on_and_exits_1(few_cases):
 RECOGNISED = {
     ("GPT", ()): ["always has qkv_bias = True", "always has out_bias = True", "always causal"],
     ("GPTWithRope", ()): [
-        "always has qkv_bias = True", "always has out_bias = True", "applies RoPE itself: interleaved, theta 500000",
+        "always has qkv_bias = True",
+        "always has out_bias = True",
+        "applies RoPE itself: interleaved, theta 500000",
         "always causal",
     ],
     ("Fused", ()): ["its weights are stored as torch.nn.MultiheadAttention"],
@@ -92,7 +94,7 @@ RECOGNISED = {
     ("rows_of_tokens", (("layout", "BTNH"),)): [],
     ("half_only", ()): [],
     ("not_written", ()): [],
-}  # fmt: skip
+}
 # What a correct one of its kind fails: jax.nn computes in float32.
 KNOWN_FAULTS = {"FlaxLayer": ("float64",)}
 
@@ -300,7 +302,7 @@ KNOWN = {
     },
     "transformers.gpt_oss.eager": {"boolean mask: added as a number, but for padding"},
     "onnxruntime.GroupQueryAttention": set(),
-}  # fmt: skip
+}
 # Differences without a name: ONNX pads a mask of one column with -inf, and takes no (B, 1, 1, S) mask with causal.
 UNNAMED = {"onnx.reference": {"mask of queries", "causal and padding", "B equals K", "poison behind a window"}}
 

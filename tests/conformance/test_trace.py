@@ -126,8 +126,16 @@ def test_backends_agree_in_every_stage_of_layer_and_kernel():
     [layer] = traces((BackendSide("torch"), BackendSide("numpy")), "MQA 3 / sinks", "float64")
     assert layer.same
     assert [c.stage for c in layer.compared] == [
-        "q_proj", "k_proj", "v_proj", "scores", "masked", "weights", "logsumexp", "context", "output"
-    ]  # fmt: skip
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "scores",
+        "masked",
+        "weights",
+        "logsumexp",
+        "context",
+        "output",
+    ]
     [kernel] = traces((BackendSide("jax"), BackendSide("torch")), "MQA 5 / sinks", "float32", kernel=True)
     assert kernel.same
     assert [c.stage for c in kernel.compared] == ["scores", "masked", "weights", "logsumexp", "context"]

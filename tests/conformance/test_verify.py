@@ -31,14 +31,19 @@ pytestmark = pytest.mark.no_shape_checks
 SIZES: dict[str, Any] = {"embed_dim": 28, "num_heads": 6, "num_kv_heads": 2, "head_dim": 12, "causal": True}
 NEAR = AttentionConfig(**SIZES, qk_norm="rms_plus_one", softcap=20.0, scale=0.3, window=5, rope=RopeConfig())
 FAR = AttentionConfig(
-    **SIZES, qk_norm="rms", window=600, qkv_bias=True, out_bias=True, sinks=True,
+    **SIZES,
+    qk_norm="rms",
+    window=600,
+    qkv_bias=True,
+    out_bias=True,
+    sinks=True,
     rope=RopeConfig(
         theta=1e6,
         scaling=Llama3Scaling(
             factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64
         ),
     ),
-)  # fmt: skip
+)
 PLAIN = AttentionConfig(**SIZES, chunk=700)
 CONFIG = ModelConfig(attention=(NEAR, FAR, PLAIN), feed_forward_size=37, vocab_size=41, norm="rms_plus_one", tied=True)
 
@@ -126,9 +131,11 @@ SETTINGS = {
     "query scale by position": (2, {"query_scale_beta": 0.1, "query_scale_length": 500}, "q_scale"),
     "pairing": (0, {"rope": RopeConfig(pairing="interleaved")}, "q_proj"),  # the rows are not those of that pairing
     "dynamic scaling, visible past its length alone": (
-        0, {"rope": RopeConfig(scaling=DynamicScaling(factor=2.0, original_max_position_embeddings=99))}, "q_rope",
+        0,
+        {"rope": RopeConfig(scaling=DynamicScaling(factor=2.0, original_max_position_embeddings=99))},
+        "q_rope",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", SETTINGS)
@@ -171,8 +178,9 @@ def test_weights_and_settings_outside_attention_are_compared():
     b.weights["blocks.1.feed_forward.up.weight"] = a.weights["blocks.1.feed_forward.up.weight"] * np.float32(1.001)
     b.weights["norm.weight"] = a.weights["norm.weight"] + np.float32(1)
     assert [(v.place, v.stage) for v in differing(a, b)] == [
-        ("blocks.1.feed_forward.up.weight", "weight"), ("norm.weight", "weight"),
-    ]  # fmt: skip
+        ("blocks.1.feed_forward.up.weight", "weight"),
+        ("norm.weight", "weight"),
+    ]
     settings = Model(replace(CONFIG, norm_eps=1e-5, max_length=99), a.weights)
     (found,) = differing(a, settings)
     assert (found.place, found.stage) == ("settings", "norm_eps")
@@ -293,9 +301,12 @@ def test_factors_of_rope_that_few_inputs_reach_are_compared(field: str, exact: b
 def test_different_ways_to_write_one_setting_are_equal() -> None:
     """An explicit scale, and a scaling as one divisor for each frequency, as a GGUF file has it."""
     divisors = LongropeScaling(
-        short_factor=(8.0,) * 6, long_factor=(8.0,) * 6, original_max_position_embeddings=64, factor=1.0,
+        short_factor=(8.0,) * 6,
+        long_factor=(8.0,) * 6,
+        original_max_position_embeddings=64,
+        factor=1.0,
         attention_factor=1.0,
-    )  # fmt: skip
+    )
     a = random_model(changed(1, scale=12**-0.5, rope=RopeConfig(scaling=LinearScaling(factor=8.0))))
     b = Model(changed(1, rope=RopeConfig(scaling=divisors)), a.weights)
     assert differing(a, b, exact=True) == []

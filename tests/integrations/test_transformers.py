@@ -12,9 +12,17 @@ transformers = pytest.importorskip("transformers")
 from gqa_torch.integrations import transformers as gqa  # noqa: E402  (only where transformers is installed)
 
 SIZES: dict[str, Any] = {
-    "vocab_size": 61, "hidden_size": 48, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 6,
-    "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
-}  # fmt: skip
+    "vocab_size": 61,
+    "hidden_size": 48,
+    "intermediate_size": 56,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 DECODERS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -34,13 +42,18 @@ DECODERS: dict[str, dict[str, Any]] = {
     "glm4": {"head_dim": 16},
     "smollm3": {},
     "llama4_text": {
-        "head_dim": 16, "attention_chunk_size": 4, "num_local_experts": 2, "intermediate_size_mlp": 56,
-        "interleave_moe_layer_step": 2, "no_rope_layers": [1, 0], "attn_temperature_tuning": False,
+        "head_dim": 16,
+        "attention_chunk_size": 4,
+        "num_local_experts": 2,
+        "intermediate_size_mlp": 56,
+        "interleave_moe_layer_step": 2,
+        "no_rope_layers": [1, 0],
+        "attn_temperature_tuning": False,
     },
     "gpt_neox": {},
     "nemotron": {},
     "gpt2": {"n_head": 6, "n_embd": 48, "n_layer": 2, "n_positions": 64},
-}  # fmt: skip
+}
 # Chunks of Llama 4 need a cache that knows them; its plain call is tested with the others.
 GENERATING = [family for family in DECODERS if family != "llama4_text"]
 

@@ -90,10 +90,12 @@ def test_central_differences_of_the_oracle(name):
     for argument, gradient in gradients.items():
         direction = rng.normal(size=gradient.shape)
         ahead, behind = (
-            (NUMPY.grouped_query_attention(**given | {argument: given[argument] + sign * step * direction})[0]
-             * d_context).sum()
+            (
+                NUMPY.grouped_query_attention(**given | {argument: given[argument] + sign * step * direction})[0]
+                * d_context
+            ).sum()
             for sign in (1, -1)
-        )  # fmt: skip
+        )
         assert (ahead - behind) / (2 * step) == pytest.approx((gradient * direction).sum(), rel=1e-6), argument
 
 

@@ -274,15 +274,21 @@ def _dtype(backend, name):
     [
         ({}, {"rolling": True}, ValueError, "rolling: expected a window to roll over, got window=None"),
         (
-            {"causal": False}, {}, ValueError, "cache: expected a layer with causal=True, got causal=False",
+            {"causal": False},
+            {},
+            ValueError,
+            "cache: expected a layer with causal=True, got causal=False",
         ),
         (
-            {"kv_dim": 7}, {}, ValueError, "cache: expected self-attention, E = D = 13, got E = 7",
+            {"kv_dim": 7},
+            {},
+            ValueError,
+            "cache: expected self-attention, E = D = 13, got E = 7",
         ),
         ({}, {"max_length": 0}, ValueError, "max_length: expected max_length >= 1, got 0"),
         ({}, {"batch_size": 1.5}, TypeError, "batch_size: expected an integer, got 1.5"),
     ],
-)  # fmt: skip
+)
 def test_the_same_sentence_in_every_backend(settings, call, kind, text):
     for name in BACKENDS:
         backend = Backend(name)

@@ -70,8 +70,9 @@ def start(layer, rows=2, **kind):
 
 OPERATIONS = st.lists(
     st.sampled_from(["extend", "extend", "truncate", "select", "repeat", "reset", "grow", "clone"]),
-    min_size=3, max_size=9,
-)  # fmt: skip
+    min_size=3,
+    max_size=9,
+)
 
 
 def run(session, operations, draw):

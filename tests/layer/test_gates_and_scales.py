@@ -19,9 +19,14 @@ pytestmark = pytest.mark.no_shape_checks
 
 B, T, S = 2, 7, 5
 COMMON: dict[str, Any] = {
-    "embed_dim": 11, "num_heads": 6, "num_kv_heads": 2, "head_dim": 10, "causal": True, "qkv_bias": True,
+    "embed_dim": 11,
+    "num_heads": 6,
+    "num_kv_heads": 2,
+    "head_dim": 10,
+    "causal": True,
+    "qkv_bias": True,
     "out_bias": True,
-}  # fmt: skip
+}
 CONFIGS = {
     "gate": {"output_gate": True, "v_head_dim": 3},
     "gate without bias": {"output_gate": True, "qkv_bias": False, "rope": RopeConfig()},
@@ -29,10 +34,15 @@ CONFIGS = {
     "full norm after": {"qk_norm": "rms_full", "qk_norm_after_rope": True, "rope": RopeConfig(rotary_dim=4)},
     "scale by position": {"query_scale_beta": 0.7, "query_scale_length": 3},
     "all": {
-        "qk_norm": "rms_plus_one", "qk_norm_after_rope": True, "rope": RopeConfig(pairing="interleaved"),
-        "query_scale_beta": 0.7, "query_scale_length": 2, "output_gate": True, "window": 4,
+        "qk_norm": "rms_plus_one",
+        "qk_norm_after_rope": True,
+        "rope": RopeConfig(pairing="interleaved"),
+        "query_scale_beta": 0.7,
+        "query_scale_length": 2,
+        "output_gate": True,
+        "window": 4,
     },
-}  # fmt: skip
+}
 BACKENDS = ("numpy", "torch", "jax")
 CALLS = [("whole", name) for name in CONFIGS] + [("offsets", name) for name in CONFIGS]
 CALLS += [("positions", name) for name, settings in CONFIGS.items() if {"rope", "query_scale_beta"} & set(settings)]

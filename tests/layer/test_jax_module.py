@@ -26,9 +26,21 @@ LENGTHS = np.array([3, 6])
 @functools.cache
 def layer(dropout=0.0):
     return gqa_jax.GroupedQueryAttention(
-        24, 6, 2, dropout, causal=True, rope=RopeConfig(), qkv_bias=True, out_bias=True, qk_norm="rms", sinks=True,
-        window=5, softcap=3.0, rngs=nnx.Rngs(0), param_dtype=jnp.float64,
-    )  # fmt: skip
+        24,
+        6,
+        2,
+        dropout,
+        causal=True,
+        rope=RopeConfig(),
+        qkv_bias=True,
+        out_bias=True,
+        qk_norm="rms",
+        sinks=True,
+        window=5,
+        softcap=3.0,
+        rngs=nnx.Rngs(0),
+        param_dtype=jnp.float64,
+    )
 
 
 @functools.cache

@@ -57,10 +57,21 @@ def test_the_stages_of_a_layer(backend):
     B, T, S, c = WHOLE.B, WHOLE.T, WHOLE.S, WHOLE.config
     q, k, pairs = (B, c.num_heads, T, c.head_dim), (B, c.num_kv_heads, S, c.head_dim), (B, c.num_heads, T, S)
     assert {name: tuple(x.shape) for name, x in stages.items()} == {
-        "q_proj": q, "k_proj": k, "v_proj": (*k[:3], c.v_head_dim), "q_norm": q, "k_norm": k, "q_rope": q, "k_rope": k,
-        "scores": pairs, "capped": pairs, "masked": pairs, "weights": pairs, "logsumexp": pairs[:3],
-        "context": (*q[:3], c.v_head_dim), "output": (B, T, c.embed_dim),
-    }  # fmt: skip
+        "q_proj": q,
+        "k_proj": k,
+        "v_proj": (*k[:3], c.v_head_dim),
+        "q_norm": q,
+        "k_norm": k,
+        "q_rope": q,
+        "k_rope": k,
+        "scores": pairs,
+        "capped": pairs,
+        "masked": pairs,
+        "weights": pairs,
+        "logsumexp": pairs[:3],
+        "context": (*q[:3], c.v_head_dim),
+        "output": (B, T, c.embed_dim),
+    }
     expected = ["q_proj", "k_proj", "v_proj", "q_norm", "k_norm", "q_rope", "k_rope", "scores", "capped", "masked"]
     assert list(stages) == [*expected, "weights", "logsumexp", "context", "output"]
     output, weights = layer(call)
@@ -125,8 +136,9 @@ def test_loading_is_all_or_nothing(backend):
 
 def test_initial_values(backend):
     """SPEC 17."""
-    config = AttentionConfig(embed_dim=200, num_heads=6, num_kv_heads=2, head_dim=40, qkv_bias=True, sinks=True,
-                             qk_norm="rms_plus_one")  # fmt: skip
+    config = AttentionConfig(
+        embed_dim=200, num_heads=6, num_kv_heads=2, head_dim=40, qkv_bias=True, sinks=True, qk_norm="rms_plus_one"
+    )
     options = backend.framework.options("float64")
     weights = backend.module.GroupedQueryAttention.from_config(config, **options).export_weights()
     for name, x in weights.items():

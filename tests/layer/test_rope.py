@@ -46,9 +46,12 @@ SCALINGS = {
     ),
 }
 KINDS = {
-    LinearScaling: "linear", DynamicScaling: "dynamic", YarnScaling: "yarn", Llama3Scaling: "llama3",
+    LinearScaling: "linear",
+    DynamicScaling: "dynamic",
+    YarnScaling: "yarn",
+    Llama3Scaling: "llama3",
     LongropeScaling: "longrope",
-}  # fmt: skip
+}
 LENGTHS = (7, ORIGINAL, ORIGINAL + 1, 40 * ORIGINAL)
 
 
@@ -125,8 +128,10 @@ def test_rotation_far_out_is_that_of_transformers(backend, name, dtype):
     x = np.random.default_rng(0).normal(size=(2, 3, 5, size)).astype(dtype)
     inv_freq, factor = ours(rope, 131072)
     angles = positions[..., None].astype(dtype) * inv_freq.astype(dtype)
-    cos, sin = (torch.from_numpy(f(np.concatenate([angles, angles], -1)) * np.dtype(dtype).type(factor)) for f in
-                (np.cos, np.sin))  # fmt: skip
+    cos, sin = (
+        torch.from_numpy(f(np.concatenate([angles, angles], -1)) * np.dtype(dtype).type(factor))
+        for f in (np.cos, np.sin)
+    )
     expected, _ = apply_rotary_pos_emb(torch.from_numpy(x), torch.from_numpy(x), cos, sin)
     to, back = backend.framework.to, backend.framework.back
     got = back(backend.module.layer.rope.rotate(to(x), to(positions), rope, 131072))

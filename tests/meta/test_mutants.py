@@ -82,7 +82,7 @@ def test_correct_code_passes_every_case():
         ("gradients", "ClampTakenForIdentity", "finfo.min bias"),
         ("gradients", "SinkGradientPositive", "sinks"),
     ],
-)  # fmt: skip
+)
 def test_the_case_that_is_there_to_catch_it_does(family, mutant, case):
     assert catches(family, _mutant(family, mutant), f"GQA 6 over 2 / {case}")
 

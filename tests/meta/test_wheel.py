@@ -69,8 +69,15 @@ def test_the_code_is_the_wheels(installed):
 def test_the_packages_of_the_wheel_are_typed(installed):
     [packages] = (installed / "env").glob("lib/python*/site-packages")
     assert {path.parent.name for path in packages.glob("*/py.typed")} >= {
-        "gqa", "gqa_spec", "gqa_weights", "gqa_numpy", "gqa_torch", "gqa_jax", "gqa_studies", "conformance"
-    }  # fmt: skip
+        "gqa",
+        "gqa_spec",
+        "gqa_weights",
+        "gqa_numpy",
+        "gqa_torch",
+        "gqa_jax",
+        "gqa_studies",
+        "conformance",
+    }
 
 
 def test_the_command_has_its_subcommands(installed):

@@ -17,8 +17,13 @@ B, T, V, LENGTHS = 3, 7, 37, np.array([7, 2, 5])
 
 def attention(**settings: Any) -> AttentionConfig:
     common: dict[str, Any] = {
-        "embed_dim": 13, "num_heads": 6, "num_kv_heads": 2, "head_dim": 10, "causal": True, "rope": RopeConfig(),
-    }  # fmt: skip
+        "embed_dim": 13,
+        "num_heads": 6,
+        "num_kv_heads": 2,
+        "head_dim": 10,
+        "causal": True,
+        "rope": RopeConfig(),
+    }
     return AttentionConfig(**common | settings)
 
 
@@ -30,36 +35,68 @@ CONFIGS = {
     "gemma": decoder(
         attention(window=3, qk_norm="rms_plus_one", scale=0.3),
         attention(softcap=5.0, qk_norm="rms_plus_one", rope=RopeConfig(theta=500.0)),
-        norm="rms_plus_one", norm_placement="both", activation="gelu_tanh", tied=True, embedding_scale=3.7,
-        logit_softcap=7.0, max_length=23,
+        norm="rms_plus_one",
+        norm_placement="both",
+        activation="gelu_tanh",
+        tied=True,
+        embedding_scale=3.7,
+        logit_softcap=7.0,
+        max_length=23,
     ),
     "olmo": decoder(attention(qk_norm="rms_full"), attention(rope=None), norm_placement="post", norm_eps=0.1),
     "starcoder": decoder(
-        attention(qkv_bias=True, out_bias=True, window=4, sinks=True), attention(chunk=3, v_head_dim=11),
-        norm="layer", norm_bias=True, gated=False, activation="gelu_tanh", feed_forward_bias=True,
+        attention(qkv_bias=True, out_bias=True, window=4, sinks=True),
+        attention(chunk=3, v_head_dim=11),
+        norm="layer",
+        norm_bias=True,
+        gated=False,
+        activation="gelu_tanh",
+        feed_forward_bias=True,
     ),
     "layer norm without bias": decoder(
         attention(), norm="layer", norm_placement="both", feed_forward_bias=True, activation="gelu"
     ),
     "pythia": decoder(
-        attention(qkv_bias=True, out_bias=True, rope=RopeConfig(rotary_dim=4)), attention(window=3),
-        norm="layer", norm_bias=True, gated=False, feed_forward_bias=True, activation="gelu", parallel="own_norms",
+        attention(qkv_bias=True, out_bias=True, rope=RopeConfig(rotary_dim=4)),
+        attention(window=3),
+        norm="layer",
+        norm_bias=True,
+        gated=False,
+        feed_forward_bias=True,
+        activation="gelu",
+        parallel="own_norms",
     ),
     "cohere": decoder(
-        attention(window=3), attention(rope=None), norm="layer", parallel="shared_norm", tied=True, logit_scale=0.3,
-        residual_scale=0.7, logit_softcap=4.0,
+        attention(window=3),
+        attention(rope=None),
+        norm="layer",
+        parallel="shared_norm",
+        tied=True,
+        logit_scale=0.3,
+        residual_scale=0.7,
+        logit_softcap=4.0,
     ),
     "nemotron": decoder(
-        attention(), norm="layer_plus_one", norm_bias=True, gated=False, activation="relu2", head_bias=True,
-        residual_scale=0.22, logit_scale=0.125,
+        attention(),
+        norm="layer_plus_one",
+        norm_bias=True,
+        gated=False,
+        activation="relu2",
+        head_bias=True,
+        residual_scale=0.22,
+        logit_scale=0.125,
     ),
     "bidirectional": decoder(attention(causal=False, window=3), attention(causal=False, qkv_bias=True), tied=True),
     "states of vectors": decoder(attention(), vocab_size=None, input_dim=11, output="last_hidden"),
     "encoder": ModelConfig.encoder(
-        embed_dim=11, hidden_size=24, num_heads=6, num_layers=2, window_size=3,
+        embed_dim=11,
+        hidden_size=24,
+        num_heads=6,
+        num_layers=2,
+        window_size=3,
         rope=RopeConfig(scaling=YarnScaling(factor=4.0, original_max_position_embeddings=5)),
     ),
-}  # fmt: skip
+}
 
 
 @cache

@@ -162,7 +162,9 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ([[1, -1]], {}, ValueError, "token: expected token >= 0, got -1"),
     ([[1.5]], {}, TypeError, "token: expected an integer, got 1.5"),
     (
-        [[1], [1] * 20], {}, ValueError,
+        [[1], [1] * 20],
+        {},
+        ValueError,
         "prompts: expected length + max_new_tokens <= max_length = 23, the model's context, got 20 + 4 in row 1",
     ),
     ([[1]], {"temperature": -1.0}, ValueError, "temperature: expected a finite number >= 0, got -1.0"),
@@ -170,11 +172,13 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ([[1]], {"top_p": 0.0}, ValueError, "top_p: expected a finite number > 0, got 0.0"),
     ([[1]], {"top_p": 1.5}, ValueError, "top_p: expected a number > 0 and <= 1, got 1.5"),
     (
-        [[1]], {"uniforms": np.zeros((1, 3))}, ValueError,
+        [[1]],
+        {"uniforms": np.zeros((1, 3))},
+        ValueError,
         "uniforms: expected (B, tokens) with B = 1, tokens = 4, got (1, 3): axis tokens is 3",
     ),
     ([[1]], {"uniforms": np.ones((1, 4))}, ValueError, "uniforms: expected 0 <= u < 1, got 1.0 to 1.0"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("prompts", "settings", "kind", "sentence"), BAD)
@@ -196,9 +200,16 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("llama")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=31, hidden_size=24, intermediate_size=37, num_hidden_layers=2, num_attention_heads=6,
-        num_key_value_heads=2, head_dim=10, max_position_embeddings=64, eos_token_id=30,
-    )  # fmt: skip
+        vocab_size=31,
+        hidden_size=24,
+        intermediate_size=37,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=10,
+        max_position_embeddings=64,
+        eos_token_id=30,
+    )
     transformers.LlamaForCausalLM(config).save_pretrained(path)
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(31)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -54,61 +54,74 @@ def sentence(call, backend):
 KERNEL = {
     "K does not divide N": (
         lambda w: kernel(w, key=(2, 5, 7, 64)),
-        ValueError, "key: expected K to divide N = 8, got (2, 5, 7, 64): axis K is 5",
+        ValueError,
+        "key: expected K to divide N = 8, got (2, 5, 7, 64): axis K is 5",
     ),
     "K is 0": (
         lambda w: kernel(w, key=(2, 0, 5, 64), value=(2, 0, 5, 11)),
-        ValueError, "key: expected K to divide N = 8, got (2, 0, 5, 64): axis K is 0",
+        ValueError,
+        "key: expected K to divide N = 8, got (2, 0, 5, 64): axis K is 0",
     ),
     "query has 3 axes": (
-        lambda w: kernel(w, query=(8, 7, 64)), ValueError, "query: expected 4 axes (B, N, T, H), got (8, 7, 64)",
+        lambda w: kernel(w, query=(8, 7, 64)),
+        ValueError,
+        "query: expected 4 axes (B, N, T, H), got (8, 7, 64)",
     ),
     "key of another batch": (
         lambda w: kernel(w, key=(3, 2, 5, 64)),
-        ValueError, "key: expected (B, K, S, H) with B = 2, H = 64, got (3, 2, 5, 64): axis B is 3",
+        ValueError,
+        "key: expected (B, K, S, H) with B = 2, H = 64, got (3, 2, 5, 64): axis B is 3",
     ),
     "key of another head size": (
         lambda w: kernel(w, key=(2, 2, 5, 32)),
-        ValueError, "key: expected (B, K, S, H) with B = 2, H = 64, got (2, 2, 5, 32): axis H is 32",
+        ValueError,
+        "key: expected (B, K, S, H) with B = 2, H = 64, got (2, 2, 5, 32): axis H is 32",
     ),
     "value of another length": (
         lambda w: kernel(w, value=(2, 2, 6, 11)),
-        ValueError, "value: expected (B, K, S, Hv) with B = 2, K = 2, S = 5, got (2, 2, 6, 11): axis S is 6",
+        ValueError,
+        "value: expected (B, K, S, Hv) with B = 2, K = 2, S = 5, got (2, 2, 6, 11): axis S is 6",
     ),
     "value of other heads": (
         lambda w: kernel(w, value=(2, 4, 5, 11)),
-        ValueError, "value: expected (B, K, S, Hv) with B = 2, K = 2, S = 5, got (2, 4, 5, 11): axis K is 4",
+        ValueError,
+        "value: expected (B, K, S, Hv) with B = 2, K = 2, S = 5, got (2, 4, 5, 11): axis K is 4",
     ),
     "integers": (
         lambda w: kernel(w, dtypes=("int32",) * 3),
-        TypeError, "query: expected a dtype of float16, bfloat16, float32, float64, got int32",
+        TypeError,
+        "query: expected a dtype of float16, bfloat16, float32, float64, got int32",
     ),
     "mixed dtypes": (
         lambda w: kernel(w, dtypes=("float64", "float32", "float64")),
-        TypeError, "key: expected the query's dtype float64, got float32",
+        TypeError,
+        "key: expected the query's dtype float64, got float32",
     ),
     "mixed 16-bit dtypes": (
         lambda w: kernel(w, dtypes=("float16", "float16", ml_dtypes.bfloat16)),
-        TypeError, "value: expected the query's dtype float16, got bfloat16",
+        TypeError,
+        "value: expected the query's dtype float16, got bfloat16",
     ),
     "mask with 3 axes": (
         lambda w: kernel(w, mask=np.ones((2, 7, 5), bool)),
-        ValueError, "mask: expected (T, S) = (7, 5) or 4 axes that broadcast to (B, N, T, S) = (2, 8, 7, 5), "
+        ValueError,
+        "mask: expected (T, S) = (7, 5) or 4 axes that broadcast to (B, N, T, S) = (2, 8, 7, 5), "
         "got (2, 7, 5): write mask[:, None]",
     ),
     "mask transposed": (
         lambda w: kernel(w, mask=np.ones((5, 7), bool)),
-        ValueError, "mask: expected (T, S) = (7, 5) or 4 axes that broadcast to (B, N, T, S) = (2, 8, 7, 5), "
-        "got (5, 7)",
+        ValueError,
+        "mask: expected (T, S) = (7, 5) or 4 axes that broadcast to (B, N, T, S) = (2, 8, 7, 5), got (5, 7)",
     ),
     "mask per KV head": (
         lambda w: kernel(w, mask=np.ones((2, 2, 7, 5), bool)),
-        ValueError, "mask: expected (T, S) = (7, 5) or 4 axes that broadcast to (B, N, T, S) = (2, 8, 7, 5), "
-        "got (2, 2, 7, 5)",
+        ValueError,
+        "mask: expected (T, S) = (7, 5) or 4 axes that broadcast to (B, N, T, S) = (2, 8, 7, 5), got (2, 2, 7, 5)",
     ),
     "integer mask": (
         lambda w: kernel(w, mask=np.ones((7, 5), np.int32)),
-        TypeError, "mask: expected bool (True = may attend) or a floating dtype (added to the scores), got int32",
+        TypeError,
+        "mask: expected bool (True = may attend) or a floating dtype (added to the scores), got int32",
     ),
     "negative window": (lambda w: kernel(w, window=-1), ValueError, "window: expected window >= 1, got -1"),
     "window of 0": (lambda w: kernel(w, window=0), ValueError, "window: expected window >= 1, got 0"),
@@ -117,104 +130,137 @@ KERNEL = {
     "causal of 1": (lambda w: kernel(w, causal=1), TypeError, "causal: expected True or False, got 1"),
     "scale of 0": (lambda w: kernel(w, scale=0.0), ValueError, "scale: expected a finite number > 0, got 0.0"),
     "scale of inf": (
-        lambda w: kernel(w, scale=float("inf")), ValueError, "scale: expected a finite number > 0, got inf",
+        lambda w: kernel(w, scale=float("inf")),
+        ValueError,
+        "scale: expected a finite number > 0, got inf",
     ),
     "negative softcap": (
-        lambda w: kernel(w, softcap=-5.0), ValueError, "softcap: expected a finite number > 0, got -5.0",
+        lambda w: kernel(w, softcap=-5.0),
+        ValueError,
+        "softcap: expected a finite number > 0, got -5.0",
     ),
     "softcap of a word": (
-        lambda w: kernel(w, softcap="50"), TypeError, "softcap: expected a number or None, got '50'",
+        lambda w: kernel(w, softcap="50"),
+        TypeError,
+        "softcap: expected a number or None, got '50'",
     ),
     "sinks per KV head": (
-        lambda w: kernel(w, sinks=np.zeros(2)), ValueError, "sinks: expected (N,) with N = 8, got (2,): axis N is 2",
+        lambda w: kernel(w, sinks=np.zeros(2)),
+        ValueError,
+        "sinks: expected (N,) with N = 8, got (2,): axis N is 2",
     ),
     "offset of 0.5": (
-        lambda w: kernel(w, offset=0.5), TypeError, "offset: expected an integer or an integer array, got 0.5",
+        lambda w: kernel(w, offset=0.5),
+        TypeError,
+        "offset: expected an integer or an integer array, got 0.5",
     ),
     "offsets of another batch": (
         lambda w: kernel(w, offset=np.zeros(3, np.int32)),
-        ValueError, "offset: expected one integer or (B,) = (2,), got (3,)",
+        ValueError,
+        "offset: expected one integer or (B,) = (2,), got (3,)",
     ),
     "floating offsets": (
         lambda w: kernel(w, offset=np.zeros(2)),
-        TypeError, "offset: expected an integer or an integer array, got float64",
+        TypeError,
+        "offset: expected an integer or an integer array, got float64",
     ),
     "dropout multiplier of another shape": (
         lambda w: kernel(w, dropout_multiplier=np.ones((7, 5))),
-        ValueError, "dropout_multiplier: expected a shape that broadcasts to (B, N, T, S) = (2, 8, 7, 5), got (7, 5)",
+        ValueError,
+        "dropout_multiplier: expected a shape that broadcasts to (B, N, T, S) = (2, 8, 7, 5), got (7, 5)",
     ),
     "a list": (
         lambda w: w.module.grouped_query_attention([[1.0]], [[1.0]], [[1.0]]),
-        TypeError, "query: expected an array of this backend, got list",
+        TypeError,
+        "query: expected an array of this backend, got list",
     ),
-}  # fmt: skip
+}
 
 LAYER = {
     "another width": (
         lambda w: layer(w, query=(2, 7, 23)),
-        ValueError, "query: expected (B, T, D) with D = 24, got (2, 7, 23): axis D is 23",
+        ValueError,
+        "query: expected (B, T, D) with D = 24, got (2, 7, 23): axis D is 23",
     ),
     "no batch axis": (lambda w: layer(w, query=(7, 24)), ValueError, "query: expected 3 axes (B, T, D), got (7, 24)"),
     "another dtype": (
         lambda w: layer(w, dtype="float32"),
-        TypeError, "query: expected the layer's dtype float64, got float32: "
+        TypeError,
+        "query: expected the layer's dtype float64, got float32: "
         "cast the input to float64, or make the layer with dtype float32",
     ),
     "value of another length": (
         lambda w: layer(w, key=(2, 5, 24), value=(2, 4, 24)),
-        ValueError, "value: expected (B, S, E) with B = 2, S = 5, E = 24, got (2, 4, 24): axis S is 4",
+        ValueError,
+        "value: expected (B, S, E) with B = 2, S = 5, E = 24, got (2, 4, 24): axis S is 4",
     ),
     "mask with 3 axes": (
         lambda w: layer(w, mask=np.ones((2, 7, 7), bool)),
-        ValueError, "mask: expected (T, S) = (7, 7) or 4 axes that broadcast to (B, N, T, S) = (2, 6, 7, 7), "
+        ValueError,
+        "mask: expected (T, S) = (7, 7) or 4 axes that broadcast to (B, N, T, S) = (2, 6, 7, 7), "
         "got (2, 7, 7): write mask[:, None]",
     ),
     "positions without rope": (
         lambda w: layer(w, positions=np.arange(7)),
-        ValueError, "positions: expected None for a layer without rope, whose positions rotate nothing",
+        ValueError,
+        "positions: expected None for a layer without rope, whose positions rotate nothing",
     ),
     "positions of another length": (
         lambda w: layer(w, positions=np.arange(6), settings={"rope": RopeConfig()}),
-        ValueError, "positions: expected (T,) = (7,) or (B, T) = (2, 7), got (6,)",
+        ValueError,
+        "positions: expected (T,) = (7,) or (B, T) = (2, 7), got (6,)",
     ),
     "floating positions": (
         lambda w: layer(w, key_positions=np.arange(7.0), settings={"rope": RopeConfig()}),
-        TypeError, "key_positions: expected an integer dtype, got float64",
+        TypeError,
+        "key_positions: expected an integer dtype, got float64",
     ),
     "rope_length of 0": (
         lambda w: layer(w, rope_length=0, settings={"rope": RopeConfig()}),
-        ValueError, "rope_length: expected rope_length >= 1, got 0",
+        ValueError,
+        "rope_length: expected rope_length >= 1, got 0",
     ),
     "missing, extra and misshapen weights": (
         lambda w: weights(w, {"q_proj.weight": None, "z": np.zeros(3), "o_proj.weight": np.zeros((24, 8), "f4")}),
-        ValueError, "weights: missing q_proj.weight; unexpected z; o_proj.weight expected (D, N*Hv) = (24, 24), "
-        "got (24, 8)",
+        ValueError,
+        "weights: missing q_proj.weight; unexpected z; o_proj.weight expected (D, N*Hv) = (24, 24), got (24, 8)",
     ),
     "wider weights": (
         lambda w: weights(w, {"q_proj.weight": np.zeros((24, 24))}),
-        TypeError, "weights: expected dtypes that float32 holds exactly: q_proj.weight is float64",
+        TypeError,
+        "weights: expected dtypes that float32 holds exactly: q_proj.weight is float64",
     ),
     "K does not divide N": (
-        lambda w: new_layer(w, 24, 6, 4), ValueError, "num_kv_heads: expected K to divide N = 6, got 4",
+        lambda w: new_layer(w, 24, 6, 4),
+        ValueError,
+        "num_kv_heads: expected K to divide N = 6, got 4",
     ),
     "more KV heads than heads": (
-        lambda w: new_layer(w, 24, 6, 12), ValueError, "num_kv_heads: expected K to divide N = 6, got 12",
+        lambda w: new_layer(w, 24, 6, 12),
+        ValueError,
+        "num_kv_heads: expected K to divide N = 6, got 12",
     ),
     "no heads": (lambda w: new_layer(w, 24, 0), ValueError, "num_heads: expected N >= 1, got 0"),
     "width that heads do not split": (
         lambda w: new_layer(w, 25, 6),
-        ValueError, "embed_dim: expected N = 6 to divide D = 25 when head_dim is not given, got 25",
+        ValueError,
+        "embed_dim: expected N = 6 to divide D = 25 when head_dim is not given, got 25",
     ),
     "heads of 1.5": (lambda w: new_layer(w, 24, 1.5), TypeError, "num_heads: expected an integer, got 1.5"),
     "dropout of 1": (
-        lambda w: new_layer(w, 24, 6, 2, 1.0), ValueError, "dropout: expected a finite number >= 0 and < 1, got 1.0",
+        lambda w: new_layer(w, 24, 6, 2, 1.0),
+        ValueError,
+        "dropout: expected a finite number >= 0 and < 1, got 1.0",
     ),
     "unknown norm": (
         lambda w: new_layer(w, 24, 6, qk_norm="layer"),
-        ValueError, "qk_norm: expected rms, rms_plus_one, rms_full or None, got 'layer'",
+        ValueError,
+        "qk_norm: expected rms, rms_plus_one, rms_full or None, got 'layer'",
     ),
     "a dictionary for rope": (
-        lambda w: new_layer(w, 24, 6, rope={"theta": 1e4}), TypeError, "rope: expected RopeConfig or None, got dict",
+        lambda w: new_layer(w, 24, 6, rope={"theta": 1e4}),
+        TypeError,
+        "rope: expected RopeConfig or None, got dict",
     ),
     "rotary_dim past the head": (
         lambda w: new_layer(w, 24, 6, rope=RopeConfig(rotary_dim=6)),
@@ -223,9 +269,10 @@ LAYER = {
     ),
     "odd head with rope": (
         lambda w: new_layer(w, 24, 6, head_dim=5, rope=RopeConfig()),
-        ValueError, "rotary_dim: expected an even number of dimensions to pair, got 5",
+        ValueError,
+        "rotary_dim: expected an even number of dimensions to pair, got 5",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", [*KERNEL.values(), *LAYER.values()], ids=[*KERNEL, *LAYER])

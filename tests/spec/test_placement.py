@@ -12,9 +12,16 @@ from gqa_spec.model_config import model_weight_shapes
 from gqa_spec.placement import cut_axes, kv_head_copies, local_config
 
 LAYER = AttentionConfig(
-    embed_dim=40, num_heads=8, num_kv_heads=4, head_dim=6, v_head_dim=10, qkv_bias=True, out_bias=True, sinks=True,
+    embed_dim=40,
+    num_heads=8,
+    num_kv_heads=4,
+    head_dim=6,
+    v_head_dim=10,
+    qkv_bias=True,
+    out_bias=True,
+    sinks=True,
     qk_norm="rms",
-)  # fmt: skip
+)
 QUERIES = {"q_proj.weight": 0, "q_proj.bias": 0, "o_proj.weight": 1, "o_proj.bias": None, "sinks": 0}
 NORMS = {"q_norm.weight": None, "k_norm.weight": None}
 

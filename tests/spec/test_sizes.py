@@ -70,10 +70,15 @@ PUBLISHED: dict[str, tuple[str, tuple[int, int, int, int, int, int], dict[str, A
     "StarCoder2-3B": ("starcoder2", (49152, 3072, 12288, 30, 24, 2), {}, 3_030_371_328),
     "SmolLM3-3B": ("smollm3", (128256, 2048, 11008, 36, 16, 4), {}, 3_075_098_624),
     "SmolLM2-135M": ("llama", (49152, 576, 1536, 30, 9, 3), {"tie_word_embeddings": True}, 134_515_008),
-}  # fmt: skip
+}
 KEYS = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
-)  # fmt: skip
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+)
 
 
 def published(name: str) -> ModelConfig:
@@ -110,9 +115,14 @@ def test_sizes_of_real_objects() -> None:
         embed_dim=22, num_heads=6, num_kv_heads=2, head_dim=5, v_head_dim=3, causal=True, qkv_bias=True, qk_norm="rms"
     )
     config = ModelConfig(
-        attention=(layer, replace(layer, window=7), replace(layer, window=99)), feed_forward_size=17, vocab_size=19,
-        norm="layer", norm_bias=True, norm_placement="both", feed_forward_bias=True,
-    )  # fmt: skip
+        attention=(layer, replace(layer, window=7), replace(layer, window=99)),
+        feed_forward_size=17,
+        vocab_size=19,
+        norm="layer",
+        norm_bias=True,
+        norm_placement="both",
+        feed_forward_bias=True,
+    )
     model = Transformer(config, dtype=np.float32)
     assert config.param_count == sum(array.size for array in model.export_weights().values())
     caches = model.init_cache(3, 41)

@@ -16,9 +16,15 @@ def tiny_checkpoint(tmp_path_factory):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=1100, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=6,
-        num_key_value_heads=2, head_dim=16, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=1100,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=16,
+        tie_word_embeddings=True,
+    )
     path = tmp_path_factory.mktemp("llama")
     transformers.LlamaForCausalLM(config).save_pretrained(path)
     return path

@@ -138,9 +138,26 @@ def test_the_memory_command_writes_tables_and_figures(tmp_path):
 def test_a_model_of_ones_own_with_each_number_of_kv_heads(tmp_path):
     """By hand: 80 layers, head size 128, half a byte a number: 2 * 80 * K * 128 / 2 bytes a token."""
     result = run(
-        "memory", "--layers", 80, "--num-heads", 64, "--num-kv-heads", "64,8,1", "--head-dim", 128, "--context", 1000,
-        "--batch", 3, "--bytes", 0.5, "--gibibytes", 1, "--folder", tmp_path,
-    )  # fmt: skip
+        "memory",
+        "--layers",
+        80,
+        "--num-heads",
+        64,
+        "--num-kv-heads",
+        "64,8,1",
+        "--head-dim",
+        128,
+        "--context",
+        1000,
+        "--batch",
+        3,
+        "--bytes",
+        0.5,
+        "--gibibytes",
+        1,
+        "--folder",
+        tmp_path,
+    )
     assert result.exit_code == 0, result.output
     rows = rows_of(tmp_path / "memory-choices.csv")
     assert [row["variant"] for row in rows] == ["MHA", "GQA-8", "MQA"]

@@ -72,9 +72,17 @@ def loads_table():
 
 
 TABLES = (
-    speed_table, peak_table, memory_table, models_table, choices_table, perplexity_table, uptraining_table,
-    variants_table, model_speed_table, loads_table,
-)  # fmt: skip
+    speed_table,
+    peak_table,
+    memory_table,
+    models_table,
+    choices_table,
+    perplexity_table,
+    uptraining_table,
+    variants_table,
+    model_speed_table,
+    loads_table,
+)
 
 
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__name__)

@@ -62,9 +62,17 @@ def test_a_contender_with_another_text_is_refused(tiny_checkpoint, tmp_path, mon
 
     monkeypatch.setattr(model_speed, "_decoder", wrong)
     result = run(
-        "model-speed", "--checkpoint", tiny_checkpoint, "--no-loads", "--seconds", 0, "--only", "numpy", "--folder",
+        "model-speed",
+        "--checkpoint",
+        tiny_checkpoint,
+        "--no-loads",
+        "--seconds",
+        0,
+        "--only",
+        "numpy",
+        "--folder",
         tmp_path,
-    )  # fmt: skip
+    )
     assert result.exit_code == 1, result.output
     assert "gqa_numpy vs transformers: another text" in one_line(result)
     assert [row["contender"] for row in rows_of(tmp_path / "model-speed.csv")] == ["read bandwidth"]

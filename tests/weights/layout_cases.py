@@ -65,6 +65,8 @@ def to_half_as_hugging_face(w: np.ndarray, n_heads: int) -> np.ndarray:
 
 def to_interleaved_as_llama_cpp(weights: np.ndarray, n_head: int) -> np.ndarray:
     """`permute` of llama.cpp's convert_hf_to_gguf.py, given K heads for keys: Hugging Face's rows -> GGUF's."""
-    return weights.reshape(n_head, 2, weights.shape[0] // n_head // 2, *weights.shape[1:]).swapaxes(1, 2).reshape(
-        weights.shape
-    )  # fmt: skip
+    return (
+        weights.reshape(n_head, 2, weights.shape[0] // n_head // 2, *weights.shape[1:])
+        .swapaxes(1, 2)
+        .reshape(weights.shape)
+    )

@@ -323,7 +323,7 @@ def wrong_shape() -> np.ndarray:
         ([("a", TensorInfo((3, 2), "float32"), wrong_shape)] * 2, "tensor 'a': given twice"),
         ([("a", TensorInfo((3, 2), "float128"), wrong_shape)], "tensor 'a': expected a dtype of .* got float128"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("form", ["safetensors", "npz", "orbax"])
 def test_arrays_that_differ_from_their_info_are_not_written(
     given: list[Any], message: str, form: str, tmp_path: Path

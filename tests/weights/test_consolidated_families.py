@@ -64,9 +64,18 @@ def test_mistral_files(folder: Path, tmp_path: Path) -> None:
     own.mkdir()
     save_file(consolidated(model), own / "consolidated.safetensors")
     params = {
-        "dim": 24, "n_layers": 5, "head_dim": 10, "hidden_dim": 37, "n_heads": 6, "n_kv_heads": 2, "norm_eps": 1e-6,
-        "vocab_size": 61, "rope_theta": 10000.0, "sliding_window": 5, "model_type": "transformer",
-    }  # fmt: skip
+        "dim": 24,
+        "n_layers": 5,
+        "head_dim": 10,
+        "hidden_dim": 37,
+        "n_heads": 6,
+        "n_kv_heads": 2,
+        "norm_eps": 1e-6,
+        "vocab_size": 61,
+        "rope_theta": 10000.0,
+        "sliding_window": 5,
+        "model_type": "transformer",
+    }
     (own / "params.json").write_text(json.dumps(params))
     (own / "config.json").write_text((path / "config.json").read_text())
     read = read_model(open_checkpoint(own))

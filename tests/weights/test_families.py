@@ -101,7 +101,7 @@ def test_parts_in_their_places(folder: Path) -> None:
             "head.weight": "lm_head.weight",
         },
         "starcoder2": {"blocks.0.feed_forward.up.bias": "model.layers.0.mlp.c_fc.bias", "norm.bias": "model.norm.bias"},
-    }  # fmt: skip
+    }
     for case, names in places.items():
         model, path = saved(case, folder)
         weights, parameters = read_model(open_checkpoint(path)).weights, dict(model.named_parameters())

@@ -84,13 +84,19 @@ def test_transformers_means_the_same(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(dequantized(stored, {})["weight"], meant)
 
 
-@pytest.mark.parametrize(("config", "sentence"), [
-    ({"quant_method": "gptq", "bits": 4}, "quantization_config with quant_method 'gptq' of family llama is not"),
-    ({"quant_method": "awq"}, "quantization_config with quant_method 'awq' of family llama is not supported, only FP8"),
-    ({"quant_method": "bitsandbytes"}, "quant_method 'bitsandbytes'"),
-    ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "format 'pack-quantized' of family"),
-    ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "with quant_algo 'NVFP4' of family llama"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        ({"quant_method": "gptq", "bits": 4}, "quantization_config with quant_method 'gptq' of family llama is not"),
+        (
+            {"quant_method": "awq"},
+            "quantization_config with quant_method 'awq' of family llama is not supported, only FP8",
+        ),
+        ({"quant_method": "bitsandbytes"}, "quant_method 'bitsandbytes'"),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "format 'pack-quantized' of family"),
+        ({"quant_method": "modelopt", "quant_algo": "NVFP4"}, "with quant_algo 'NVFP4' of family llama"),
+    ],
+)
 def test_other_quantizations_are_refused_by_name(config: dict[str, Any], sentence: str) -> None:
     with pytest.raises(CheckpointError, match=sentence):
         read_model(stand_in(SIZES | {"model_type": "llama", "quantization_config": config}))

@@ -135,7 +135,8 @@ MALFORMED_TORCH = {
         "'head': the file claims 100 numbers of float32, its record '0' has 24 bytes",
     ),
     "a record that is missing": (
-        pickled(state("K\x02\x85", "K\x01\x85")).replace(b"a/data/0", b"a/data/7"), "no record '0'",
+        pickled(state("K\x02\x85", "K\x01\x85")).replace(b"a/data/0", b"a/data/7"),
+        "no record '0'",
     ),
     "a place of 2**30 in the memo": (pickled(b"\x80\x02}r\0\0\0\x40."), "keeps a value at place 1073741824"),
     "fields set from outside": (
@@ -144,7 +145,7 @@ MALFORMED_TORCH = {
     ),
     "an offset outside": (pickled(state("K\x02\x85", "K\x01\x85", offset=HUGE)), "one.pt: "),
     "a storage larger than the file": (pickled(state("K\x02\x85", "K\x01\x85", count=HUGE)), "one.pt: "),
-}  # fmt: skip
+}
 
 
 def test_a_handwritten_pickle_is_read_if_it_is_valid(tmp_path: Path) -> None:

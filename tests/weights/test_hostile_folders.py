@@ -128,7 +128,7 @@ FILLING = {
     "a GGUF list of 5 million texts": (lambda f: gguf_list(f, 8, 5_000_000, 8), "at most 2,097,152 values in all"),
     "a safetensors header of 18 MB": (long_header, "expected at most 16,000,000 bytes, got 18,000,"),
     "a tokenizer.json of 128 MB": (long_tokenizer, "expected at most 67,108,864 bytes, got 134,217,728"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", FILLING)

@@ -56,7 +56,7 @@ MALFORMED_GGUF = {
     "2**32 axes": gguf_tensor((4, 4)).replace(struct.pack("<IQ", 2, 4), struct.pack("<IQ", 2**32 - 1, 4)),
     "an offset outside": gguf_tensor((4, 4), offset=2**40),
     "a block cut": gguf_tensor((31,), kind=3),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", MALFORMED_GGUF)

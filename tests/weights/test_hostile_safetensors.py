@@ -84,7 +84,7 @@ MALFORMED_INDEXES = {
     "a shard with a zero": (b'{"weight_map": {"head": "one\\u0000.safetensors"}}', r"'head': .* same folder"),
     "a shard that is a number": (b'{"weight_map": {"head": 3}}', r"'head': .* same folder, got 3"),
     "a shard of another kind": (b'{"weight_map": {"head": "config.json"}}', r"config\.json: "),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", MALFORMED_INDEXES)

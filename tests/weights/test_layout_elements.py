@@ -42,10 +42,13 @@ def head(x: np.ndarray, n: int, size: int = H) -> np.ndarray:
     return x[n * size : (n + 1) * size]
 
 
-@pytest.mark.parametrize(("layout", "fused", "out"), [
-    ("huggingface.phi3", "qkv_proj", "o_proj"),
-    ("litgpt", "qkv", "proj"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("layout", "fused", "out"),
+    [
+        ("huggingface.phi3", "qkv_proj", "o_proj"),
+        ("litgpt", "qkv", "proj"),
+    ],
+)
 def test_fused_rows_are_q_then_k_then_v(layout: str, fused: str, out: str) -> None:
     weights, stored = placed_in(layout)
     for kind in ("weight", "bias") if "q_proj.bias" in weights else ("weight",):
@@ -57,10 +60,13 @@ def test_fused_rows_are_q_then_k_then_v(layout: str, fused: str, out: str) -> No
             np.testing.assert_array_equal(stored[f"norm_{name}.weight"], weights[f"{name}_norm.weight"])
 
 
-@pytest.mark.parametrize(("layout", "fused", "out"), [
-    ("gpt_neox", "query_key_value", "dense"),
-    ("megatron", "linear_qkv", "linear_proj"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("layout", "fused", "out"),
+    [
+        ("gpt_neox", "query_key_value", "dense"),
+        ("megatron", "linear_qkv", "linear_proj"),
+    ],
+)
 def test_fused_rows_are_a_group_after_the_other(layout: str, fused: str, out: str) -> None:
     weights, stored = placed_in(layout)
     for kind in ("weight", "bias"):
@@ -87,11 +93,14 @@ def test_groups_are_taken_apart_as_litgpt_does() -> None:
     np.testing.assert_array_equal(from_canonical(LAYOUTS["litgpt"], weights, config)["qkv.weight"], expected)
 
 
-@pytest.mark.parametrize(("layout", "names"), [
-    ("flax.nnx.MultiHeadAttention", ("query.", "key.", "value.", "out.")),
-    ("flax.linen.MultiHeadDotProductAttention", ("query.", "key.", "value.", "out.")),
-    ("keras.layers.GroupQueryAttention", ("query/", "key/", "value/", "attention_output/")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("layout", "names"),
+    [
+        ("flax.nnx.MultiHeadAttention", ("query.", "key.", "value.", "out.")),
+        ("flax.linen.MultiHeadDotProductAttention", ("query.", "key.", "value.", "out.")),
+        ("keras.layers.GroupQueryAttention", ("query/", "key/", "value/", "attention_output/")),
+    ],
+)
 def test_dense_kernels_are_inputs_first(layout: str, names: tuple[str, ...]) -> None:
     weights, stored = placed_in(layout)
     heads = {"q_proj": N, "k_proj": N if "linen" in layout else K, "v_proj": N if "linen" in layout else K}

@@ -39,40 +39,56 @@ def refused(layout: str, config: AttentionConfig, sentence: str) -> None:
         to_canonical(LAYOUTS[layout], {}, config)
 
 
-@pytest.mark.parametrize(("layout", "further", "sentence"), [
-    ("torch.nn.MultiheadAttention", {"sinks": True}, "has no place for sinks"),
-    ("torch.nn.MultiheadAttention", {"num_kv_heads": 2}, "expected K == N, got K = 2, N = 6"),
-    ("torch.nn.MultiheadAttention", {"head_dim": 5}, r"expected N \* H == D, got N = 6, H = 5, D = 24"),
-    ("torch.nn.MultiheadAttention", {"qkv_bias": True}, f"{ONE_FLAG}, got qkv_bias = True, out_bias = False"),
-    ("flax.linen.MultiHeadDotProductAttention", {"num_kv_heads": 3}, "expected K == N, got K = 3, N = 6"),
-    ("flax.nnx.MultiHeadAttention", {"v_head_dim": 5}, "expected Hv == H, got Hv = 5, H = 4"),
-    ("flax.nnx.MultiHeadAttention", {"qk_norm": "rms"}, "has no place for q_norm.weight, k_norm.weight"),
-    ("keras.layers.GroupQueryAttention", {"out_bias": True}, f"{ONE_FLAG}, got qkv_bias = False, out_bias = True"),
-    ("meta.llama", {"qkv_bias": True}, "has no place for q_proj.bias, k_proj.bias, v_proj.bias"),
-    ("huggingface.phi3", {"kv_dim": 5}, "expected E == D, got E = 5, D = 24"),
-    ("gemma", {"v_head_dim": 5}, "expected Hv == H, got Hv = 5, H = 4"),
-    ("torchtune", {"qk_norm": "rms"}, "has no place for q_norm.weight, k_norm.weight"),
-    ("x-transformers", {"out_bias": True}, "has no place for o_proj.bias"),
-    ("megatron", {"sinks": True}, "has no place for sinks"),
-    ("megatron", {"output_gate": True}, "has no place for gate_proj.weight"),
-    ("huggingface.gated", {}, "has no place for q_proj.weight"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("layout", "further", "sentence"),
+    [
+        ("torch.nn.MultiheadAttention", {"sinks": True}, "has no place for sinks"),
+        ("torch.nn.MultiheadAttention", {"num_kv_heads": 2}, "expected K == N, got K = 2, N = 6"),
+        ("torch.nn.MultiheadAttention", {"head_dim": 5}, r"expected N \* H == D, got N = 6, H = 5, D = 24"),
+        ("torch.nn.MultiheadAttention", {"qkv_bias": True}, f"{ONE_FLAG}, got qkv_bias = True, out_bias = False"),
+        ("flax.linen.MultiHeadDotProductAttention", {"num_kv_heads": 3}, "expected K == N, got K = 3, N = 6"),
+        ("flax.nnx.MultiHeadAttention", {"v_head_dim": 5}, "expected Hv == H, got Hv = 5, H = 4"),
+        ("flax.nnx.MultiHeadAttention", {"qk_norm": "rms"}, "has no place for q_norm.weight, k_norm.weight"),
+        ("keras.layers.GroupQueryAttention", {"out_bias": True}, f"{ONE_FLAG}, got qkv_bias = False, out_bias = True"),
+        ("meta.llama", {"qkv_bias": True}, "has no place for q_proj.bias, k_proj.bias, v_proj.bias"),
+        ("huggingface.phi3", {"kv_dim": 5}, "expected E == D, got E = 5, D = 24"),
+        ("gemma", {"v_head_dim": 5}, "expected Hv == H, got Hv = 5, H = 4"),
+        ("torchtune", {"qk_norm": "rms"}, "has no place for q_norm.weight, k_norm.weight"),
+        ("x-transformers", {"out_bias": True}, "has no place for o_proj.bias"),
+        ("megatron", {"sinks": True}, "has no place for sinks"),
+        ("megatron", {"output_gate": True}, "has no place for gate_proj.weight"),
+        ("huggingface.gated", {}, "has no place for q_proj.weight"),
+    ],
+)
 def test_a_config_that_a_layout_cannot_hold_is_refused_by_name(
     layout: str, further: dict[str, Any], sentence: str
 ) -> None:
     refused(layout, AttentionConfig(**{"embed_dim": 24, "num_heads": 6, **further}), sentence)
 
 
-@pytest.mark.parametrize(("layout", "weights", "arguments", "sentence"), [
-    ("torch.nn.MultiheadAttention", ("bias_k", "bias_v"), {}, "bias_k: add_bias_kv appends .*; bias_v: add_bias_kv"),
-    ("torch.nn.MultiheadAttention", (), {"add_zero_attn": True}, "add_zero_attn: it appends a key and value of zeros"),
-    ("torch.nn.MultiheadAttention", (), {"add_bias_kv": True}, "add_bias_kv: add_bias_kv appends"),
-    ("flax.nnx.MultiHeadAttention", ("query_ln.scale",), {}, "query_ln.scale: normalize_qk is a LayerNorm"),
-    ("flax.linen.MultiHeadDotProductAttention", ("key_ln.scale",), {}, "key_ln.scale: normalize_qk is a LayerNorm"),
-    ("torchtune", ("q_norm.scale",), {}, "q_norm.scale: torchtune norms after RoPE"),
-    ("litgpt", (), {"rope_interleave": True}, "rope_interleave: this layout's rows are paired half"),
-    ("megatron", ("q_layernorm.bias",), {}, "q_layernorm.bias: a norm with a bias is a LayerNorm"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("layout", "weights", "arguments", "sentence"),
+    [
+        (
+            "torch.nn.MultiheadAttention",
+            ("bias_k", "bias_v"),
+            {},
+            "bias_k: add_bias_kv appends .*; bias_v: add_bias_kv",
+        ),
+        (
+            "torch.nn.MultiheadAttention",
+            (),
+            {"add_zero_attn": True},
+            "add_zero_attn: it appends a key and value of zeros",
+        ),
+        ("torch.nn.MultiheadAttention", (), {"add_bias_kv": True}, "add_bias_kv: add_bias_kv appends"),
+        ("flax.nnx.MultiHeadAttention", ("query_ln.scale",), {}, "query_ln.scale: normalize_qk is a LayerNorm"),
+        ("flax.linen.MultiHeadDotProductAttention", ("key_ln.scale",), {}, "key_ln.scale: normalize_qk is a LayerNorm"),
+        ("torchtune", ("q_norm.scale",), {}, "q_norm.scale: torchtune norms after RoPE"),
+        ("litgpt", (), {"rope_interleave": True}, "rope_interleave: this layout's rows are paired half"),
+        ("megatron", ("q_layernorm.bias",), {}, "q_layernorm.bias: a norm with a bias is a LayerNorm"),
+    ],
+)
 def test_what_the_canonical_weights_cannot_express_is_refused_by_name(
     layout: str, weights: tuple[str, ...], arguments: dict[str, Any], sentence: str
 ) -> None:
@@ -112,15 +128,22 @@ def test_tensors_of_different_dtypes_are_not_joined() -> None:
 def test_conventions_are_stated() -> None:
     gemma = config_for("gguf.gemma3", 4, 1, 6, rope=HALF, qk_norm="rms_plus_one")
     assert conventions(LAYOUTS["gguf.gemma3"], gemma) == {
-        "layout": "gguf.gemma3", "pairing": "half", "head_order": "contiguous", "fused": {}, "norm_factor": "w",
+        "layout": "gguf.gemma3",
+        "pairing": "half",
+        "head_order": "contiguous",
+        "fused": {},
+        "norm_factor": "w",
         "rounded": ["q_norm.weight", "k_norm.weight"],
-    }  # fmt: skip
+    }
     plain = AttentionConfig(embed_dim=24, num_heads=6, num_kv_heads=2)
     assert conventions(LAYOUTS["megatron"], plain) == {
-        "layout": "megatron", "pairing": None, "head_order": "contiguous",
+        "layout": "megatron",
+        "pairing": None,
+        "head_order": "contiguous",
         "fused": {"linear_qkv.weight": "q_proj.weight | k_proj.weight | v_proj.weight for each KV head"},
-        "norm_factor": None, "rounded": [],
-    }  # fmt: skip
+        "norm_factor": None,
+        "rounded": [],
+    }
     strided = conventions(LAYOUTS["x-transformers"], config_for("x-transformers", 6, 2, 4, rope=HALF))
     assert (strided["head_order"], strided["pairing"], strided["norm_factor"]) == ("strided", "interleaved", None)
     as_it_is = conventions(LAYOUTS["canonical"], config_for("canonical", 6, 2, 4, rope=INTERLEAVED))

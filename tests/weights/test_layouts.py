@@ -46,12 +46,17 @@ pytestmark = pytest.mark.no_shape_checks
     groups=st.sampled_from([(8, 2), (64, 8), (6, 2), (3, 3), (5, 1), (9, 3)]),
     H=st.sampled_from([4, 6, 10]),
     dtype=st.sampled_from(DTYPES),
-    rope=st.sampled_from([
-        None, RopeConfig(), RopeConfig(pairing="interleaved"), RopeConfig(rotary_dim=4),
-        RopeConfig(pairing="interleaved", rotary_dim=2),
-    ]),
+    rope=st.sampled_from(
+        [
+            None,
+            RopeConfig(),
+            RopeConfig(pairing="interleaved"),
+            RopeConfig(rotary_dim=4),
+            RopeConfig(pairing="interleaved", rotary_dim=2),
+        ]
+    ),
     full_norm=st.booleans(),
-)  # fmt: skip
+)
 def test_there_and_back_is_bit_exact(
     layout: str, groups: tuple[int, int], H: int, dtype: Any, rope: RopeConfig | None, full_norm: bool
 ) -> None:
@@ -140,10 +145,13 @@ def test_biases_and_norms_are_paired_like_their_rows(qk_norm: QKNorm, rotary_dim
     place = {d: 2 * d if d < R // 2 else 2 * (d - R // 2) + 1 for d in range(R)} | {d: d for d in range(R, H)}
     full = qk_norm == "rms_full"
     tensors = {
-        "q_proj.weight": ("attn_q.weight", N), "q_proj.bias": ("attn_q.bias", N), "k_proj.weight": ("attn_k.weight", K),
-        "k_proj.bias": ("attn_k.bias", K), "q_norm.weight": ("attn_q_norm.weight", N if full else 1),
+        "q_proj.weight": ("attn_q.weight", N),
+        "q_proj.bias": ("attn_q.bias", N),
+        "k_proj.weight": ("attn_k.weight", K),
+        "k_proj.bias": ("attn_k.bias", K),
+        "q_norm.weight": ("attn_q_norm.weight", N if full else 1),
         "k_norm.weight": ("attn_k_norm.weight", K if full else 1),
-    }  # fmt: skip
+    }
     for ours, (theirs, heads) in tensors.items():
         assert weights[ours].shape[0] == heads * H
         for head in range(heads):
@@ -155,12 +163,23 @@ def test_biases_and_norms_are_paired_like_their_rows(qk_norm: QKNorm, rotary_dim
     np.testing.assert_array_equal(stored["attn_sinks.weight"], weights["sinks"])
 
 
-@pytest.mark.parametrize(("layout", "rope", "moved"), [
-    ("meta.llama", INTERLEAVED, False), ("meta.llama", None, False), ("meta.llama", HALF, True),
-    ("gguf.llama", INTERLEAVED, False), ("gguf.qwen2", HALF, False), ("gguf.qwen2", INTERLEAVED, True),
-    ("gguf.gemma3", HALF, False), ("huggingface", HALF, False), ("huggingface", INTERLEAVED, True),
-    ("canonical", HALF, False), ("canonical", INTERLEAVED, False), ("torchtune.qwen2", HALF, False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("layout", "rope", "moved"),
+    [
+        ("meta.llama", INTERLEAVED, False),
+        ("meta.llama", None, False),
+        ("meta.llama", HALF, True),
+        ("gguf.llama", INTERLEAVED, False),
+        ("gguf.qwen2", HALF, False),
+        ("gguf.qwen2", INTERLEAVED, True),
+        ("gguf.gemma3", HALF, False),
+        ("huggingface", HALF, False),
+        ("huggingface", INTERLEAVED, True),
+        ("canonical", HALF, False),
+        ("canonical", INTERLEAVED, False),
+        ("torchtune.qwen2", HALF, False),
+    ],
+)
 def test_rows_move_only_where_the_pairings_differ(layout: str, rope: RopeConfig | None, moved: bool) -> None:
     config = AttentionConfig(embed_dim=11, num_heads=6, num_kv_heads=2, head_dim=4, rope=rope)
     weights = random_weights(weight_shapes(config))

@@ -275,10 +275,15 @@ def flax_attention(nnx: Any, config: AttentionConfig) -> Any:
     """flax's own attention, its parameters shapes only."""
     return nnx.eval_shape(
         lambda: nnx.MultiHeadAttention(
-            num_heads=config.num_heads, num_kv_heads=config.num_kv_heads, in_features=config.embed_dim,
-            qkv_features=config.num_heads * config.head_dim, use_bias=False, decode=False, rngs=nnx.Rngs(0),
+            num_heads=config.num_heads,
+            num_kv_heads=config.num_kv_heads,
+            in_features=config.embed_dim,
+            qkv_features=config.num_heads * config.head_dim,
+            use_bias=False,
+            decode=False,
+            rngs=nnx.Rngs(0),
         )
-    )  # fmt: skip
+    )
 
 
 def load(nnx: Any, module: Any, weights: dict[str, Array]) -> None:

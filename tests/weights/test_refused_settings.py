@@ -87,7 +87,7 @@ REFUSED = {
         "embedding_dropout 0.1 of family starcoder2 is not supported beside residual_dropout 0.0",
     ),
     "experts": ({"model_type": "gpt_oss"}, "config.json: num_local_experts of family gpt_oss is not supported"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -107,10 +107,29 @@ def test_hostile_rope_settings_give_one_clear_error(key: str, value: Any) -> Non
 
 
 ODD = [
-    None, True, 0, -1, 3, 10**400, 0.5, 1e-320, float("nan"), float("inf"), "x", "full_attention", [], [1], [[]] * 5,
-    ["sliding_attention"] * 5, {}, {"rope_type": []}, {"rope_type": "yarn"}, {"rope_type": "dynamic", "factor": 2},
-    {"rope_type": "longrope", "short_factor": ["a"], "long_factor": [1]}, {"full_attention": {"rope_theta": "x"}},
-]  # fmt: skip
+    None,
+    True,
+    0,
+    -1,
+    3,
+    10**400,
+    0.5,
+    1e-320,
+    float("nan"),
+    float("inf"),
+    "x",
+    "full_attention",
+    [],
+    [1],
+    [[]] * 5,
+    ["sliding_attention"] * 5,
+    {},
+    {"rope_type": []},
+    {"rope_type": "yarn"},
+    {"rope_type": "dynamic", "factor": 2},
+    {"rope_type": "longrope", "short_factor": ["a"], "long_factor": [1]},
+    {"full_attention": {"rope_theta": "x"}},
+]
 
 
 @given(family=st.sampled_from(list(HUGGINGFACE)), data=st.data())

@@ -39,10 +39,19 @@ def contents(folder: Path) -> dict[str, bytes]:
 # --- what stays ------------------------------------------------------------------------------------------------------
 
 OTHERS = (
-    "checkpoint-500/model.safetensors", "checkpoint-500/config.json", "original/consolidated.00.pth",
-    "original/params.json", "onnx/model.onnx", "sub/deep/pytorch_model.bin", "adapter_model.safetensors",
-    "training_args.bin", "optimizer.bin", "pytorch_model.bin", "tokenizer.json", "model.fp16.safetensors",
-)  # fmt: skip
+    "checkpoint-500/model.safetensors",
+    "checkpoint-500/config.json",
+    "original/consolidated.00.pth",
+    "original/params.json",
+    "onnx/model.onnx",
+    "sub/deep/pytorch_model.bin",
+    "adapter_model.safetensors",
+    "training_args.bin",
+    "optimizer.bin",
+    "pytorch_model.bin",
+    "tokenizer.json",
+    "model.fp16.safetensors",
+)
 
 
 def test_force_replaces_by_name_at_the_top_level_and_nothing_else(tmp_path: Path) -> None:

@@ -107,10 +107,15 @@ WORDS = [*(chr(c) for c in range(33, 127)), "Ġ", "Ċ", "he", "ll", "hello", "<s
 def gguf(**fields: Any) -> Checkpoint:
     """hello is a word of the vocabulary, which its merges do not reach: he ll o."""
     given = {
-        "model": "gpt2", "pre": "llama-bpe", "tokens": WORDS, "merges": ["h e", "l l"],
-        "bos_token_id": WORDS.index("<s>"), "eos_token_id": WORDS.index("</s>"),
-        "token_type": [1] * (len(WORDS) - 3) + [3, 3, 4], **fields,
-    }  # fmt: skip
+        "model": "gpt2",
+        "pre": "llama-bpe",
+        "tokens": WORDS,
+        "merges": ["h e", "l l"],
+        "bos_token_id": WORDS.index("<s>"),
+        "eos_token_id": WORDS.index("</s>"),
+        "token_type": [1] * (len(WORDS) - 3) + [3, 3, 4],
+        **fields,
+    }
     settings = {f"tokenizer.ggml.{name}": value for name, value in given.items() if value is not None}
     settings["tokenizer.chat_template"] = "{{ messages }}"
     return Checkpoint(Path("one.gguf"), Contents("gguf", {}, settings))
@@ -174,8 +179,9 @@ def test_the_files_made_of_a_vocabulary_give_the_same_tokens(tmp_path: Path) -> 
     config = made["tokenizer_config.json"]
     assert (config["bos_token"], config["eos_token"], config["chat_template"]) == ("<s>", "</s>", "{{ messages }}")
     assert made["generation_config.json"] == {
-        "bos_token_id": WORDS.index("<s>"), "eos_token_id": WORDS.index("</s>"),
-    }  # fmt: skip
+        "bos_token_id": WORDS.index("<s>"),
+        "eos_token_id": WORDS.index("</s>"),
+    }
 
 
 def test_a_port_of_a_gguf_carries_its_tokenizer_and_ids(tmp_path: Path) -> None:

@@ -28,12 +28,19 @@ def test_metas_folder_is_read_with_its_parameters(tmp_path: Path) -> None:
 
 META = {"dim": 12, "n_layers": 1, "n_heads": 4, "n_kv_heads": 2, "norm_eps": 1e-5, "vocab_size": 8}
 META_SHAPES = {
-    "tok_embeddings.weight": (8, 12), "norm.weight": (12,), "output.weight": (8, 12), "rope.freqs": (3,),
-    "layers.0.attention.wq.weight": (12, 12), "layers.0.attention.wk.weight": (6, 12),
-    "layers.0.attention.wv.weight": (6, 12), "layers.0.attention.wo.weight": (12, 12),
-    "layers.0.feed_forward.w1.weight": (16, 12), "layers.0.feed_forward.w2.weight": (12, 16),
-    "layers.0.feed_forward.w3.weight": (16, 12), "layers.0.attention_norm.weight": (12,),
-}  # fmt: skip
+    "tok_embeddings.weight": (8, 12),
+    "norm.weight": (12,),
+    "output.weight": (8, 12),
+    "rope.freqs": (3,),
+    "layers.0.attention.wq.weight": (12, 12),
+    "layers.0.attention.wk.weight": (6, 12),
+    "layers.0.attention.wv.weight": (6, 12),
+    "layers.0.attention.wo.weight": (12, 12),
+    "layers.0.feed_forward.w1.weight": (16, 12),
+    "layers.0.feed_forward.w2.weight": (12, 16),
+    "layers.0.feed_forward.w3.weight": (16, 12),
+    "layers.0.attention_norm.weight": (12,),
+}
 
 
 def cut(name: str, x: np.ndarray, rank: int, ranks: int, vocabulary: bool) -> np.ndarray:
@@ -82,9 +89,13 @@ def test_views_in_a_torch_file_are_read_as_torch_reads_them(tmp_path: Path) -> N
 
     x = torch.arange(7 * 12, dtype=torch.float32).reshape(7, 12).to(torch.bfloat16)
     state = {
-        "transposed": x.T, "sliced": x[2:, 1::3], "repeated": x[:1].expand(5, 12), "scalar": x[3, 4],
-        "parameter": torch.nn.Parameter(x.float()), "none": x[:0],
-    }  # fmt: skip
+        "transposed": x.T,
+        "sliced": x[2:, 1::3],
+        "repeated": x[:1].expand(5, 12),
+        "scalar": x[3, 4],
+        "parameter": torch.nn.Parameter(x.float()),
+        "none": x[:0],
+    }
     torch.save(state, tmp_path / "one.pt")
     assert_same_bits(
         open_checkpoint(tmp_path / "one.pt"), {name: _array(tensor) for name, tensor in state.items()}, in_order=False

@@ -27,14 +27,26 @@ def _four_axes(mask: Array | None, kind: Any) -> Array | None:
 
 
 def dot_product_attention(
-    query: Array, key: Array, value: Array, mask: Array | None = None, *, causal: bool = False,
-    window: int | None = None, scale: float | None = None,
-) -> Array:  # fmt: skip
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    scale: float | None = None,
+) -> Array:
     q, k, v = _tokens_first(query, key, value)
     result = jax.nn.dot_product_attention(
-        q, k, v, mask=_four_axes(mask, bool), bias=_four_axes(mask, float), is_causal=causal, scale=scale,
+        q,
+        k,
+        v,
+        mask=_four_axes(mask, bool),
+        bias=_four_axes(mask, float),
+        is_causal=causal,
+        scale=scale,
         local_window_size=window,
-    )  # fmt: skip
+    )
     return result.swapaxes(1, 2)
 
 
@@ -59,10 +71,21 @@ class MultiHeadAttention(nnx.Module):
     """flax.nnx.MultiHeadAttention; its weights are those that `sow_weights` leaves behind."""
 
     def __init__(
-        self, embed_dim: int, num_heads: int, num_kv_heads: int, head_dim: int | None = None, kv_dim: int | None = None,
-        qkv_bias: bool = False, out_bias: bool = False, causal: bool = False, dropout: float = 0.0,
-        qk_norm: QKNorm | None = None, *, rngs: nnx.Rngs, param_dtype: Any,
-    ) -> None:  # fmt: skip
+        self,
+        embed_dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int | None = None,
+        kv_dim: int | None = None,
+        qkv_bias: bool = False,
+        out_bias: bool = False,
+        causal: bool = False,
+        dropout: float = 0.0,
+        qk_norm: QKNorm | None = None,
+        *,
+        rngs: nnx.Rngs,
+        param_dtype: Any,
+    ) -> None:
         if qkv_bias != out_bias:
             raise Unsupported("one switch for all biases")
         if qk_norm not in (None, "rms"):
@@ -90,9 +113,14 @@ class MultiHeadAttention(nnx.Module):
         # Without dropout nothing is drawn that is not replaced by weights: abstract, as nothing need be compiled.
         self.inner = make(rngs) if drops else nnx.eval_shape(lambda: make(nnx.Rngs(0)))
         self.config = AttentionConfig(
-            embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads, qkv_bias=qkv_bias, out_bias=out_bias,
-            head_dim=head_dim or embed_dim // num_heads, kv_dim=kv_dim or embed_dim,
-        )  # fmt: skip
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            qkv_bias=qkv_bias,
+            out_bias=out_bias,
+            head_dim=head_dim or embed_dim // num_heads,
+            kv_dim=kv_dim or embed_dim,
+        )
         self.causal = causal
 
     def load_weights(self, weights: dict[str, Any]) -> None:
@@ -115,9 +143,14 @@ class MultiHeadAttention(nnx.Module):
         return self.inner(x, decode=True, is_causal=self.causal), None
 
     def __call__(
-        self, query: Array, key: Array | None = None, value: Array | None = None, mask: Array | None = None, *,
+        self,
+        query: Array,
+        key: Array | None = None,
+        value: Array | None = None,
+        mask: Array | None = None,
+        *,
         need_weights: bool = True,
-    ) -> tuple[Array, Array | None]:  # fmt: skip
+    ) -> tuple[Array, Array | None]:
         if mask is not None:
             mask = mask.reshape((1,) * (4 - mask.ndim) + mask.shape)
         output = self.inner(query, key, value, mask=mask, is_causal=self.causal, sow_weights=need_weights)

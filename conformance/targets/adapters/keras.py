@@ -18,16 +18,31 @@ class GroupQueryAttention:
     """Its call takes query, VALUE, key: here by keyword."""
 
     def __init__(
-        self, embed_dim: int, num_heads: int, num_kv_heads: int, head_dim: int | None = None, kv_dim: int | None = None,
-        qkv_bias: bool = False, out_bias: bool = False, causal: bool = False, window: int | None = None,
-        dropout: float = 0.0, dtype: Any = "float32", scores: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        embed_dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int | None = None,
+        kv_dim: int | None = None,
+        qkv_bias: bool = False,
+        out_bias: bool = False,
+        causal: bool = False,
+        window: int | None = None,
+        dropout: float = 0.0,
+        dtype: Any = "float32",
+        scores: bool = False,
+    ) -> None:
         if qkv_bias != out_bias:
             raise Unsupported("one switch for all biases")
         self.config = AttentionConfig(
-            embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads, qkv_bias=qkv_bias, out_bias=out_bias,
-            head_dim=head_dim or embed_dim // num_heads, kv_dim=kv_dim or embed_dim,
-        )  # fmt: skip
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            qkv_bias=qkv_bias,
+            out_bias=out_bias,
+            head_dim=head_dim or embed_dim // num_heads,
+            kv_dim=kv_dim or embed_dim,
+        )
         self.dtype, self.causal, self.scores = str(np.dtype(dtype)), causal, scores
         self.inner = keras.layers.GroupQueryAttention(
             self.config.head_dim, num_heads, num_kv_heads, dropout, qkv_bias, window, dtype=self.dtype
@@ -61,9 +76,14 @@ class GroupQueryAttention:
             raise Unsupported("no mask per head")
         given = None if mask is None else np.broadcast_to(mask if mask.ndim == 2 else mask[:, 0], (B, T, S))
         result = self.inner(
-            query, value=value, key=key, attention_mask=given, use_causal_mask=self.causal,
-            return_attention_scores=self.scores, training=self.training,
-        )  # fmt: skip
+            query,
+            value=value,
+            key=key,
+            attention_mask=given,
+            use_causal_mask=self.causal,
+            return_attention_scores=self.scores,
+            training=self.training,
+        )
         output, weights = result if self.scores else (result, None)
         return _numpy(output), None if weights is None else _numpy(weights)
 

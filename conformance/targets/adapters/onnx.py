@@ -22,12 +22,21 @@ NAMES = ("Q", "K", "V", "attn_mask", "past_key", "past_value")
 
 
 def _model(
-    operator: str, inputs: tuple[tuple[str, str], ...], outputs: tuple[str, ...], domain: str, opset: int,
+    operator: str,
+    inputs: tuple[tuple[str, str], ...],
+    outputs: tuple[str, ...],
+    domain: str,
+    opset: int,
     attributes: tuple[tuple[str, Any], ...],
-) -> Any:  # fmt: skip
+) -> Any:
     node = helper.make_node(operator, [n for n, _ in inputs], list(outputs), domain=domain, **dict(attributes))
-    types = {"bool": TensorProto.BOOL, "float32": TensorProto.FLOAT, "float64": TensorProto.DOUBLE,
-             "float16": TensorProto.FLOAT16, "int32": TensorProto.INT32}  # fmt: skip
+    types = {
+        "bool": TensorProto.BOOL,
+        "float32": TensorProto.FLOAT,
+        "float64": TensorProto.DOUBLE,
+        "float16": TensorProto.FLOAT16,
+        "int32": TensorProto.INT32,
+    }
     own = next(types[dtype] for _, dtype in inputs)
     taken = [helper.make_tensor_value_info(n, types[dtype], None) for n, dtype in inputs if n]
     given = [helper.make_tensor_value_info(n, own, None) for n in outputs if n]
@@ -54,9 +63,7 @@ def _session(*described: Any) -> Callable[[dict[str, Array]], list[Array]]:
     return lambda fed: session.run(None, fed)
 
 
-def _attention(
-    run: Any, opset: int, arrays: tuple[Array | None, ...], attributes: dict[str, Any], past: bool
-) -> Any:  # fmt: skip
+def _attention(run: Any, opset: int, arrays: tuple[Array | None, ...], attributes: dict[str, Any], past: bool) -> Any:
     """Y and the weights, by `qk_matmul_output_mode` 3. past: the keys before the last T are its past."""
     query, key, value, mask = arrays
     assert query is not None
@@ -78,18 +85,33 @@ def _attention(
 
 
 def reference(
-    query: Array, key: Array, value: Array, mask: Array | None = None, *, causal: bool = False,
-    window: int | None = None, scale: float | None = None, softcap: float | None = None, past: bool = False,
-) -> tuple[Array, Array]:  # fmt: skip
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    past: bool = False,
+) -> tuple[Array, Array]:
     """The window is `left_window_size`, which counts the keys before the query's own."""
     attributes = {"is_causal": int(causal), "scale": scale, "softcap": softcap, "left_window_size": window}
     return _attention(_reference, REFERENCE_OPSET, (query, key, value, mask), attributes, past)
 
 
 def runtime(
-    query: Array, key: Array, value: Array, mask: Array | None = None, *, causal: bool = False,
-    scale: float | None = None, softcap: float | None = None, past: bool = False,
-) -> tuple[Array, Array]:  # fmt: skip
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    softcap: float | None = None,
+    past: bool = False,
+) -> tuple[Array, Array]:
     attributes = {"is_causal": int(causal), "scale": scale, "softcap": softcap}
     if mask is not None:  # it broadcasts B and N, but not T
         mask = np.broadcast_to(mask, (*mask.shape[:-2], query.shape[2], key.shape[2]))
@@ -97,9 +119,16 @@ def runtime(
 
 
 def runtime_gqa(
-    query: Array, key: Array, value: Array, *, causal: bool = True, window: int | None = None,
-    scale: float | None = None, softcap: float | None = None, sinks: Array | None = None,
-) -> Array:  # fmt: skip
+    query: Array,
+    key: Array,
+    value: Array,
+    *,
+    causal: bool = True,
+    window: int | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+) -> Array:
     """com.microsoft.GroupQueryAttention: the last T keys are new, those before are its past."""
     (B, N, T, H), (_, K, S, _) = query.shape, key.shape
     if not causal:

@@ -19,18 +19,29 @@ Array = np.ndarray
 
 
 def x_transformers(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *, causal: bool = False,
-    scale: float | None = None, softcap: float | None = None, flash: bool = False,
-) -> Any:  # fmt: skip
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    softcap: float | None = None,
+    flash: bool = False,
+) -> Any:
     """x_transformers.attend.Attend: boolean masks, biases by `attn_bias`; the cap is `softclamp_logits`."""
     from x_transformers.attend import Attend
 
     boolean = mask is not None and mask.dtype.is_floating_point is False
     (B, N, T, _), S = query.shape, key.shape[2]
     attend = Attend(
-        heads=N, causal=causal, scale=scale, flash=flash, softclamp_logits=softcap is not None,
+        heads=N,
+        causal=causal,
+        scale=scale,
+        flash=flash,
+        softclamp_logits=softcap is not None,
         logit_softclamp_value=softcap or 50.0,
-    ).eval()  # fmt: skip
+    ).eval()
     shown = mask.expand(B, N, T, S) if mask is not None and boolean else None
     added = mask.expand(B, N, T, S) if mask is not None and not boolean else None
     context, intermediates = attend(query, key, value, mask=shown, attn_bias=added)
@@ -41,10 +52,20 @@ class LitGPT(nn.Module):
     """litgpt.model.CausalSelfAttention: one fused tensor; causal unless a mask is given, which then stands alone."""
 
     def __init__(
-        self, embed_dim: int, num_heads: int, num_kv_heads: int, *, head_dim: int | None = None, qkv_bias: bool = False,
-        out_bias: bool = False, causal: bool = False, softcap: float | None = None, qk_norm: QKNorm | None = None,
-        qk_norm_eps: float = 1e-6, rope: RopeConfig | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        embed_dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        *,
+        head_dim: int | None = None,
+        qkv_bias: bool = False,
+        out_bias: bool = False,
+        causal: bool = False,
+        softcap: float | None = None,
+        qk_norm: QKNorm | None = None,
+        qk_norm_eps: float = 1e-6,
+        rope: RopeConfig | None = None,
+    ) -> None:
         super().__init__()
         from litgpt.model import CausalSelfAttention, Config
 
@@ -55,15 +76,34 @@ class LitGPT(nn.Module):
         self.scaling = None if rope is None else _litgpt_scaling(rope.scaling)
         sizes: dict[str, Any] = {} if head_dim is None else {"head_dim": head_dim}
         self.config = c = AttentionConfig(
-            embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads, causal=causal, softcap=softcap,
-            qkv_bias=qkv_bias, out_bias=out_bias, qk_norm=qk_norm, qk_norm_eps=qk_norm_eps, rope=rope, **sizes,
-        )  # fmt: skip
+            embed_dim=embed_dim,
+            num_heads=num_heads,
+            num_kv_heads=num_kv_heads,
+            causal=causal,
+            softcap=softcap,
+            qkv_bias=qkv_bias,
+            out_bias=out_bias,
+            qk_norm=qk_norm,
+            qk_norm_eps=qk_norm_eps,
+            rope=rope,
+            **sizes,
+        )
         settings = Config(
-            n_layer=1, n_head=num_heads, n_embd=embed_dim, head_size=c.head_dim, n_query_groups=num_kv_heads,
-            bias=out_bias, attn_bias=qkv_bias, padded_vocab_size=8, rotary_percentage=c.rotary_dim / c.head_dim,
-            attention_logit_softcapping=softcap, norm_class_name="RMSNorm", norm_eps=qk_norm_eps,
-            norm_qk=qk_norm is not None, norm_qk_type="olmo2" if qk_norm == "rms_full" else "default",
-        )  # fmt: skip
+            n_layer=1,
+            n_head=num_heads,
+            n_embd=embed_dim,
+            head_size=c.head_dim,
+            n_query_groups=num_kv_heads,
+            bias=out_bias,
+            attn_bias=qkv_bias,
+            padded_vocab_size=8,
+            rotary_percentage=c.rotary_dim / c.head_dim,
+            attention_logit_softcapping=softcap,
+            norm_class_name="RMSNorm",
+            norm_eps=qk_norm_eps,
+            norm_qk=qk_norm is not None,
+            norm_qk_type="olmo2" if qk_norm == "rms_full" else "default",
+        )
         self.attention = CausalSelfAttention(settings, 0)
 
     def load_weights(self, weights: Mapping[str, Array]) -> None:
@@ -125,9 +165,15 @@ def tinygrad(query: Array, key: Array, value: Array, mask: Array | None = None, 
 
 
 def mlx(
-    query: Array, key: Array, value: Array, mask: Array | None = None, *, causal: bool = False,
-    scale: float | None = None, sinks: Array | None = None,
-) -> Array:  # fmt: skip
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+    sinks: Array | None = None,
+) -> Array:
     """mlx.core.fast.scaled_dot_product_attention: a mask, or the word "causal"."""
     import mlx.core as mx
 
@@ -136,7 +182,11 @@ def mlx(
     q, k, v = (mx.array(x) for x in (query, key, value))
     shown: Any = "causal" if causal else None if mask is None else mx.array(mask)
     result = mx.fast.scaled_dot_product_attention(
-        q, k, v, scale=query.shape[-1] ** -0.5 if scale is None else scale, mask=shown,
+        q,
+        k,
+        v,
+        scale=query.shape[-1] ** -0.5 if scale is None else scale,
+        mask=shown,
         sinks=None if sinks is None else mx.array(sinks),
-    )  # fmt: skip
+    )
     return np.array(result)

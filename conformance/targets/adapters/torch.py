@@ -25,9 +25,14 @@ REFUSALS = (
 
 
 def sdpa(
-    query: Array, key: Array, value: Array, mask: Array | None = None, *, causal: bool = False,
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    *,
+    causal: bool = False,
     scale: float | None = None,
-) -> Array:  # fmt: skip
+) -> Array:
     if causal and mask is not None:
         raise Unsupported("is_causal and attn_mask are not to be combined")
     with refusing(*REFUSALS):
@@ -37,25 +42,40 @@ def sdpa(
 
 
 def sdpa_math(
-    query: Array, key: Array, value: Array, mask: Array | None = None, *, causal: bool = False,
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    *,
+    causal: bool = False,
     scale: float | None = None,
-) -> Array:  # fmt: skip
+) -> Array:
     with sdpa_kernel(SDPBackend.MATH):
         return sdpa(query, key, value, mask, causal=causal, scale=scale)
 
 
 def sdpa_flash(
-    query: Array, key: Array, value: Array, mask: Array | None = None, *, causal: bool = False,
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    *,
+    causal: bool = False,
     scale: float | None = None,
-) -> Array:  # fmt: skip
+) -> Array:
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         return sdpa(query, key, value, mask, causal=causal, scale=scale)
 
 
 def flex(
-    query: Array, key: Array, value: Array, mask: Array | None = None, *, scale: float | None = None,
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    *,
+    scale: float | None = None,
     softcap: float | None = None,
-) -> Array:  # fmt: skip
+) -> Array:
     """A boolean mask as its block_mask, a bias and a softcap as its score_mod."""
     (B, N, T, _), S = query.shape, key.shape[2]
     everywhere = None if mask is None else mask.expand(B, N, T, S)
@@ -77,9 +97,17 @@ class MultiheadAttention(nn.Module):
     """torch.nn.MultiheadAttention with gradients enabled, as a module is called that is trained."""
 
     def __init__(
-        self, embed_dim: int, num_heads: int, num_kv_heads: int, kv_dim: int | None = None, qkv_bias: bool = False,
-        out_bias: bool = False, causal: bool = False, dropout: float = 0.0, need_weights: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        embed_dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        kv_dim: int | None = None,
+        qkv_bias: bool = False,
+        out_bias: bool = False,
+        causal: bool = False,
+        dropout: float = 0.0,
+        need_weights: bool = True,
+    ) -> None:
         super().__init__()
         if qkv_bias != out_bias:
             raise Unsupported("one switch for all biases")
@@ -114,7 +142,12 @@ class MultiheadAttention(nn.Module):
             mask = mask.expand(B, self.num_heads, T, S).flatten(0, 1)
         with torch.enable_grad():
             result: tuple[Array, Array | None] = self.inner(
-                query, key, value, attn_mask=mask, is_causal=self.causal, need_weights=self.need_weights,
+                query,
+                key,
+                value,
+                attn_mask=mask,
+                is_causal=self.causal,
+                need_weights=self.need_weights,
                 average_attn_weights=False,
-            )  # fmt: skip
+            )
         return result

@@ -39,9 +39,14 @@ def eager(
 
 
 def sdpa(
-    query: Array, key: Array, value: Array, mask: Array | None = None, *, causal: bool = False,
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Array | None = None,
+    *,
+    causal: bool = False,
     scale: float | None = None,
-) -> Array:  # fmt: skip
+) -> Array:
     if causal and mask is not None:
         raise Unsupported("its models put causal into the mask")
     if mask is not None:
@@ -77,11 +82,25 @@ class FamilyAttention(nn.Module):
     """The attention module of one family, with its rotary embedding and its model's masks."""
 
     def __init__(
-        self, family: str, implementation: str, *, embed_dim: int, num_heads: int, num_kv_heads: int,
-        head_dim: int | None = None, qkv_bias: bool = False, out_bias: bool = False, causal: bool = False,
-        window: int | None = None, scale: float | None = None, softcap: float | None = None, dropout: float = 0.0,
-        rope: RopeConfig | None = None, qk_norm: str | None = None, sinks: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        family: str,
+        implementation: str,
+        *,
+        embed_dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int | None = None,
+        qkv_bias: bool = False,
+        out_bias: bool = False,
+        causal: bool = False,
+        window: int | None = None,
+        scale: float | None = None,
+        softcap: float | None = None,
+        dropout: float = 0.0,
+        rope: RopeConfig | None = None,
+        qk_norm: str | None = None,
+        sinks: bool = False,
+    ) -> None:
         super().__init__()
         if qkv_bias != out_bias:
             raise Unsupported("one switch for all biases")
@@ -103,11 +122,19 @@ class FamilyAttention(nn.Module):
         package = import_module(f"transformers.models.{family}")
         modeling = import_module(f"transformers.models.{family}.modeling_{family}")
         self.config = getattr(package, of.config)(
-            hidden_size=embed_dim, num_attention_heads=num_heads, num_key_value_heads=num_kv_heads, head_dim=head_dim,
-            num_hidden_layers=1, layer_types=[kind], sliding_window=window, attention_dropout=dropout,
-            max_position_embeddings=context, attn_implementation=implementation,
-            rope_parameters={kind: parameters} if of.per_kind else parameters, **own,
-        )  # fmt: skip
+            hidden_size=embed_dim,
+            num_attention_heads=num_heads,
+            num_key_value_heads=num_kv_heads,
+            head_dim=head_dim,
+            num_hidden_layers=1,
+            layer_types=[kind],
+            sliding_window=window,
+            attention_dropout=dropout,
+            max_position_embeddings=context,
+            attn_implementation=implementation,
+            rope_parameters={kind: parameters} if of.per_kind else parameters,
+            **own,
+        )
         self.config.is_causal = causal  # which its mask functions read
         self.inner = getattr(modeling, f"{of.prefix}Attention")(self.config, layer_idx=0)
         self.inner.is_causal = causal
@@ -136,9 +163,11 @@ class FamilyAttention(nn.Module):
         start = 0 if cache is None else cache.get_seq_length()
         positions = (start + torch.arange(x.shape[1]))[None].expand(x.shape[0], -1)
         output, weights = self.inner(
-            x, position_embeddings=self._tables(x, positions),
-            attention_mask=self._mask(x, positions, mask, cache), past_key_values=cache,
-        )[:2]  # fmt: skip
+            x,
+            position_embeddings=self._tables(x, positions),
+            attention_mask=self._mask(x, positions, mask, cache),
+            past_key_values=cache,
+        )[:2]
         return output, weights
 
     def _tables(self, x: Array, positions: Array) -> tuple[Array, Array]:

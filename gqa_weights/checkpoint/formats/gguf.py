@@ -151,9 +151,10 @@ def _entry(path: Path, file: BinaryIO, tensor: Any, byte_order: str) -> Entry:
         return Entry(path, TensorInfo(shape, "bfloat16"), lambda: viewed(stored(), "bfloat16", shape))
     rows = (-1, tensor.data.shape[-1])
     return Entry(
-        path, TensorInfo(shape, "float32", kind),
+        path,
+        TensorInfo(shape, "float32", kind),
         lambda: _dequantized(stored().reshape(rows), tensor.tensor_type, shape),
-    )  # fmt: skip
+    )
 
 
 def _plain(stored: Any, info: TensorInfo, dtype: np.dtype) -> Array:

@@ -12,10 +12,44 @@ from pathlib import Path
 from typing import Any
 
 HOSTILE: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 3, 7, 2**31, 2**31 - 1, 2**63, -(2**63), 10**9, 10**30, 10**400, 1.5, -0.0, 1e308,
-    float("inf"), float("nan"), "", "x", "\x1b[2J\x1b[31m", "\u202egnp", "[red]x[/red][/]", "x" * 100_000, "../../etc",
-    "\0", "llama", "gemma3_text", "canonical", [], [[]], {}, {"a": {}}, [1] * 50, {"rope_type": "yarn", "factor": 0},
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    3,
+    7,
+    2**31,
+    2**31 - 1,
+    2**63,
+    -(2**63),
+    10**9,
+    10**30,
+    10**400,
+    1.5,
+    -0.0,
+    1e308,
+    float("inf"),
+    float("nan"),
+    "",
+    "x",
+    "\x1b[2J\x1b[31m",
+    "\u202egnp",
+    "[red]x[/red][/]",
+    "x" * 100_000,
+    "../../etc",
+    "\0",
+    "llama",
+    "gemma3_text",
+    "canonical",
+    [],
+    [[]],
+    {},
+    {"a": {}},
+    [1] * 50,
+    {"rope_type": "yarn", "factor": 0},
+)
 ARCHIVES = (".npz", ".bin", ".pt", ".pth")
 NUMBERS = (0, 1, 2**31, 2**32 - 1, 2**62, 2**63, 2**64 - 1, 255, 10**9)
 

@@ -18,15 +18,30 @@ from gqa_weights.families import FAMILIES, foreign_weights, read_model
 WORDS = [*(chr(c) for c in range(33, 127)), "Ġ", "Ċ", "he", "ll", "hell", "hello", "Ġhello", "world", "<s>", "</s>"]
 MERGES = [("h", "e"), ("l", "l"), ("he", "ll"), ("hell", "o"), ("Ġ", "hello")]
 CONFIG: dict[str, Any] = {
-    "model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": len(WORDS), "hidden_size": 24,
-    "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2,
-    "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
-    "bos_token_id": len(WORDS) - 2, "eos_token_id": [len(WORDS) - 1], "pad_token_id": None, "torch_dtype": "float32",
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": len(WORDS),
+    "hidden_size": 24,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "bos_token_id": len(WORDS) - 2,
+    "eos_token_id": [len(WORDS) - 1],
+    "pad_token_id": None,
+    "torch_dtype": "float32",
     "rope_scaling": {
-        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
         "original_max_position_embeddings": 32,
     },
-}  # fmt: skip
+}
 
 
 def tokenizer() -> str:
@@ -103,9 +118,16 @@ def meta(folder: Path, source: Path) -> None:
             state[name] = torch.from_numpy(np.array(np.split(x, 2, axis)[rank] if x.ndim == 2 else x))
         torch.save(state, place / f"consolidated.{rank:02}.pth")
     params = {
-        "dim": 24, "n_layers": 2, "n_heads": 6, "n_kv_heads": 2, "norm_eps": 1e-5, "vocab_size": -1,
-        "rope_theta": 10000.0, "use_scaled_rope": False, "multiple_of": 4,
-    }  # fmt: skip
+        "dim": 24,
+        "n_layers": 2,
+        "n_heads": 6,
+        "n_kv_heads": 2,
+        "norm_eps": 1e-5,
+        "vocab_size": -1,
+        "rope_theta": 10000.0,
+        "use_scaled_rope": False,
+        "multiple_of": 4,
+    }
     (place / "params.json").write_text(json.dumps(params))
 
 
