@@ -131,7 +131,7 @@ def _counted(found: list[Finding], different: list[Finding]) -> str:
 
 
 def _lines(finding: Finding, details: bool) -> Iterator[RenderableType]:
-    name = finding.convention.ljust(NAME)
+    name = f"{finding.convention.ljust(NAME - 1)} "
     if finding.unsupported:
         yield Text(f"{name}not supported: {finding.unsupported}", style="dim")
         return

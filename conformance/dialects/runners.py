@@ -47,16 +47,21 @@ class ClassRunner:
 
     target: TargetClass
 
+    @property
+    def own_kv_dim(self) -> bool:
+        """Whether the class is built with a kv_dim; a plain one is given keys of the query's width."""
+        return self.target.binding.takes("kv_dim")
+
     def run(self, probe: Probe, **more: Any) -> Answer:
         if probe.chunks:
             return self.run_cached(probe)
-        config, weights, call = _layer_call(probe, self.target.limits)
+        config, weights, call = _layer_call(probe, self.target.limits, self.own_kv_dim)
         layer = self.target.layer(config, probe.dtype)
         layer.load(weights)
         return _by_heads(layer(Call(*call.arguments, call.keywords | more)), config)
 
     def expected(self, probe: Probe, dialect: Dialect) -> Array:
-        return _of_layer(probe, dialect, self.target.limits)
+        return _of_layer(probe, dialect, self.target.limits, self.own_kv_dim)
 
     def run_cached(self, probe: Probe, *, capacity: int = S, ends: bool = False) -> Answer:
         """The answer of a cache of max_length tokens. ends: only of one that holds so many and no more."""
@@ -68,7 +73,7 @@ class ClassRunner:
 
     def run_training(self, probe: Probe) -> Answer:
         """The answer in training mode, with a dropout of one half."""
-        config, weights, call = _layer_call(probe, self.target.limits, dropout=0.5)
+        config, weights, call = _layer_call(probe, self.target.limits, self.own_kv_dim, dropout=0.5)
         layer: TargetLayer = self.target.layer(config, probe.dtype)
         layer.load(weights)
         if not hasattr(layer.module, "train"):
@@ -84,8 +89,8 @@ def _of_kernel(probe: Probe, dialect: Dialect, limits: Limits) -> Array:
 
 
 @lru_cache(4096)
-def _of_layer(probe: Probe, dialect: Dialect, limits: Limits) -> Array:
-    config, weights, call = _layer_call(probe, replace(limits, cross=False) if probe.chunks else limits)
+def _of_layer(probe: Probe, dialect: Dialect, limits: Limits, own_kv_dim: bool) -> Array:
+    config, weights, call = _layer_call(probe, replace(limits, cross=False) if probe.chunks else limits, own_kv_dim)
     layer = DialectLayer(config, dialect).load_weights(weights)
     if probe.chunks:
         cache = layer.init_cache(B, S)
@@ -112,8 +117,10 @@ OF_CALL = ("offset", "positions", "key_positions")  # what a layer is given when
 
 
 @lru_cache(256)
-def _layer_call(probe: Probe, limits: Limits, **more: Any) -> tuple[AttentionConfig, dict[str, Array], Call]:
-    """The probe of a layer: how it is built, its weights, and the call."""
+def _layer_call(
+    probe: Probe, limits: Limits, own_kv_dim: bool = False, **more: Any
+) -> tuple[AttentionConfig, dict[str, Array], Call]:
+    """The probe of a layer: how it is built, its weights, and the call. own_kv_dim: keys have a width of their own."""
     q, call = probe, probe.call()
     _refuse_impossible(probe, limits)
     if not limits.cross and (q.T != q.S or q.poisoned or q.convention == "argument order"):
@@ -121,7 +128,8 @@ def _layer_call(probe: Probe, limits: Limits, **more: Any) -> tuple[AttentionCon
     if "dropout_multiplier" in call.keywords:
         raise Unsupported("draws its own dropout")
     own = {name: x for name, x in call.keywords.items() if name not in (*OF_CALL, "sinks")}
-    width, kv_width = (q.N * H, q.K * H) if limits.cross else (3 * q.N * H, 3 * q.N * H)
+    width = q.N * H if limits.cross else 3 * q.N * H
+    kv_width = q.K * H if limits.cross and own_kv_dim else max(width, q.K * q.Hv)
     settings = dict(limits.always) | own | dict(q.settings) | more
     settings |= {"sinks": True} if "sinks" in call.keywords else {}
     config = AttentionConfig(
@@ -129,8 +137,8 @@ def _layer_call(probe: Probe, limits: Limits, **more: Any) -> tuple[AttentionCon
     )
     given = tuple(_joined(x) for x in call.arguments[:3])
     if limits.cross:
-        value = np.pad(given[2], ((0, 0), (0, 0), (0, kv_width - given[2].shape[2])))
-        inputs: tuple[Any, Any, Any] = (given[0], given[1], value)
+        key, value = (np.pad(x, ((0, 0), (0, 0), (0, kv_width - x.shape[2]))) for x in given[1:])
+        inputs: tuple[Any, Any, Any] = (given[0], key, value)
     else:
         together = np.concatenate(given, axis=-1)
         inputs = (np.pad(together, ((0, 0), (0, 0), (0, width - together.shape[2]))), None, None)

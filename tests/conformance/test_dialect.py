@@ -185,3 +185,10 @@ def test_no_target_is_one_sentence_and_exit_code_2(arguments):
     result = CliRunner().invoke(app, ["dialect", *arguments])
     assert result.exit_code == 2
     assert len(result.output.strip().split("\n")) == 1
+
+
+@pytest.mark.no_shape_checks
+def test_a_plain_class_is_given_keys_of_the_querys_width(sample_targets):
+    """It takes no kv_dim, and its head order is told all the same."""
+    result = CliRunner().invoke(app, ["dialect", "torch_layers:Tiled"])
+    assert "head order                 tiled: n % K" in result.output
