@@ -191,11 +191,14 @@ jax.tree_util.register_pytree_with_keys(
 )
 
 
-def empty(config: AttentionConfig, batch_size: int, max_length: int, rolling: bool, dtype: Any) -> KVCache:
+def empty(
+    config: AttentionConfig, batch_size: int, max_length: int, rolling: bool, dtype: Any, *, num_kv_heads: int
+) -> KVCache:
+    """num_kv_heads: those that the layer has here, other than the config's where it is pruned or spread over a mesh."""
     slots = config.window if rolling else max_length
     return KVCache(
-        keys=jnp.zeros((batch_size, config.num_kv_heads, slots, config.head_dim), dtype),
-        values=jnp.zeros((batch_size, config.num_kv_heads, slots, config.v_head_dim), dtype),
+        keys=jnp.zeros((batch_size, num_kv_heads, slots, config.head_dim), dtype),
+        values=jnp.zeros((batch_size, num_kv_heads, slots, config.v_head_dim), dtype),
         length=jnp.zeros(batch_size, int),
         rope_length=max_length,
         rolling=rolling,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Self
 
 import jax
@@ -16,11 +15,12 @@ from jaxtyping import Float, Integer
 from gqa_jax import cache as cache_
 from gqa_jax import decoding, rope
 from gqa_jax.arrays import as_array, check_sharding, known
-from gqa_jax.attention import attend, attention, stages_of
+from gqa_jax.attention import attention, stages_of
 from gqa_jax.cache import KVCache
-from gqa_jax.linear import join_heads, linear, parameter, project, split_heads
+from gqa_jax.linear import join_heads, linear, parameter, project, set_parameter, split_heads
 from gqa_jax.masks import Offset, query_positions
 from gqa_jax.norm import qk_norm
+from gqa_jax.parts import MeshPart, extended
 from gqa_jax.precision import compute_dtype
 from gqa_spec import AttentionConfig, checks
 from gqa_spec.config import CONFIG_FIELDS, DERIVED, symbolic_shapes, weight_shapes
@@ -86,6 +86,7 @@ class GroupedQueryAttention(nnx.Module):
         if config.sinks:
             self.sinks = nnx.Param(jnp.zeros(shapes["sinks"], self.param_dtype))
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs if config.dropout > 0 else None)
+        self.mesh_part: MeshPart | None = None  # set by `parallel`
 
     @classmethod
     def from_config(cls, config: AttentionConfig, **options: Any) -> Self:
@@ -145,7 +146,9 @@ class GroupedQueryAttention(nnx.Module):
         rotation = RotationSettings.of_call(key, positions, key_positions, offset, rope_length)
         stages = self._stages(query, key, value, mask, rotation)
         q, k, v = kernel_inputs(stages)
-        context, weights = attention(q, k, v, mask, self._kernel_settings(q, k, offset), need_weights=need_weights)
+        settings = self._kernel_settings(q, k, offset)
+        compute = attention if self.mesh_part is None else self.mesh_part.attention
+        context, weights = compute(q, k, v, as_array(mask), settings, need_weights=need_weights)
         return self._output(context, stages), weights
 
     def trace(
@@ -193,7 +196,9 @@ class GroupedQueryAttention(nnx.Module):
             TypeError: For a wrong type or dtype.
         """
         checks.init_cache(self.config, batch_size, max_length, rolling)
-        cache = cache_.empty(self.config, batch_size, max_length, rolling, self.dtype if dtype is None else dtype)
+        make = cache_.empty if self.mesh_part is None else self.mesh_part.init_cache
+        dtype = self.dtype if dtype is None else dtype
+        cache = make(self.config, batch_size, max_length, rolling, dtype, num_kv_heads=self._cached_heads())
         checks.floating("dtype", cache.keys)
         return cache
 
@@ -226,10 +231,9 @@ class GroupedQueryAttention(nnx.Module):
         tokens = x if lengths is None else jnp.where(real, x, 0)
         stages = self._stages(tokens, None, None, None, rotation)
         q, k, v = kernel_inputs(stages)
-        mask, offset, chunk = decoding.kernel_arguments(cache, self.config, T)
-        new_cache, keys, values = decoding.append(cache, k, v, count)
-        settings = replace(self._kernel_settings(q, keys, offset, training=False), chunk=chunk)
-        context = attend(q, keys.astype(q.dtype), values.astype(q.dtype), mask, settings, finite_keys=True)
+        settings = self._kernel_settings(q, k, None, training=False)
+        compute = extended if self.mesh_part is None else self.mesh_part.extend
+        context, new_cache = compute(q, k, v, cache, count, settings, self.config)
         output = jnp.where(real, self._output(context, stages), 0)
         return jnp.where(decoding.fits(cache, count)[:, None, None], output, jnp.nan), new_cache
 
@@ -249,8 +253,7 @@ class GroupedQueryAttention(nnx.Module):
         arrays = {name: np.asarray(x) for name, x in mapping.items()}
         checks.weights(arrays, weight_shapes(self.config), symbolic_shapes(self.config), str(self.param_dtype))
         for name, x in arrays.items():
-            variable, transposed = parameter(self, name)
-            variable.set_value(jnp.array(x.T if transposed else x, self.param_dtype))  # also into an abstract module
+            set_parameter(self, name, x, self.param_dtype)
         return self
 
     def export_weights(self) -> dict[str, np.ndarray]:
@@ -312,10 +315,18 @@ class GroupedQueryAttention(nnx.Module):
         """How many of x's tokens are real in each row, after every check that needs no traced value."""
         checks.array("x", x, Array)
         checks.instance("cache", cache, KVCache)
-        checks.extend(self.config, x.shape, cache.keys.shape, cache.values.shape, cache.rolling)
+        keys, values, heads = cache.keys.shape, cache.values.shape, self._cached_heads()
+        checks.extend(self.config, x.shape, keys, values, cache.rolling, num_kv_heads=heads)
         count = decoding.real_tokens(x, lengths)
         cache.check_free_slots(x.shape[1] if lengths is None else known(lengths))
         return count
+
+    def _cached_heads(self) -> int:
+        """KV heads: fewer than the config's where k_proj is pruned; more where each device of a mesh keeps its own."""
+        kernel, heads = getattr(self.k_proj, "kernel", None), self.config.num_kv_heads
+        if kernel is not None:
+            heads = kernel.shape[-1] // self.config.head_dim
+        return heads if self.mesh_part is None else self.mesh_part.cached_heads(heads)
 
     def _kernel_settings(self, q: Array, k: Array, offset: Offset, *, training: bool = True) -> KernelSettings:
         config = self.config

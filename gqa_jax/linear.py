@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import NamedSharding
 from jaxtyping import Float
 
 from gqa_jax.precision import compute_dtype, matmul_precision
@@ -40,6 +44,19 @@ def parameter(module: nnx.Module, name: str) -> tuple[nnx.Param, bool]:
         owner = owner[int(part)] if part.isdecimal() else getattr(owner, part)
     kernel = isinstance(owner, nnx.Linear) and field == "weight"
     return (owner.kernel if kernel else getattr(owner, field)), kernel
+
+
+def set_parameter(module: nnx.Module, name: str, x: np.ndarray, dtype: Any) -> None:
+    """Copy a canonical weight into its parameter, an abstract one too; over a mesh, each device gets its own part."""
+    variable, transposed = parameter(module, name)
+    stored = x.T if transposed else x
+    value: Any
+    place = getattr(variable.get_value(), "sharding", None)
+    if isinstance(place, NamedSharding):  # a copy of each part: JAX may keep what it is given, here parts of a file
+        value = jax.make_array_from_callback(stored.shape, place, lambda index: np.array(stored[index], dtype))
+    else:
+        value = jnp.array(stored, dtype)
+    variable.set_value(value)
 
 
 def _promote(arrays: Any, /, *, dtype: Any = None, inexact: bool = True) -> Any:

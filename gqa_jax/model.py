@@ -19,7 +19,7 @@ from gqa_jax.arrays import as_array, check_sharding, known
 from gqa_jax.block import Block, Norm, scaled
 from gqa_jax.cache import KVCache, ModelCache
 from gqa_jax.layer import available
-from gqa_jax.linear import linear, parameter, project
+from gqa_jax.linear import linear, parameter, project, set_parameter
 from gqa_jax.precision import compute_dtype, matmul_precision
 from gqa_spec import ModelConfig, checks
 from gqa_spec.generation import Callback, Request
@@ -83,7 +83,7 @@ class Transformer(nnx.Module):
             model, jax.jit(lambda: nnx.state(new(), nnx.RngState))()
         )  # of dropout: nothing else is missing in the file
         for name in model_weight_shapes(read.config):
-            _set(model, name, read.weights[name], dtype)
+            set_parameter(model, name, read.weights[name], dtype)
         return model.eval()
 
     def train(self, **attributes: Any) -> Self:
@@ -277,7 +277,7 @@ class Transformer(nnx.Module):
         shapes, symbols = model_weight_shapes(self.config), model_symbolic_shapes(self.config)
         checks.weights(arrays, shapes, symbols, str(self.param_dtype))
         for name, x in arrays.items():
-            _set(self, name, x, self.param_dtype)
+            set_parameter(self, name, x, self.param_dtype)
         return self
 
     def export_weights(self) -> dict[str, np.ndarray]:
@@ -370,11 +370,6 @@ class _Embedding(nnx.Module):
     def __init__(self, shape: tuple[int, int], rngs: nnx.Rngs, dtype: Any) -> None:
         bound = shape[1] ** -0.5
         self.weight = nnx.Param(jax.random.uniform(rngs.params(), shape, dtype, -bound, bound))
-
-
-def _set(model: Transformer, name: str, x: np.ndarray, dtype: Any) -> None:
-    variable, transposed = parameter(model, name)
-    variable.set_value(jnp.array(x.T if transposed else x, dtype))
 
 
 def _last(x: Float[Array, "B T D"], count: Integer[Array, "B"]) -> Float[Array, "B D"]:

@@ -78,7 +78,18 @@ from gqa_spec.checks.settings import (
     rotary_dim,
     splits_width,
 )
-from gqa_spec.checks.values import boolean, choice, instance, integer, is_integer, is_number, mesh_axes, number
+from gqa_spec.checks.values import (
+    boolean,
+    choice,
+    context_length,
+    instance,
+    integer,
+    is_integer,
+    is_number,
+    mesh_axes,
+    mesh_axis_types,
+    number,
+)
 
 __all__ = [
     "FLOATING",
@@ -98,6 +109,7 @@ __all__ = [
     "cache_truncate",
     "cacheable",
     "choice",
+    "context_length",
     "context_parallel",
     "divides",
     "dtype_name",
@@ -120,6 +132,7 @@ __all__ = [
     "longrope_factors",
     "mask",
     "mesh_axes",
+    "mesh_axis_types",
     "model_cache",
     "model_call",
     "model_ends",

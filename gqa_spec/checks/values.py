@@ -69,3 +69,18 @@ def mesh_axes(given: Mapping[str, str | None], names: Sequence[str]) -> None:
     if not chosen or len(set(chosen)) < len(chosen):
         got = ", ".join(f"{argument}={axis!r}" for argument, axis in given.items())
         raise ValueError(f"{', '.join(given)}: expected at least one axis of the mesh, each at most once, got {got}")
+
+
+def mesh_axis_types(explicit: Sequence[str], count: int) -> None:
+    """JAX: the axes of a mesh that are Explicit, for which the sharding of each result would have to be given."""
+    if explicit:
+        raise ValueError(
+            f"mesh: expected axes of AxisType.Auto, got Explicit axes {', '.join(explicit)}: "
+            f"make the mesh with axis_types=(AxisType.Auto,) * {count}"
+        )
+
+
+def context_length(length: int, context: int) -> None:
+    """Positions are cut into equal parts."""
+    if length % context:
+        raise ValueError(f"query: expected context = {context}, the devices of the mesh's axis, to divide T = {length}")

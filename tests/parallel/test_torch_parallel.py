@@ -92,3 +92,8 @@ def test_what_is_refused_changes_nothing(found, name, sentence):
 def test_a_plan_that_cuts_shared_heads_apart_raises(found):
     """ColwiseParallel on q, k and v with K < tensor was silently wrong."""
     assert "1 x 4: a plan without parallelize" not in found
+
+
+def test_the_example_of_the_guide_runs(found):
+    [row] = found["example"]
+    assert len(row) == 5

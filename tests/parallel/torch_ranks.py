@@ -5,10 +5,11 @@ Results are written by rank 0, as JSON: name of a check -> the largest relative 
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from gqa_spec import AttentionConfig, ModelConfig, RopeConfig
 from gqa_torch import GroupedQueryAttention, Transformer
 from gqa_torch.parallel import from_checkpoint, parallelize
 from gqa_torch.parts import whole
+from tests.docs.documents import ROOT, block_starting
 
 RANKS = 4
 MESHES = ((4, 1), (2, 2), (1, 4))
@@ -195,6 +197,14 @@ def refusals(mesh: DeviceMesh) -> Iterator[tuple[str, Any]]:
         yield "a plan without parallelize", "no error"
 
 
+def example() -> Iterator[tuple[str, Any]]:
+    """That of docs/scale.md, as it is there."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        exec(block_starting(ROOT / "docs" / "scale.md", "# on_ranks.py"), {})
+    yield "example", json.loads(printed.getvalue())
+
+
 def work(rank: int, port: int, folder: Path) -> None:
     """One process: all checks, in the same order as in the others."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -210,6 +220,7 @@ def work(rank: int, port: int, folder: Path) -> None:
             found |= {f"{d} x {t}: {name}": result for name, result in each(mesh)}
     found |= dict(contexts(init_device_mesh("cpu", (RANKS,), mesh_dim_names=("context",))))
     found |= dict(checkpoints(folder / "checkpoint"))
+    found |= dict(example())
     if rank == 0:
         (folder / "found.json").write_text(json.dumps(found))
     dist.destroy_process_group()
