@@ -15,8 +15,10 @@ EITHER = "numpy, torch or jax (our backends), a public implementation by name, M
 
 
 def trace(
-    a: Annotated[str, typer.Argument(help=EITHER)],
-    b: Annotated[str, typer.Argument(help="What A is compared with; a checkpoint with a backend or a checkpoint.")],
+    a: Annotated[str | None, typer.Argument(help=EITHER)] = None,
+    b: Annotated[
+        str | None, typer.Argument(help="What A is compared with; a checkpoint with a backend or a checkpoint.")
+    ] = None,
     case: Annotated[str | None, typer.Option(help="A case by name; else every feature until one differs.")] = None,
     dtype: Annotated[Literal["float64", "float32"], typer.Option(help="What both compute in.")] = "float32",
     kernel: Annotated[
@@ -25,6 +27,12 @@ def trace(
     arrays: Arrays = None,
     picture: Annotated[Path | None, typer.Option(metavar="FILE", help="Draw the weights of both to this PNG.")] = None,
     time_limit: TimeLimit = None,
+    hf: Annotated[
+        str | None,
+        typer.Option("--hf", metavar="MODEL", help="Instead of A and B: a transformers model, eager against our kernel."),
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="With --hf: what the model reads.")] = None,
+    layer: Annotated[int | None, typer.Option(help="With --hf: every stage of this layer, counted from 0.")] = None,
     json: Json = None,
 ) -> None:
     """Name the first stage at which A and B differ; both are compared with the float64 oracle.
@@ -33,7 +41,23 @@ def trace(
     """
     with one_sentence():
         check_files({"--picture": picture, "--json": json})
+        if hf is not None:
+            others = {"A": a, "--case": case, "--kernel": kernel or None, "--arrays": arrays, "--picture": picture}
+            _refuse("does not apply to a transformers model, of which --hf traces every layer", others)
+            from gqa.trace_hf import trace_hf
+
+            raise typer.Exit(0 if trace_hf(hf, text, layer, json) else 1)
+        _refuse("applies with --hf MODEL alone", {"--text": text, "--layer": layer})
+        if a is None or b is None:
+            raise ValueError("trace: expected A and B, such as `gqa trace torch my_module:MyAttention`, or --hf MODEL")
         from gqa.trace_run import Wanted, trace_sides
 
         same = trace_sides(Wanted((a, b), case, dtype, kernel, arrays, time_limit), picture, json)
     raise typer.Exit(0 if same else 1)
+
+
+def _refuse(why: str, given: dict[str, object]) -> None:
+    """Raises ValueError for an option that was given and cannot apply."""
+    for option, value in given.items():
+        if value is not None:
+            raise ValueError(f"{option}: {why}")

@@ -12,6 +12,9 @@ Two functions are registered, since transformers leaves causality to the mask fu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -23,7 +26,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.utils import output_capturing
 
 from gqa_torch import masks
-from gqa_torch.attention import grouped_query_attention
+from gqa_torch.attention import attention_stages, grouped_query_attention
 from gqa_torch.precision import compute_dtype
 
 # Keywords that reach every attention function and change nothing here: bookkeeping of the model around it, and
@@ -35,6 +38,7 @@ WITHOUT_EFFECT = frozenset(
         *("sliding_window", "attention_chunk_size", "token_type_ids", "mm_token_type_ids"),
     }
 )
+_recorded: ContextVar[list[dict[str, Array]] | None] = ContextVar("recorded stages", default=None)
 
 
 def register(name: str = "gqa") -> None:
@@ -45,6 +49,22 @@ def register(name: str = "gqa") -> None:
     """
     AttentionInterface.register(name, attention)
     AttentionMaskInterface.register(name, sdpa_mask)  # boolean masks, True = may attend, or None where causal says all
+
+
+@contextmanager
+def recorded_stages() -> Iterator[list[dict[str, Array]]]:
+    """Record every stage of every attention that runs inside the `with` block, slowly and with all scores in memory.
+
+    Returns:
+        A list that grows by one dictionary for each call, in the order of calls: query (B, N, T, H), key (B, K, S, H),
+        value (B, K, S, Hv) as the model hands them over, after norm and RoPE, then the stages of `attention_stages`.
+    """
+    layers: list[dict[str, Array]] = []
+    token = _recorded.set(layers)
+    try:
+        yield layers
+    finally:
+        _recorded.reset(token)
 
 
 def attention(
@@ -92,18 +112,20 @@ def attention(
     if position_bias is not None:
         bias = position_bias[..., :S].expand(-1, query.shape[1], T, S)
         mask = bias if mask is None else masks.combine(mask, bias)
+    settings: dict[str, Any] = {
+        "causal": causal,
+        "offset": 0 if causal else None,
+        "scale": scaling,
+        "softcap": softcap,
+        "sinks": s_aux,
+        "dropout_multiplier": _multiplier(module, query, S, dropout),
+    }
+    layers = _recorded.get()
+    if layers is not None:
+        stages = attention_stages(query, key, value, mask, **settings)
+        layers.append({"query": query, "key": key, "value": value, **stages})
     context, weights = grouped_query_attention(
-        query,
-        key,
-        value,
-        mask,
-        causal=causal,
-        offset=0 if causal else None,
-        scale=scaling,
-        softcap=softcap,
-        sinks=s_aux,
-        dropout_multiplier=_multiplier(module, query, S, dropout),
-        need_weights=_weights_wanted(output_attentions),
+        query, key, value, mask, **settings, need_weights=_weights_wanted(output_attentions)
     )
     return context.transpose(1, 2).contiguous(), weights
 
