@@ -1,7 +1,7 @@
 """The suite's short profile on other Pythons and other versions of torch and jax: `make compat`.
 
-Every session has an environment of its own, outside constraints.txt, which pins one version of each package. pip takes the
-build of torch that its settings lead to; on Linux the package index alone serves the one for CUDA, of several gigabytes.
+Every session has an environment of its own, outside constraints.txt, which pins one version of each package. pip takes
+the build of torch that its settings lead to; on Linux the package index serves the one for CUDA, of several gigabytes.
 """
 
 import nox

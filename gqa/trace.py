@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,7 +30,7 @@ def trace(
     time_limit: TimeLimit = None,
     hf: Annotated[
         str | None,
-        typer.Option("--hf", metavar="MODEL", help="Instead of A and B: a transformers model, eager against our kernel."),
+        typer.Option("--hf", metavar="MODEL", help="Instead of A and B: a transformers model, against eager."),
     ] = None,
     text: Annotated[str | None, typer.Option(help="With --hf: what the model reads.")] = None,
     layer: Annotated[int | None, typer.Option(help="With --hf: every stage of this layer, counted from 0.")] = None,
@@ -56,7 +57,7 @@ def trace(
     raise typer.Exit(0 if same else 1)
 
 
-def _refuse(why: str, given: dict[str, object]) -> None:
+def _refuse(why: str, given: Mapping[str, object]) -> None:
     """Raises ValueError for an option that was given and cannot apply."""
     for option, value in given.items():
         if value is not None:

@@ -1,4 +1,4 @@
-"""`gqa trace --hf`: the stages inside a transformers model, on gqa_torch's kernel and beside the model's own attention."""
+"""`gqa trace --hf`: the stages inside a transformers model on gqa_torch's kernel, beside the model's own attention."""
 
 from __future__ import annotations
 

@@ -17,14 +17,13 @@ def widened(x: Array) -> Array:
     return x.float() if x.dtype.itemsize == 2 else x
 
 
-@torch.compiler.assume_constant_result  # torch 2.11 cannot trace the query
-def _has_autocast(device_type: str) -> bool:
-    return torch.amp.is_autocast_available(device_type)
-
-
 def autocasts(device: torch.device) -> bool:
-    """Whether autocast is on for the device. Some devices, meta among them, have none, and the query would raise."""
-    return _has_autocast(device.type) and torch.is_autocast_enabled(device.type)
+    """Whether autocast is on for the device.
+
+    Some devices, meta among them, have none, and the query would raise. torch 2.11 cannot compile the first question.
+    """
+    available = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device.type)
+    return available and torch.is_autocast_enabled(device.type)
 
 
 def autocast_dtype(dtype: torch.dtype, device: torch.device) -> torch.dtype:
