@@ -45,7 +45,7 @@ def conform(
 ) -> None:
     """Print what agrees and what does not.
 
-    Exit code 1 on any mismatch, 2 where the target cannot be judged.
+    Exit code 1 on any mismatch, 2 where nothing can be judged: of a target, or with one backend alone.
     """
     with one_sentence():
         judged = bool(target or everyone)

@@ -53,7 +53,7 @@ def header(seconds: float) -> Text:
 
 def backends_screen(checks: list[Check], results: list[MutantResult], not_run: list[str]) -> Iterator[RenderableType]:
     """Our backends against each other."""
-    counted, between = counts(checks), [check for check in checks if " to " in check.column]
+    counted, between = counts(checks), compared(checks)
     missed = [result for result in results if not result.caught_by]
     failed = counted["fail"] or missed
     word = "[bold red]DIFFER[/]" if failed else "[bold green]AGREE[/]" if between else "[bold yellow]NOT COMPARED[/]"
@@ -71,6 +71,11 @@ def backends_screen(checks: list[Check], results: list[MutantResult], not_run: l
     yield from (Text.assemble(("left out: ", "yellow"), part) for part in not_run)
     yield Text(f"more: --details ({len({check.row for check in checks})} groupings) · --html FILE · --mutants")
     yield Text("yours: gqa conform --target my_module:MyAttention")
+
+
+def compared(checks: list[Check]) -> bool:
+    """Whether any backend was compared with another, which takes two that are installed."""
+    return any(" to " in check.column for check in checks)
 
 
 def target_screen(

@@ -15,13 +15,16 @@ from typer.testing import CliRunner
 
 from conformance.cases.table import FEATURES
 from conformance.checks.check import Check
+from conformance.checks.judge import Options
 from conformance.mutants import MUTANTS
 from conformance.mutants.run import MutantResult
 from conformance.report import mutants, summary, tables
-from gqa import __version__, app
+from gqa import __version__, app, conform_run
+from gqa.conform_files import Reports
 
 pytestmark = pytest.mark.no_shape_checks
 PAIRS = [f"{a} to {b}" for a in ("numpy", "torch", "jax") for b in ("numpy", "torch", "jax") if a != b]
+NOTHING_WRITTEN = Reports(None, None, None, Options())
 TARGET = "my_package.layers:MyAttention"
 
 
@@ -93,6 +96,14 @@ def test_one_backend_alone_says_that_nothing_was_compared():
     assert lines[0].startswith("NOT COMPARED  ")
     assert "Only one backend is installed" in lines[1]
     assert not any("Worst error" in line for line in lines)
+
+
+def test_one_backend_alone_is_no_success(monkeypatch):
+    alone = [check("plain", "numpy kernel, float64")]
+    monkeypatch.setattr(conform_run, "_run", lambda *, with_real: (alone, []))
+    assert conform_run.backends(NOTHING_WRITTEN, False, synthetic=True) == 2
+    monkeypatch.setattr(conform_run, "_run", lambda *, with_real: (of_backends(), []))
+    assert conform_run.backends(NOTHING_WRITTEN, False, synthetic=True) == 0
 
 
 def test_a_target_gets_its_causes_and_the_next_command():
