@@ -207,7 +207,8 @@ def test_the_version_is_the_packages():
 
 WRONG = {
     "gqa: no such command 'trac'. Did you mean 'trace'? (see gqa --help)": ("trac",),
-    "gqa trace: missing argument 'a' (see gqa trace --help)": ("trace",),
+    "gqa inspect: missing argument 'path' (see gqa inspect --help)": ("inspect",),
+    "trace: expected A and B, such as `gqa trace torch my_module:MyAttention`, or --hf MODEL": ("trace",),
     "--dtype: expected one of float64, float32, got 'float46'; did you mean float64?": (
         "verify",
         "a",
