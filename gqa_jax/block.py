@@ -6,15 +6,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jaxtyping import Float, Integer
 
 from gqa_jax.cache import KVCache
+from gqa_jax.experts import Experts
+from gqa_jax.feed_forward import FeedForward
 from gqa_jax.layer import GroupedQueryAttention
-from gqa_jax.linear import linear, project
 from gqa_jax.norm import layer_norm, rms_norm
 from gqa_jax.precision import compute_dtype
 from gqa_spec import ModelConfig
@@ -33,7 +33,12 @@ class Block(nnx.Module):
         )
         self.attention_post_norm = Norm(config, param_dtype) if after else None
         self.feed_forward_norm = Norm(config, param_dtype) if before_feed_forward else None
-        self.feed_forward = FeedForward(config, rngs, dtype, param_dtype)
+        experts, options = config.experts_of(number), (rngs, dtype, param_dtype)
+        if experts is not None:
+            self.feed_forward: nnx.Module = Experts(config, experts, *options)
+        else:
+            widths, bias = (config.hidden_size, config.feed_forward_size), config.feed_forward_bias
+            self.feed_forward = FeedForward(*widths, config.activation, *options, gated=config.gated, bias=bias)
         self.feed_forward_post_norm = Norm(config, param_dtype) if after else None
         self.dropout = nnx.Dropout(config.dropout, rngs=rngs if config.dropout > 0 else None)
 
@@ -75,24 +80,6 @@ class Block(nnx.Module):
         return self.dropout(scaled(x, self.residual_scale), deterministic=deterministic)
 
 
-class FeedForward(nnx.Module):
-    """down(activation(gate(x)) * up(x)), or down(activation(up(x))); between the maps rounded once."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dtype: Any, param_dtype: Any) -> None:
-        D, F, bias = config.hidden_size, config.feed_forward_size, config.feed_forward_bias
-        self.config = config
-        self.gate = linear((F, D), bias, rngs, dtype, param_dtype) if config.gated else None
-        self.up = linear((F, D), bias, rngs, dtype, param_dtype)
-        self.down = linear((D, F), bias, rngs, dtype, param_dtype)
-
-    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        up, dtype = project(self.up, x), compute_dtype(x.dtype)
-        if self.gate is None:
-            return project(self.down, activation(up.astype(dtype), self.config.activation).astype(x.dtype))
-        gate = activation(project(self.gate, x).astype(dtype), self.config.activation)
-        return project(self.down, (gate * up.astype(dtype)).astype(x.dtype))
-
-
 class Norm(nnx.Module):
     """The model's norm: RMS norm or LayerNorm, times w or 1 + w, the latter with or without bias."""
 
@@ -107,13 +94,6 @@ class Norm(nnx.Module):
             bias = None if self.bias is None else self.bias[...]
             return layer_norm(x, self.weight[...], bias, eps, plus_one=plus_one)
         return rms_norm(x, self.weight[...], eps, plus_one=plus_one)
-
-
-def activation(x: Array, kind: str) -> Array:
-    """In x's dtype: SiLU, ReLU squared, or GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415), exact or by its tanh."""
-    if kind == "relu2":
-        return jnp.square(jax.nn.relu(x))
-    return jax.nn.silu(x) if kind == "silu" else jax.nn.gelu(x, approximate=kind == "gelu_tanh")
 
 
 def scaled(x: Array, factor: float) -> Array:

@@ -18,6 +18,7 @@ from gqa_jax import decoding, masks
 from gqa_jax.arrays import as_array, check_sharding, known
 from gqa_jax.block import Block, Norm, scaled
 from gqa_jax.cache import KVCache, ModelCache
+from gqa_jax.experts import stacked
 from gqa_jax.layer import available
 from gqa_jax.linear import linear, parameter, project, set_parameter
 from gqa_jax.precision import compute_dtype, matmul_precision
@@ -82,8 +83,7 @@ class Transformer(nnx.Module):
         nnx.update(
             model, jax.jit(lambda: nnx.state(new(), nnx.RngState))()
         )  # of dropout: nothing else is missing in the file
-        for name in model_weight_shapes(read.config):
-            set_parameter(model, name, read.weights[name], dtype)
+        _fill(model, read.weights, dtype)
         return model.eval()
 
     def train(self, **attributes: Any) -> Self:
@@ -276,8 +276,7 @@ class Transformer(nnx.Module):
         arrays = {name: np.asarray(x) for name, x in mapping.items()}
         shapes, symbols = model_weight_shapes(self.config), model_symbolic_shapes(self.config)
         checks.weights(arrays, shapes, symbols, str(self.param_dtype))
-        for name, x in arrays.items():
-            set_parameter(self, name, x, self.param_dtype)
+        _fill(self, arrays, self.param_dtype)
         return self
 
     def export_weights(self) -> dict[str, np.ndarray]:
@@ -288,8 +287,9 @@ class Transformer(nnx.Module):
         """
         exported = {}
         for name in model_weight_shapes(self.config):
-            variable, transposed = parameter(self, name)
-            x = np.asarray(variable[...])
+            whole = stacked(name)
+            variable, transposed = parameter(self, whole or name)
+            x = np.asarray(variable[...] if whole is None else variable[...][_expert(name)])
             exported[name] = np.array(x.T if transposed else x, order="C")
         return exported
 
@@ -370,6 +370,25 @@ class _Embedding(nnx.Module):
     def __init__(self, shape: tuple[int, int], rngs: nnx.Rngs, dtype: Any) -> None:
         bound = shape[1] ** -0.5
         self.weight = nnx.Param(jax.random.uniform(rngs.params(), shape, dtype, -bound, bound))
+
+
+def _fill(model: Transformer, weights: Mapping[str, np.ndarray], dtype: Any) -> None:
+    """Put every canonical weight into its place: those of experts, in their order, into one array."""
+    gathered: dict[str, list[np.ndarray]] = {}
+    for name in model_weight_shapes(model.config):
+        whole = stacked(name)
+        if whole is None:
+            set_parameter(model, name, weights[name], dtype)
+            continue
+        pieces = gathered.setdefault(whole, [])
+        pieces.append(weights[name])
+        if model.config.experts is not None and len(pieces) == model.config.experts.num_experts:
+            set_parameter(model, whole, np.stack(gathered.pop(whole)), dtype)
+
+
+def _expert(name: str) -> int:
+    """The number in a canonical name of an expert's weight."""
+    return int(name.rsplit(".", 3)[1])
 
 
 def _last(x: Float[Array, "B T D"], count: Integer[Array, "B"]) -> Float[Array, "B D"]:

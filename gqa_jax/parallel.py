@@ -59,9 +59,10 @@ def shardings(
 
     Raises:
         ValueError: For an axis that the mesh does not have or that is Explicit, for a size that does not divide (with
-            those that would do), and for a norm over all heads.
+            those that would do), for a norm over all heads, and for experts.
     """
     _check_mesh(mesh, {"tensor": tensor, "data": data, "context": context}, fsdp)
+    checks.no_experts(config)
     axes = cut_axes(config, 1 if tensor is None else mesh.shape[tensor])
     shapes = weight_shapes(config) if isinstance(config, AttentionConfig) else model_weight_shapes(config)
     shards = mesh.shape[data] if fsdp and data is not None else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,8 +10,10 @@ import numpy as np
 from jaxtyping import Float, Integer
 
 from gqa_numpy.cache import KVCache
+from gqa_numpy.experts import mixture
+from gqa_numpy.feed_forward import feed_forward
 from gqa_numpy.layer import GroupedQueryAttention
-from gqa_numpy.linear import initial, linear
+from gqa_numpy.linear import initial
 from gqa_numpy.norm import layer_norm, rms_norm
 from gqa_numpy.precision import compute_dtype
 from gqa_spec import ModelConfig
@@ -29,6 +30,7 @@ class Block:
 
     def __init__(self, config: ModelConfig, number: int, rng: np.random.Generator, dtype: Any) -> None:
         self.config, self.rng, self.training, self.dropout = config, rng, True, config.dropout
+        self.experts = config.experts_of(number)
         self.attention = GroupedQueryAttention.from_config(config.attention[number], rng=rng, dtype=dtype)
         prefix = f"blocks.{number}."
         names = {name.removeprefix(prefix): shape for name, shape in model_weight_shapes(config).items()}
@@ -81,16 +83,9 @@ class Block:
         return norm(name, x, self.parameters, self.config) if f"{name}.weight" in self.parameters else x
 
     def _feed_forward(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        """down(activation(gate(x)) * up(x)), or down(activation(up(x))); between the maps rounded once."""
-        up, dtype = self._linear("up", x), compute_dtype(x.dtype)
-        if self.config.gated:
-            gate = activation(self._linear("gate", x).astype(dtype), self.config.activation)
-            return self._linear("down", (gate * up.astype(dtype)).astype(x.dtype))
-        return self._linear("down", activation(up.astype(dtype), self.config.activation).astype(x.dtype))
-
-    def _linear(self, name: str, x: Array) -> Array:
-        name = f"feed_forward.{name}"
-        return linear(x, self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias"))
+        if self.experts is not None:
+            return mixture(x, self.parameters, self.experts, self.config.activation)
+        return feed_forward(x, self.parameters, "feed_forward.", self.config.activation)
 
 
 def norm(name: str, x: Array, parameters: dict[str, Array], config: ModelConfig) -> Array:
@@ -107,21 +102,6 @@ def scaled(x: Array, factor: float) -> Array:
         return x
     dtype = compute_dtype(x.dtype)
     return (x.astype(dtype) * dtype.type(factor)).astype(x.dtype)
-
-
-def activation(x: Array, kind: str) -> Array:
-    """In x's dtype: SiLU, ReLU squared, or GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415), exact or by its tanh."""
-    if kind == "silu":
-        with np.errstate(over="ignore"):
-            return x / (1 + np.exp(-x))
-    if kind == "relu2":
-        return np.square(np.maximum(x, 0))
-    if kind == "gelu_tanh":
-        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    return x * (0.5 * (1 + _erf(x * math.sqrt(0.5)))).astype(x.dtype)
-
-
-_erf = np.vectorize(math.erf, otypes=[np.float64])  # NumPy has none
 
 
 def dropped(x: Array, p: float, rng: np.random.Generator) -> Array:

@@ -10,11 +10,13 @@ from gqa_spec.config import (
     RopeScaling,
     YarnScaling,
 )
+from gqa_spec.experts_config import ExpertsConfig
 from gqa_spec.model_config import ModelConfig
 
 __all__ = [
     "AttentionConfig",
     "DynamicScaling",
+    "ExpertsConfig",
     "LinearScaling",
     "Llama3Scaling",
     "LongropeScaling",

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from gqa_spec import checks
 from gqa_spec.config import DERIVED, AttentionConfig, QKNorm, RopeConfig, sized, symbolic_shapes
+from gqa_spec.experts_config import ExpertsConfig, expert_shapes
 
 Activation = Literal["gelu", "gelu_tanh", "relu2", "silu"]
 Norm = Literal["layer", "layer_plus_one", "rms", "rms_plus_one"]
@@ -40,6 +41,7 @@ class ModelConfig:
         activation: Exact GELU, its tanh approximation, the square of ReLU, or SiLU.
         gated: Whether the feed-forward is down(activation(gate(x)) * up(x)) instead of down(activation(up(x))).
         feed_forward_bias: Whether its maps have a bias.
+        experts: A mixture of experts in its place (SPEC 20), of this activation; None for none.
         tied: Whether the logits come from the embedding's weight instead of a head of its own.
         head_bias: Whether a head of its own has a bias.
         embedding_scale: Factor on the embedding.
@@ -67,6 +69,7 @@ class ModelConfig:
     activation: Activation = "silu"
     gated: bool = True
     feed_forward_bias: bool = False
+    experts: ExpertsConfig | None = None
     tied: bool = False
     head_bias: bool = False
     embedding_scale: float = 1.0
@@ -91,6 +94,9 @@ class ModelConfig:
         checks.choice("activation", self.activation, ("gelu", "gelu_tanh", "relu2", "silu"))
         for name in ("norm_bias", "gated", "feed_forward_bias", "tied", "head_bias"):
             checks.boolean(name, getattr(self, name))
+        checks.instance("experts", self.experts, ExpertsConfig, optional=True)
+        if self.experts is not None:
+            checks.experts(self.experts, self.num_layers, self.gated)
         checks.norm_bias(self.norm, self.norm_bias)
         checks.head_bias(self.head_bias, own_head=self.output == "logits" and not self.tied)
         checks.number("norm_eps", self.norm_eps, at_least=0)
@@ -220,7 +226,9 @@ class ModelConfig:
         """The fields as JSON has them; equal neighbours of `attention` are written once, with their `count`."""
         runs = [(layer, len(list(same))) for layer, same in groupby(self.attention)]
         attention = [{"count": count, **layer.to_dict()} for layer, count in runs]
-        return {**{field.name: getattr(self, field.name) for field in fields(self)}, "attention": attention}
+        experts = None if self.experts is None else self.experts.to_dict()
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "attention": attention, "experts": experts}
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
@@ -236,7 +244,9 @@ class ModelConfig:
                 raise ValueError(f"config: expected 1 to {MOST_LAYERS} layers in all, got counts {counts[:8]}")
             runs = [(run["count"], {n: x for n, x in run.items() if n != "count"}) for run in stored["attention"]]
             layers = [layer for count, run in runs for layer in [AttentionConfig.from_dict(run)] * count]
-            return cls(**{**stored, "attention": tuple(layers)})
+            given = stored.get("experts")
+            experts = None if given is None else ExpertsConfig.from_dict(given)
+            return cls(**{**stored, "attention": tuple(layers), "experts": experts})
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"config: {type(error).__name__}: {error}") from error
 
@@ -254,6 +264,10 @@ class ModelConfig:
         """The size of the last axis of what the model returns."""
         return self.vocab_size if self.output == "logits" and self.vocab_size is not None else self.hidden_size
 
+    def experts_of(self, layer: int) -> ExpertsConfig | None:
+        """The experts that a layer has in the place of its feed-forward."""
+        return None if self.experts is None or layer in self.experts.dense_layers else self.experts
+
     def rolling(self, max_length: int) -> tuple[bool, ...]:
         """Which layers of a model have a rolling cache: those whose window is shorter than what they are to hold."""
         return tuple(layer.window is not None and layer.window < max_length for layer in self.attention)
@@ -265,7 +279,7 @@ class ModelConfig:
 
 
 def model_symbolic_shapes(config: ModelConfig) -> dict[str, str]:
-    """As `symbolic_shapes`, for a whole model: V vocabulary, F feed-forward size, I input_dim.
+    """As `symbolic_shapes`, for a whole model: V vocabulary, F feed-forward size, I input_dim; X, Fx, Fs of experts.
 
     The names of layer i start with `blocks.{i}.`, those of its attention with `blocks.{i}.attention.`.
     """
@@ -274,7 +288,7 @@ def model_symbolic_shapes(config: ModelConfig) -> dict[str, str]:
         config.norm_placement != "post",
         config.norm_placement != "pre",
     )
-    biased, plain = config.feed_forward_bias, config.norm_bias
+    plain = config.norm_bias
     before_feed_forward = before and config.parallel != "shared_norm"
     own_head = config.output == "logits" and not config.tied
     table = {"embed.weight": ("V, D" if tokens else "D, I", True), "embed.bias": ("D,", not tokens)}
@@ -288,12 +302,7 @@ def model_symbolic_shapes(config: ModelConfig) -> dict[str, str]:
             f"{block}attention_post_norm.bias": ("D,", after and plain),
             f"{block}feed_forward_norm.weight": ("D,", before_feed_forward),
             f"{block}feed_forward_norm.bias": ("D,", before_feed_forward and plain),
-            f"{block}feed_forward.gate.weight": ("F, D", config.gated),
-            f"{block}feed_forward.gate.bias": ("F,", config.gated and biased),
-            f"{block}feed_forward.up.weight": ("F, D", True),
-            f"{block}feed_forward.up.bias": ("F,", biased),
-            f"{block}feed_forward.down.weight": ("D, F", True),
-            f"{block}feed_forward.down.bias": ("D,", biased),
+            **{f"{block}feed_forward.{name}": (symbols, True) for name, symbols in _feed_forward(config, i).items()},
             f"{block}feed_forward_post_norm.weight": ("D,", after),
             f"{block}feed_forward_post_norm.bias": ("D,", after and plain),
         }
@@ -306,9 +315,21 @@ def model_symbolic_shapes(config: ModelConfig) -> dict[str, str]:
     return {name: symbols for name, (symbols, on) in table.items() if on}
 
 
+def _feed_forward(config: ModelConfig, layer: int) -> dict[str, str]:
+    """Name under `feed_forward.` -> symbolic shape."""
+    experts = config.experts_of(layer)
+    if experts is not None:
+        return expert_shapes(experts)
+    kinds = (("weight", "F, D", "D, F"), *((("bias", "F,", "D,"),) if config.feed_forward_bias else ()))
+    shapes = {("gate", kind): wide for kind, wide, _ in kinds if config.gated}
+    shapes |= {("up", kind): wide for kind, wide, _ in kinds} | {("down", kind): narrow for kind, _, narrow in kinds}
+    return {f"{module}.{kind}": symbols for (module, kind), symbols in shapes.items()}
+
+
 def model_weight_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """As `weight_shapes`, for a whole model."""
-    ends = {"V": config.vocab_size or 0, "I": config.input_dim or 0, "F": config.feed_forward_size}
+    ends = {"V": config.vocab_size or 0, "I": config.input_dim or 0, "F": config.feed_forward_size, "1": 1}
+    ends |= {} if config.experts is None else config.experts.axes
     shapes = {}
     for name, symbols in model_symbolic_shapes(config).items():
         layer = config.attention[int(name.split(".")[1])] if name.startswith("blocks.") else config.attention[0]

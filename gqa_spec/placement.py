@@ -26,13 +26,15 @@ def cut_axes(config: AttentionConfig | ModelConfig, tensor: int) -> dict[str, in
 
     Raises:
         ValueError: for a size that does not divide the heads or the feed-forward, with the sizes that would do; for a
-            norm over all heads (`rms_full`), of which no part can compute its share alone.
+            norm over all heads (`rms_full`), of which no part can compute its share alone; for experts.
     """
     if isinstance(config, AttentionConfig):
         checks.tensor_size(config, tensor)
         return {name: _cut(symbols, config, tensor) for name, symbols in symbolic_shapes(config).items()}
     for layer in config.attention:
         checks.tensor_size(layer, tensor, config.feed_forward_size)
+    if config.experts is not None:
+        checks.uncut_experts(tensor, config.experts.num_experts)
     axes = {}
     for name, symbols in model_symbolic_shapes(config).items():
         layer = config.attention[int(name.split(".")[1])] if name.startswith("blocks.") else config.attention[0]

@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor as Array
 from torch import nn
-from torch.nn import functional
 
 from gqa_spec import ModelConfig
 from gqa_torch.decoding import Extension
+from gqa_torch.experts import Experts
+from gqa_torch.feed_forward import FeedForward
 from gqa_torch.layer import GroupedQueryAttention
 from gqa_torch.norm import layer_norm, rms_norm
 from gqa_torch.precision import widened
@@ -29,7 +30,12 @@ class Block(nn.Module):
         self.attention = GroupedQueryAttention.from_config(config.attention[number], **options)
         self.attention_post_norm = Norm(config, **options) if after else None
         self.feed_forward_norm = Norm(config, **options) if before_feed_forward else None
-        self.feed_forward = FeedForward(config, **options)
+        experts = config.experts_of(number)
+        if experts is not None:
+            self.feed_forward: nn.Module = Experts(config, experts, **options)
+        else:
+            widths, bias = (config.hidden_size, config.feed_forward_size), config.feed_forward_bias
+            self.feed_forward = FeedForward(*widths, config.activation, gated=config.gated, bias=bias, **options)
         self.feed_forward_post_norm = Norm(config, **options) if after else None
         self.dropout = nn.Dropout(config.dropout)
 
@@ -60,25 +66,6 @@ class Block(nn.Module):
         return applied(dropout, scaled(x, self.residual_scale))
 
 
-class FeedForward(nn.Module):
-    """down(activation(gate(x)) * up(x)), or down(activation(up(x))); between the maps rounded once."""
-
-    def __init__(self, config: ModelConfig, **options: Any) -> None:
-        super().__init__()
-        D, F, bias = config.hidden_size, config.feed_forward_size, config.feed_forward_bias
-        self.config = config
-        self.gate = nn.Linear(D, F, bias=bias, **options) if config.gated else None
-        self.up = nn.Linear(D, F, bias=bias, **options)
-        self.down = nn.Linear(F, D, bias=bias, **options)
-
-    def forward(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        up = self.up(x)
-        if self.gate is None:
-            return self.down(activation(widened(up), self.config.activation).to(up.dtype))
-        gate = activation(widened(self.gate(x)), self.config.activation)
-        return self.down((gate * widened(up)).to(up.dtype))
-
-
 class Norm(nn.Module):
     """The model's norm: RMS norm or LayerNorm, times w or 1 + w, the latter with or without bias."""
 
@@ -101,15 +88,6 @@ class Norm(nn.Module):
         if self.config.norm.startswith("layer"):
             return layer_norm(x, self.weight, self.bias, eps, plus_one=plus_one)
         return rms_norm(x, self.weight, eps, plus_one=plus_one)
-
-
-def activation(x: Array, kind: str) -> Array:
-    """In x's dtype: SiLU, ReLU squared, or GELU (Hendrycks & Gimpel 2016, arXiv 1606.08415), exact or by its tanh."""
-    if kind == "silu":
-        return functional.silu(x)
-    if kind == "relu2":
-        return functional.relu(x).square()
-    return functional.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
 
 
 def scaled(x: Array, factor: float) -> Array:

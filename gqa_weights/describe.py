@@ -15,7 +15,8 @@ import numpy as np
 from gqa_spec.config import AttentionConfig, Pairing
 from gqa_spec.sizes import kv_cache_bytes
 from gqa_weights.checkpoint import Checkpoint, open_checkpoint
-from gqa_weights.families import FAMILIES, read_attention
+from gqa_weights.families import FAMILIES, TensorMapping, read_attention, read_config
+from gqa_weights.families.read import weights_of
 
 HALF_PRECISION = 2  # bytes of an element of a cache, where a checkpoint's own dtype is none to compute in
 
@@ -36,7 +37,8 @@ def describe(path: str | Path) -> dict[str, Any]:
     checkpoint = open_checkpoint(path)
     model = read_attention(checkpoint)
     layers = model.attention
-    dtype = _main_dtype(checkpoint)
+    weights = weights_of(checkpoint)
+    dtype = _main_dtype(weights)
     return {
         "format": checkpoint.format,
         "family": model.family,
@@ -53,12 +55,26 @@ def describe(path: str | Path) -> dict[str, Any]:
         "softcap": _over(layers, lambda layer: layer.softcap or "none"),
         "scale": _over(layers, lambda layer: layer.head_dim**-0.5 if layer.scale is None else layer.scale),
         "sinks": _over(layers, lambda layer: "yes" if layer.sinks else "none"),
-        "dtype": ", ".join(f"{kind} ({count})" for kind, count in _dtypes(checkpoint).most_common()),
+        "experts": _experts(checkpoint, model.family),
+        "dtype": ", ".join(f"{kind} ({count})" for kind, count in _dtypes(weights).most_common()),
         "bytes": _bytes(checkpoint),
         "tensors": len(checkpoint),
-        "parameters": sum(prod(checkpoint.info(name).shape) for name in checkpoint),
+        "parameters": sum(prod(weights.info(name).shape) for name in weights),
         "cache_bytes_per_token": sum(kv_cache_bytes(layer, 1, bytes_per_element=dtype) for layer in layers),
     }
+
+
+def _experts(checkpoint: Checkpoint, family: str) -> str:
+    if FAMILIES[family].attention_only:
+        return "not read"
+    config = read_config(checkpoint)
+    if config.experts is None:
+        return "none"
+    experts = config.experts
+    parts = [f"{experts.num_experts}, {experts.num_experts_per_token} for each token, of width {experts.expert_size}"]
+    parts += [f"a shared one of width {experts.shared_size}"] * (experts.shared_size is not None)
+    parts += [f"none in {len(experts.dense_layers)} layers"] * bool(experts.dense_layers)
+    return ", ".join(parts)
 
 
 def _over(layers: Iterable[AttentionConfig], value: Callable[[AttentionConfig], Any]) -> Any:
@@ -86,15 +102,15 @@ def _biases(layer: AttentionConfig) -> str:
     return " and ".join(on) or "none"
 
 
-def _dtypes(checkpoint: Checkpoint) -> Counter[str]:
-    infos = map(checkpoint.info, checkpoint)
+def _dtypes(weights: TensorMapping) -> Counter[str]:
+    infos = map(weights.info, weights)
     return Counter(info.stored or info.dtype for info in infos)
 
 
-def _main_dtype(checkpoint: Checkpoint) -> int:
+def _main_dtype(weights: TensorMapping) -> int:
     """The bytes of an element of most weights."""
     kinds = Counter[int]()
-    for info in map(checkpoint.info, checkpoint):
+    for info in map(weights.info, weights):
         quantized = info.stored is not None
         kinds[HALF_PRECISION if quantized else np.dtype(info.dtype).itemsize] += prod(info.shape)
     return kinds.most_common(1)[0][0] if kinds else HALF_PRECISION

@@ -7,6 +7,7 @@ from typing import Any
 from gqa_spec.checks.values import boolean, integer, is_number, number
 
 MOST_POSITIONS = 2**31 - 1  # positions are 32-bit integers in JAX
+MOST_EXPERTS = 100_000  # a false count in a file must not fill the memory
 
 
 def even(name: str, value: int) -> None:
@@ -100,3 +101,46 @@ def parallel_norms(parallel: str | None, placement: str) -> None:
 def head_bias(bias: bool, own_head: bool) -> None:
     if bias and not own_head:
         raise ValueError("head_bias: expected a head of its own, output='logits' and tied=False")
+
+
+def experts_per_token(chosen: int, experts: int) -> None:
+    if chosen > experts:
+        raise ValueError(f"num_experts_per_token: expected at most X = {experts}, got {chosen}")
+
+
+def clamped_swiglu(limit: float | None, alpha: float | None) -> None:
+    if (limit is None) != (alpha is None):
+        raise ValueError(f"swiglu_limit, swiglu_alpha: expected both or neither, got {limit} and {alpha}")
+    for name, value in (("swiglu_limit", limit), ("swiglu_alpha", alpha)):
+        number(name, value, above=0, optional=True)
+
+
+def shared_gate(gate: bool, size: int | None) -> None:
+    if gate and size is None:
+        raise ValueError("shared_gate: expected a shared_size, got None")
+
+
+def experts(config: Any, num_layers: int, gated: bool) -> None:
+    """What a model has to be to have experts."""
+    if not gated:
+        raise ValueError("experts: expected gated=True, got False: each expert is a gated feed-forward")
+    if config.dense_layers and max(config.dense_layers) >= num_layers:
+        raise ValueError(f"dense_layers: expected layers below {num_layers}, got {max(config.dense_layers)}")
+    if config.num_experts * num_layers > MOST_EXPERTS:
+        raise ValueError(f"num_experts: expected at most {MOST_EXPERTS} in all layers, got X = {config.num_experts}")
+
+
+def uncut_experts(tensor: int, num_experts: int) -> None:
+    if tensor > 1:
+        raise ValueError(
+            f"tensor: expected 1 for a model with experts, which are not cut, got {tensor} and X = {num_experts}"
+        )
+
+
+def no_experts(config: Any) -> None:
+    """What only models without experts can do."""
+    experts = getattr(config, "experts", None)
+    if experts is not None:
+        raise ValueError(
+            f"config: expected a model without experts to spread over a mesh, got X = {experts.num_experts}"
+        )

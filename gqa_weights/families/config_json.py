@@ -10,14 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from gqa_spec.config import AttentionConfig, LongropeScaling
-from gqa_spec.model_config import ModelConfig
+from gqa_spec.model_config import MOST_LAYERS, ModelConfig
 from gqa_weights.families.converted import TensorMapping
+from gqa_weights.families.experts_json import OF_TRAINING, ExpertKeys, read_experts, written_experts
 from gqa_weights.families.float8 import refusal
 from gqa_weights.families.generic_keys import IGNORED, OF_EXPERTS, ONLY
 from gqa_weights.families.layer_rules import LAYER_TYPES, LayerRule, every_layer, no_layer
 from gqa_weights.families.record import Family, Values
 from gqa_weights.families.rope_json import RopeDefaults, read_query_scale, read_rope, write_scaling
-from gqa_weights.families.settings import MOST_LAYERS, Settings
+from gqa_weights.families.settings import Settings
 
 FILE = "config.json"
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -45,7 +46,8 @@ class HuggingFaceFamily(Family):
     dropouts: keys of dropout outside of attention, all of which must agree. activations: names of activations that mean
     something else here. activation_beside: another key for the activation, which its files hold too and its code does
     not read. only: keys that its files hold and its code does not read, and the values of them that it computes.
-    repeats: such keys, and the key that says the same. ignored: keys that do not matter here.
+    repeats: such keys, and the key that says the same. ignored: keys that do not matter here. experts: what it takes
+    for a mixture of experts.
     """
 
     architecture: str
@@ -67,6 +69,7 @@ class HuggingFaceFamily(Family):
     only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     repeats: Mapping[str, str] = field(default_factory=dict)
     ignored: frozenset[str] = frozenset()
+    experts: ExpertKeys | None = None
 
     file: ClassVar[str] = FILE
 
@@ -79,7 +82,7 @@ class HuggingFaceFamily(Family):
         _require_weights(self, settings)
         _require(self, settings)
         config = _model(self, settings)
-        settings.finish(IGNORED | self.ignored)
+        settings.finish(IGNORED | self.ignored | (OF_TRAINING if self.experts else frozenset()))
         return config
 
     def read_attention(self, values: Values, tensors: TensorMapping) -> tuple[AttentionConfig, ...]:
@@ -116,6 +119,7 @@ def _model(family: HuggingFaceFamily, s: Settings) -> ModelConfig:
         "residual_scale": _factor(s, "residual_multiplier"),
         "logit_scale": _factor(s, "logit_scale") / _factor(s, "logits_scaling"),
         "parallel": _parallel(family, s),
+        "experts": None if family.experts is None else read_experts(family.experts, s, len(attention)),
         "logit_softcap": _optional(s, "final_logit_softcapping"),
         "dropout": _dropout(family, s),
         "max_length": s.integer("max_position_embeddings"),
@@ -228,7 +232,7 @@ def _dropout(family: HuggingFaceFamily, s: Settings) -> float:
 def _require_weights(family: HuggingFaceFamily, s: Settings) -> None:
     refused = refusal(s.values.get("quantization_config"))
     if refused is not None:
-        raise ValueError(f"{FILE}: {refused} of family {family.name} is not supported, only FP8 with scales")
+        raise ValueError(f"{FILE}: {refused} of family {family.name} is not supported, only FP8 and MXFP4 with scales")
     s.skip("quantization_config")
 
 
@@ -279,6 +283,7 @@ def _written(family: HuggingFaceFamily, config: ModelConfig) -> dict[str, Any]:
         "no_rope_layers": [int(layer.rope is not None) for layer in config.attention],
         **dict.fromkeys(family.dropouts, config.dropout),
         **_rope_keys(config, family.rope),
+        **({} if family.experts is None else written_experts(family.experts, config)),
     }
     sizes = (config.vocab_size, config.hidden_size, config.feed_forward_size, config.num_layers, first.num_heads)
     if config.max_length is None:

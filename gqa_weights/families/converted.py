@@ -68,7 +68,7 @@ class CanonicalWeights(_Converted):
         array = weights.pop(name)
         if not weights:
             del self._kept[tensor.name]
-        return array
+        return np.ascontiguousarray(array)
 
     def info(self, name: str) -> TensorInfo:
         """Shape and dtype, without reading. Raises KeyError for a name that is not there."""

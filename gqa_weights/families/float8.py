@@ -22,12 +22,14 @@ SCALES = ("_scale_inv", "_scale")  # after the name of a weight
 OF_ACTIVATIONS = (".input_scale", ".input_activation_scale", ".k_scale", ".v_scale", ".output_scale")
 SCALE_DTYPES = ("float32", "bfloat16", "float16")
 BLOCK = (128, 128)  # DeepSeek's, where the settings do not say
-# quant_method -> the key that says of what kind its weights are, and its values for FP8. Others are refused by name.
+# quant_method -> the key that says of what kind its weights are, and its values that are read (`mxfp4` is read in a
+# module of its own). Others are refused by name.
 METHODS: Mapping[str, tuple[str, tuple[str | None, ...]]] = {
     "fp8": ("fmt", ("e4m3", "e5m2", None)),
     "fbgemm_fp8": ("fmt", (None,)),
     "modelopt": ("quant_algo", ("FP8", None)),
     "compressed-tensors": ("format", ("float-quantized", "naive-quantized")),
+    "mxfp4": ("fmt", (None,)),
 }
 
 

@@ -57,6 +57,12 @@ def from_max_window_layers(settings: Settings, layers: int) -> list[bool]:
     return [layer >= full for layer in range(layers)]
 
 
+def each_second_of_the_first(settings: Settings, layers: int) -> list[bool]:
+    """Layers 0, 2, 4, ... below `max_window_layers`."""
+    below = [not slides for slides in from_max_window_layers(settings, layers)]
+    return [windowed and layer % 2 == 0 for layer, windowed in enumerate(below)]
+
+
 def all_but_each(settings: Settings, layers: int, *, every: int) -> list[bool]:
     return [(layer + 1) % every != 0 for layer in range(layers)]
 
@@ -83,6 +89,9 @@ def where_window(settings: Settings, layers: int, *, windows: LayerRule) -> list
 
 
 QWEN_WINDOWS: LayerRule = partial(layer_types, otherwise=from_max_window_layers, superseded=("max_window_layers",))
+QWEN2_MOE_WINDOWS: LayerRule = partial(
+    layer_types, otherwise=each_second_of_the_first, superseded=("max_window_layers",)
+)
 GEMMA2_WINDOWS: LayerRule = partial(layer_types, otherwise=partial(all_but_each, every=2), superseded=())
 GEMMA3_WINDOWS: LayerRule = partial(
     layer_types, otherwise=all_but_each_of_pattern, superseded=("sliding_window_pattern",)

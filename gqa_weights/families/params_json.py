@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from gqa_spec.config import DERIVED, AttentionConfig, Llama3Scaling, RopeConfig
-from gqa_spec.model_config import ModelConfig
+from gqa_spec.model_config import MOST_LAYERS, ModelConfig
 from gqa_weights.families.converted import TensorMapping
 from gqa_weights.families.record import Family, Values, rows
-from gqa_weights.families.settings import MOST_LAYERS, Settings
+from gqa_weights.families.settings import Settings
 
 FILE = "params.json"
 # The constants of apply_scaling in Meta's code; the factor is 8 for Llama 3.1 and 32 for 3.2, and not in the file.

@@ -16,6 +16,7 @@ from gqa_weights.families.config_json import HuggingFaceFamily
 from gqa_weights.families.converted import CanonicalWeights, TensorMapping, widest
 from gqa_weights.families.float8 import Dequantized, dequantized
 from gqa_weights.families.locate import located, mismatches, same_bits
+from gqa_weights.families.mxfp4 import Unpacked, unpacked
 from gqa_weights.families.nested import LARGER_MODELS, is_larger, text_settings
 from gqa_weights.families.params_json import ParamsFamily
 from gqa_weights.families.record import Family, Values
@@ -120,7 +121,7 @@ def read_attention(checkpoint: Checkpoint, *, ignore: Collection[str] = ()) -> A
     with _one_sentence(checkpoint, family):
         layers = family.read_attention(_settings(checkpoint, family, ignore), checkpoint)
         stored = tuple(stored_attention(family.tensors, layers))
-        tensors = located(_weights_of(checkpoint), [tensor.name for tensor in stored], family.tensors)
+        tensors = located(weights_of(checkpoint), [tensor.name for tensor in stored], family.tensors)
         if checkpoint.format != SETTINGS_ALONE:
             _require(mismatches(tensors, stored, ignored=list(tensors)))
         return AttentionModel(family.name, layers, CanonicalWeights(tensors, stored))
@@ -165,9 +166,9 @@ def _settings(checkpoint: Checkpoint, family: Family, ignore: Collection[str]) -
 
 
 def _model(checkpoint: Checkpoint, family: Family, config: ModelConfig) -> Model:
-    names = family.tensors
+    source = weights_of(checkpoint)
+    names = family.tensors.spelled(source)
     stored = tuple(stored_tensors(names, config))
-    source = _weights_of(checkpoint)
     tensors = located(source, [tensor.name for tensor in stored], names)
     unread = {name: "holds no weights" for name in tensors if names.holds_no_weights(name)}
     if is_larger(checkpoint.settings):
@@ -180,13 +181,14 @@ def _model(checkpoint: Checkpoint, family: Family, config: ModelConfig) -> Model
         unread[names.tied_head] = f"repeats {tensors.place(embed)} bit for bit"
     _require(mismatches(tensors, stored, list(unread)))
     left_out = {tensors.place(name): why for name, why in unread.items()}
-    if isinstance(source, Dequantized):
+    if isinstance(source, Dequantized | Unpacked):
         left_out |= source.left_out
     return Model(family.name, config, CanonicalWeights(tensors, stored, model_weight_shapes(config)), left_out)
 
 
-def _weights_of(checkpoint: Checkpoint) -> TensorMapping:
-    return dequantized(checkpoint, _text(checkpoint))
+def weights_of(checkpoint: Checkpoint) -> TensorMapping:
+    """Its tensors, quantized ones as the numbers that they mean."""
+    return dequantized(unpacked(checkpoint), _text(checkpoint))
 
 
 def _require(mismatched: list[str]) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 
 REQUIRED: Any = object()
 MOST = 2**31 - 1  # every backend counts positions and sizes in 32 bits
-MOST_LAYERS = 10_000  # no model has more; a file that says so must not make us build as many
 
 
 def switched_off(value: Any) -> bool:

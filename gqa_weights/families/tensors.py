@@ -7,18 +7,21 @@ attention is stored is a table of `gqa_weights.layouts`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from gqa_spec.config import AttentionConfig, weight_shapes
 from gqa_spec.model_config import ModelConfig, model_weight_shapes
+from gqa_weights.families.expert_tensors import MAPS, ExpertTensors, spelled
 from gqa_weights.layouts.rules import Layout, canonical_tensor, foreign_shapes, foreign_tensor, sources
 from gqa_weights.layouts.tables import LAYOUTS
 
 Array = np.ndarray
 Shape = tuple[int, ...]
+ROUTER = "feed_forward.router"
+EXPERTS = "feed_forward.experts."  # of the names of experts in a block
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,8 @@ class TensorNames:
     `layout`. modules: the other modules of a layer. fused: modules of the family whose rows are those of several of
     ours. one_plus_norms: norm weights stored as 1 + w, outside of attention. unused: patterns of tensors that hold no
     weights. tied_head: the name under which files may repeat a tied embedding. shared_norm: the norm
-    of a parallel block that has one alone, where its name is another.
+    of a parallel block that has one alone, where its name is another. experts: the spellings of those of a layer, of
+    which the first is written.
     """
 
     ends: Mapping[str, str]
@@ -42,6 +46,11 @@ class TensorNames:
     unused: tuple[str, ...] = ()
     tied_head: str = ""
     shared_norm: str = ""
+    experts: tuple[ExpertTensors, ...] = ()
+
+    def spelled(self, tensors: Iterable[str]) -> TensorNames:
+        """These names, with the spelling of experts alone that a file has."""
+        return replace(self, experts=spelled(self.experts, tensors)) if self.experts else self
 
     @property
     def table(self) -> Layout:
@@ -50,7 +59,9 @@ class TensorNames:
     def unmapped_modules(self, config: ModelConfig) -> list[str]:
         """The modules of a model, attention apart, that this family has no tensors for."""
         places = {*self.ends, *self.modules, *(module for modules in self.fused.values() for module in modules)}
+        places |= {ROUTER, *(f"{EXPERTS}{{}}.{name}" for name in MAPS)} if self.experts else set()
         inside = [re.sub(r"^blocks\.\d+\.", "", name) for name in model_weight_shapes(config)]
+        inside = [re.sub(rf"^{EXPERTS}\d+", f"{EXPERTS}{{}}", name) for name in inside]
         modules = dict.fromkeys(name.rpartition(".")[0] for name in inside if not name.startswith("attention."))
         return [module for module in modules if module not in places]
 
@@ -117,16 +128,40 @@ def _holding(name: str, names: TensorNames, config: ModelConfig, shapes: Mapping
         layer, wanted = config.attention[int(number)], inside.removeprefix("attention.")
         inside_of = sources(names.table, layer)
         return _attention(next(f for f in inside_of if wanted in inside_of[f]), names, int(number), layer)
+    if inside.startswith(EXPERTS):
+        return _of_experts(inside.removeprefix(EXPERTS), names, config, int(number), shapes)
     module, _, kind = inside.rpartition(".")
     block = names.block.format(number)
     for foreign, modules in names.fused.items():
         if module in modules:
             pieces = {piece: shapes[piece] for piece in (f"blocks.{number}.{m}.{kind}" for m in modules)}
             return _fused(pieces, f"{block}{foreign}.{kind}")
-    own = names.modules[module]
+    own = names.experts[0].router if module == ROUTER else names.modules[module]
     if module == "attention_norm" and config.parallel == "shared_norm" and names.shared_norm:
         own = names.shared_norm
     return _single(name, f"{block}{own}.{kind}", shapes[name], names)
+
+
+def _of_experts(
+    name: str, names: TensorNames, config: ModelConfig, layer: int, shapes: Mapping[str, Shape]
+) -> StoredTensor:
+    """The tensor that holds a weight of an expert, by its name under EXPERTS."""
+    ours, block, spelling = f"blocks.{layer}.{EXPERTS}", names.block.format(layer), names.experts[0]
+    number, module, kind = name.split(".")
+    if spelling.each:
+        return _single(ours + name, f"{block}{spelling.each[module].format(number)}.{kind}", shapes[ours + name], names)
+    held = spelling.holding(module, kind)
+    if held is None or config.experts is None:
+        raise ValueError(f"no place for {ours}{name}")
+    tensor, stack = held
+    inside = stack.names(config.experts.num_experts)
+    return StoredTensor(
+        {ours + each: shapes[ours + each] for each in inside},
+        block + tensor,
+        stack.shape(config.experts, config.hidden_size),
+        lambda array: {ours + each: piece for each, piece in stack.split(array).items()},
+        lambda given: stack.join({each: given[ours + each] for each in inside}),
+    )
 
 
 def _single(ours: str, theirs: str, shape: Shape, names: TensorNames) -> StoredTensor:

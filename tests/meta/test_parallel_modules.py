@@ -20,6 +20,8 @@ MODULES = (
     "cache",
     "decoding",
     "layer",
+    "feed_forward",
+    "experts",
     "block",
     "model",
     "precision",
@@ -62,11 +64,15 @@ OWN_NAMES = (
     ("norm", "torch", "Weight Weight.__init__ Weight.reset_parameters", "a parameter's canonical name needs a module"),
     ("layer", "jax", "available", "float64 depends on a switch"),
     (
-        "block",
+        "feed_forward",
         "torch jax",
         "FeedForward FeedForward.__init__ FeedForward.__call__",
         "gqa_numpy has one dict of weights",
     ),
+    ("feed_forward", "numpy", "feed_forward", "as above"),
+    ("experts", "torch jax", "Experts Experts.__init__ Experts.__call__", "as above"),
+    ("experts", "numpy", "mixture", "as above"),
+    ("experts", "jax", "ExpertStack ExpertStack.__init__ ExpertStack.maps stacked", "one array for all experts"),
     ("block", "torch jax", "Norm Norm.__init__ Norm.__call__", "gqa_numpy has one dict of weights"),
     ("block", "numpy", "norm dropped", "what the frameworks' modules do elsewhere"),
     ("layer", "numpy", "GroupedQueryAttention.append", "`extend` of a cache that is checked and consumed"),
@@ -91,6 +97,7 @@ OWN_PARAMETERS = (
     ("cache", "empty", "num_kv_heads", "other than the config's in a layer that is pruned, or spread over a mesh"),
     ("layer", "GroupedQueryAttention.__call__", "extension", "`extend` runs through `forward`, so that hooks run"),
     ("block", "Block.__call__", "extension", "as above"),
+    ("feed_forward", "FeedForward.__init__", "experts", "gqa_jax has one array for all experts"),
 )
 
 

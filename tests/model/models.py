@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gqa_spec import AttentionConfig, ModelConfig, RopeConfig, YarnScaling
+from gqa_spec import AttentionConfig, ExpertsConfig, ModelConfig, RopeConfig, YarnScaling
 from gqa_spec.model_config import model_weight_shapes
 from tests.helpers import new_model, to_backend, to_numpy
 
@@ -85,6 +85,37 @@ CONFIGS = {
         head_bias=True,
         residual_scale=0.22,
         logit_scale=0.125,
+    ),
+    "mixtral": decoder(
+        attention(window=3), attention(), experts=ExpertsConfig(num_experts=5, num_experts_per_token=2, expert_size=17)
+    ),
+    "qwen moe": decoder(
+        attention(qk_norm="rms"),
+        attention(),
+        attention(),
+        experts=ExpertsConfig(
+            num_experts=7,
+            num_experts_per_token=3,
+            expert_size=11,
+            normalise=False,
+            shared_size=19,
+            shared_gate=True,
+            dense_layers=(1,),
+        ),
+    ),
+    "gpt-oss": decoder(
+        attention(window=3, sinks=True, qkv_bias=True, out_bias=True),
+        attention(sinks=True),
+        experts=ExpertsConfig(
+            num_experts=3, num_experts_per_token=2, expert_size=17, bias=True, swiglu_limit=0.7, swiglu_alpha=1.7
+        ),
+    ),
+    "shared expert of all": decoder(
+        attention(),
+        norm_placement="both",
+        activation="gelu",
+        residual_scale=0.3,
+        experts=ExpertsConfig(num_experts=3, num_experts_per_token=3, expert_size=5, shared_size=7, normalise=False),
     ),
     "bidirectional": decoder(attention(causal=False, window=3), attention(causal=False, qkv_bias=True), tied=True),
     "states of vectors": decoder(attention(), vocab_size=None, input_dim=11, output="last_hidden"),

@@ -54,7 +54,7 @@ def test_a_padded_row_is_what_it_is_alone(name: str) -> None:
         np.testing.assert_allclose(padded, alone, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["gemma", "starcoder", "encoder", "pythia", "cohere"])
+@pytest.mark.parametrize("name", ["gemma", "starcoder", "encoder", "pythia", "cohere", "qwen moe", "gpt-oss"])
 def test_cached_is_whole(backend: str, name: str) -> None:
     """A prompt of unequal rows, then chunks of 2 and 1, rows that get nothing: past every window's edge."""
     config, transformer = CONFIGS[name], model(backend, name)

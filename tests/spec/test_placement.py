@@ -6,7 +6,7 @@ from math import prod
 
 import pytest
 
-from gqa_spec import AttentionConfig, ModelConfig
+from gqa_spec import AttentionConfig, ExpertsConfig, ModelConfig
 from gqa_spec.config import weight_shapes
 from gqa_spec.model_config import model_weight_shapes
 from gqa_spec.placement import cut_axes, kv_head_copies, local_config
@@ -86,3 +86,11 @@ def test_a_norm_over_all_heads_is_refused():
     assert set(cut_axes(config, 1)) == set(weight_shapes(config))
     with pytest.raises(ValueError, match="qk_norm: expected a norm of each head, got 'rms_full'"):
         cut_axes(config, 3)
+
+
+def test_experts_are_not_cut():
+    experts = ExpertsConfig(num_experts=3, num_experts_per_token=2, expert_size=5)
+    config = ModelConfig.decoder(vocab_size=8, hidden_size=32, num_heads=8).replace(experts=experts)
+    assert cut_axes(config, 1)["blocks.0.feed_forward.experts.2.up.weight"] is None
+    with pytest.raises(ValueError, match=r"tensor: expected 1 for a model with experts, .* got 2 and X = 3"):
+        cut_axes(config, 2)

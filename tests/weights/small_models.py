@@ -145,12 +145,28 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
          "num_ln_in_parallel_attn": 1, "tie_word_embeddings": False},
     ),
     "nemotron": ("nemotron", {"head_dim": 12, "attention_bias": True, "mlp_bias": True, "norm_eps": 1e-3}),
-    "mixtral": ("mixtral", {"head_dim": 10, "sliding_window": 5, "num_local_experts": 3}),
-    "qwen2_moe": ("qwen2_moe", {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8}),
+    "mixtral": ("mixtral", {"head_dim": 10, "sliding_window": 5, "num_local_experts": 5, "hidden_act": "gelu"}),
+    "mixtral of one": ("mixtral", {"num_local_experts": 3, "num_experts_per_tok": 1, "tie_word_embeddings": True}),
+    "qwen2_moe": (
+        "qwen2_moe",
+        {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
+         "shared_expert_intermediate_size": 11, "use_sliding_window": True, "sliding_window": 5,
+         "max_window_layers": 3},
+    ),
+    "qwen2_moe normalised": (
+        "qwen2_moe",
+        {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "norm_topk_prob": True,
+         "shared_expert_intermediate_size": 11, "decoder_sparse_step": 2, "qkv_bias": False},
+    ),
     "qwen3_moe": (
         "qwen3_moe",
         {"head_dim": 10, "num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "attention_bias": True,
          "use_sliding_window": True, "sliding_window": 5},
+    ),
+    "qwen3_moe with dense layers": (
+        "qwen3_moe",
+        {"head_dim": 10, "num_experts": 7, "num_experts_per_tok": 3, "moe_intermediate_size": 8,
+         "norm_topk_prob": True, "mlp_only_layers": [1, 3]},
     ),
     "glm4_moe": (
         "glm4_moe",
@@ -162,9 +178,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 12, "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8},
     ),
     "olmoe": ("olmoe", {"num_experts": 3, "num_experts_per_tok": 2, "rms_norm_eps": 1e-3}),
-    "granitemoe": ("granitemoe", {"num_local_experts": 3, "attention_multiplier": 0.3, "embedding_multiplier": 3.0}),
+    "olmoe normalised": ("olmoe", {"num_experts": 5, "num_experts_per_tok": 2, "norm_topk_prob": True}),
+    "granitemoe": (
+        "granitemoe",
+        {"num_local_experts": 3, "attention_multiplier": 0.3, "embedding_multiplier": 3.0, "logits_scaling": 7.0,
+         "residual_multiplier": 0.22},
+    ),
+    "granitemoeshared": (
+        "granitemoeshared", {"num_local_experts": 5, "shared_intermediate_size": 11, "attention_multiplier": 0.3},
+    ),
+    "granitemoeshared without": ("granitemoeshared", {"num_local_experts": 5, "num_experts_per_tok": 3}),
     "minimax_m2": ("minimax_m2", {"head_dim": 10, "rotary_dim": 6, "num_local_experts": 3, "num_experts_per_tok": 2}),
     "gpt_oss": ("gpt_oss", {"head_dim": 10, "num_local_experts": 3, "num_experts_per_tok": 2, "sliding_window": 5}),
+    "gpt_oss clamped": (
+        "gpt_oss",
+        {"head_dim": 10, "num_local_experts": 5, "num_experts_per_tok": 3, "swiglu_limit": 0.6, "swiglu_alpha": 0.9},
+    ),
 }  # fmt: skip
 WHOLE = [case for case, (family, _) in CASES.items() if not HUGGINGFACE[family].attention_only]
 

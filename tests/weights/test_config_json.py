@@ -45,7 +45,9 @@ def test_settings_there_and_back(whole_model: tuple[Any, Path]) -> None:
     record = HUGGINGFACE[read.family]
     matter = set(record.defaults) | {record.keys.get(key, key) for key in SIZE_KEYS}
     matter -= {"max_window_layers", "no_rope_layer_interval", "sliding_window_pattern"}  # said by the lists of layers
+    matter -= {"decoder_sparse_step", "mlp_only_layers"}  # any step is written as a list
     matter &= set(original)
+    original |= {key: derive(original) for key, derive in DERIVED.items() if key in matter and original[key] is None}
     if record.rope.alpha:
         matter -= {"rope_parameters"}  # a stretched base is written as a base
     if read.family == "gemma":
@@ -58,8 +60,8 @@ def plain(value: Any) -> Any:
     """RoPE settings without what says nothing."""
     if not isinstance(value, dict):
         return value
-    dropped = {"type": None, "partial_rotary_factor": 1.0}
-    kept = {key: plain(x) for key, x in value.items() if key not in dropped or (key != "type" and x != 1.0)}
+    usual = {"partial_rotary_factor": 1.0, "beta_fast": 32.0, "beta_slow": 1.0}
+    kept = {key: plain(x) for key, x in value.items() if key != "type" and (key not in usual or x != usual[key])}
     if kept.get("rope_type") == "longrope":
         kept.pop("factor", None)
     return kept
@@ -99,10 +101,10 @@ def test_defaults_are_those_of_transformers(family: str) -> None:
 
 
 FLAGS = """attention_bias attention_out_bias tie_word_embeddings mlp_bias use_bias bias use_qkv_bias qkv_bias
-    use_sliding_window use_parallel_residual new_decoder_architecture parallel_attn alibi use_qk_norm"""
+    use_sliding_window use_parallel_residual new_decoder_architecture parallel_attn alibi use_qk_norm norm_topk_prob"""
 NUMBERS = """rms_norm_eps norm_epsilon layer_norm_eps layer_norm_epsilon norm_eps attention_dropout embd_pdrop
     resid_pdrop embedding_dropout residual_dropout hidden_dropout embedding_multiplier residual_multiplier
-    attention_multiplier logits_scaling logit_scale"""
+    attention_multiplier logits_scaling logit_scale swiglu_limit swiglu_alpha"""
 NOT_OF_ATTENTION = ("hidden_act", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings")
 
 
@@ -125,6 +127,9 @@ def test_every_setting_that_is_understood_is_used(family: str) -> None:
         "original_max_position_embeddings": [32], "num_ln_in_parallel_attn": [1],
         "rope_parameters": [{"rope_type": "linear", "factor": 2.0}, {"full_attention": {"rope_theta": 3.0}}],
         "rope_scaling": [{"rope_type": "linear", "factor": 2.0}],
+        "num_experts": [11], "num_local_experts": [11], "num_experts_per_tok": [1], "moe_intermediate_size": [3],
+        "shared_expert_intermediate_size": [3], "shared_intermediate_size": [3], "decoder_sparse_step": [3],
+        "mlp_only_layers": [[1]],
     }  # fmt: skip
     beside = {
         "max_window_layers": {"use_sliding_window": True, "sliding_window": 4},

@@ -86,7 +86,23 @@ REFUSED = {
         {"model_type": "starcoder2", "embedding_dropout": 0.1},
         "embedding_dropout 0.1 of family starcoder2 is not supported beside residual_dropout 0.0",
     ),
-    "experts": ({"model_type": "gpt_oss"}, "config.json: num_local_experts of family gpt_oss is not supported"),
+    "experts": ({"model_type": "glm4_moe"}, "config.json: n_routed_experts of family glm4_moe is not supported"),
+    "too many experts": (
+        {"model_type": "mixtral", "num_local_experts": 2**30},
+        "config.json: num_experts: expected at most 100000 in all layers, got X = 1073741824",
+    ),
+    "two numbers of experts": (
+        {"model_type": "qwen3_moe", "num_experts": 4, "num_local_experts": 5},
+        "num_experts 4 of family qwen3_moe is not supported beside num_local_experts 5",
+    ),
+    "more experts than there are": (
+        {"model_type": "mixtral", "num_local_experts": 2, "num_experts_per_tok": 3},
+        "num_experts_per_token: expected at most X = 2, got 3",
+    ),
+    "layers without experts": (
+        {"model_type": "qwen3_moe", "mlp_only_layers": "1"},
+        "mlp_only_layers of family qwen3_moe: expected a list of numbers of layers, got '1'",
+    ),
 }
 
 

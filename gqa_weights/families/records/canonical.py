@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from gqa_spec.model_config import ModelConfig
 from gqa_weights.families.converted import TensorMapping
+from gqa_weights.families.expert_tensors import MAPS, ExpertTensors
 from gqa_weights.families.record import Family, Values
 from gqa_weights.families.tensors import TensorNames
 from gqa_weights.layouts.tables import LAYOUTS
@@ -16,10 +17,16 @@ NAMES = TensorNames(
     modules={
         name: name for name in (
             "attention_norm", "attention_post_norm", "feed_forward_norm", "feed_forward.gate", "feed_forward.up",
-            "feed_forward.down", "feed_forward_post_norm",
+            "feed_forward.down", "feed_forward_post_norm", "feed_forward.shared_gate",
+            *(f"feed_forward.shared.{name}" for name in MAPS),
         )
     },
     layout="canonical",
+    experts=(
+        ExpertTensors(
+            router="feed_forward.router", each={name: f"feed_forward.experts.{{}}.{name}" for name in MAPS}
+        ),
+    ),
 )  # fmt: skip
 
 
