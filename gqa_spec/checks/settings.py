@@ -141,6 +141,4 @@ def no_experts(config: Any) -> None:
     """What only models without experts can do."""
     experts = getattr(config, "experts", None)
     if experts is not None:
-        raise ValueError(
-            f"config: expected a model without experts to spread over a mesh, got X = {experts.num_experts}"
-        )
+        raise ValueError(f"config: expected a model without experts to place on a mesh, got X = {experts.num_experts}")
