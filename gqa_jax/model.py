@@ -96,7 +96,7 @@ class Transformer(nnx.Module):
 
     def __call__(
         self,
-        tokens: Integer[Array, "B T"] | Float[Array, "B T I"],
+        tokens: Integer[Array, "B T"] | Float[Array, "B T _"],
         *,
         mask: Array | None = None,
         positions: Integer[Array, "..."] | None = None,
@@ -108,7 +108,8 @@ class Transformer(nnx.Module):
         """Run the model on whole sequences.
 
         Args:
-            tokens: Integers (B, T), or vectors (B, T, I) of the model's dtype where the config has an input_dim.
+            tokens: Integers (B, T), or their embeddings, vectors (B, T, D) of the model's dtype; where the config
+                has an input_dim, vectors (B, T, I).
             mask: As for `GroupedQueryAttention`: (T, T), or 4 axes that broadcast to (B, N, T, T). For left padding,
                 `real[:, None, None, :]` where real (B, T) is False at the padding.
             positions: By which RoPE rotates, (T,) or (B, T); 0 to T - 1 by default. With left padding, count from the
@@ -141,12 +142,13 @@ class Transformer(nnx.Module):
         result = self._result(states[-1], count, last=False)
         return (result, tuple(states)) if hidden_states else result
 
-    def init_cache(self, batch_size: int, max_length: int, *, dtype: Any = None) -> ModelCache:
+    def init_cache(self, batch_size: int, max_length: int, *, rolling: bool = True, dtype: Any = None) -> ModelCache:
         """Make an empty cache for `extend`: one for each layer, rolling where its window is shorter than max_length.
 
         Args:
             batch_size: B, the number of rows.
             max_length: How many tokens each row can have.
+            rolling: False keeps every token in every layer, as `truncate` needs.
             dtype: Of keys and values; the model's by default.
 
         Raises:
@@ -154,13 +156,13 @@ class Transformer(nnx.Module):
             TypeError: For a wrong type or dtype.
         """
         return ModelCache(
-            block.attention.init_cache(batch_size, max_length, rolling=rolls, dtype=dtype)
+            block.attention.init_cache(batch_size, max_length, rolling=rolls and rolling, dtype=dtype)
             for block, rolls in zip(self.blocks, self.config.rolling(max_length), strict=True)
         )
 
     def extend(
         self,
-        tokens: Integer[Array, "B T"] | Float[Array, "B T I"],
+        tokens: Integer[Array, "B T"] | Float[Array, "B T _"],
         cache: Caches,
         *,
         lengths: Integer[Array, "B"] | None = None,
@@ -298,7 +300,7 @@ class Transformer(nnx.Module):
         check_sharding("tokens", tokens)
         checks.model_input(self.config, str(self.dtype), tokens, Array)
         vocab_size, numbers = self.config.vocab_size, known(tokens)
-        if vocab_size is not None and numbers is not None and numbers.size:
+        if vocab_size is not None and tokens.ndim == 2 and numbers is not None and numbers.size:
             checks.token_ids(int(numbers.min()), int(numbers.max()), vocab_size)
         return decoding.real_tokens(tokens, lengths)
 
@@ -315,6 +317,8 @@ class Transformer(nnx.Module):
     def _embed(self, tokens: Array, *, deterministic: bool | None) -> Float[Array, "B T D"]:
         if self.config.vocab_size is None:
             return self.dropout(project(self.embed, tokens), deterministic=deterministic)
+        if tokens.ndim == 3:
+            return self.dropout(tokens, deterministic=deterministic)
         rows = self.embed.weight[...].at[tokens].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
         scaled = rows.astype(self.dtype) * jnp.asarray(self.config.embedding_scale, self.dtype)
         return self.dropout(scaled, deterministic=deterministic)

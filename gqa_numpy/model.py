@@ -81,7 +81,7 @@ class Transformer:
 
     def __call__(
         self,
-        tokens: Integer[Array, "B T"] | Float[Array, "B T I"],
+        tokens: Integer[Array, "B T"] | Float[Array, "B T _"],
         *,
         mask: Array | None = None,
         positions: Integer[Array, "..."] | None = None,
@@ -93,7 +93,8 @@ class Transformer:
         """Run the model on whole sequences.
 
         Args:
-            tokens: Integers (B, T), or vectors (B, T, I) of the model's dtype where the config has an input_dim.
+            tokens: Integers (B, T), or their embeddings, vectors (B, T, D) of the model's dtype; where the config
+                has an input_dim, vectors (B, T, I).
             mask: As for `GroupedQueryAttention`: (T, T), or 4 axes that broadcast to (B, N, T, T). For left padding,
                 `real[:, None, None, :]` where real (B, T) is False at the padding.
             positions: By which RoPE rotates, (T,) or (B, T); 0 to T - 1 by default. With left padding, count from the
@@ -124,12 +125,13 @@ class Transformer:
         result = self._result(states[-1], count, last=False)
         return (result, tuple(states)) if hidden_states else result
 
-    def init_cache(self, batch_size: int, max_length: int, *, dtype: Any = None) -> ModelCache:
+    def init_cache(self, batch_size: int, max_length: int, *, rolling: bool = True, dtype: Any = None) -> ModelCache:
         """Make an empty cache for `extend`: one for each layer, rolling where its window is shorter than max_length.
 
         Args:
             batch_size: B, the number of rows.
             max_length: How many tokens each row can have.
+            rolling: False keeps every token in every layer, as `truncate` needs.
             dtype: Of keys and values; the model's by default.
 
         Raises:
@@ -137,13 +139,13 @@ class Transformer:
             TypeError: For a wrong type or dtype.
         """
         return ModelCache(
-            block.attention.init_cache(batch_size, max_length, rolling=rolls, dtype=dtype)
+            block.attention.init_cache(batch_size, max_length, rolling=rolls and rolling, dtype=dtype)
             for block, rolls in zip(self.blocks, self.config.rolling(max_length), strict=True)
         )
 
     def extend(
         self,
-        tokens: Integer[Array, "B T"] | Float[Array, "B T I"],
+        tokens: Integer[Array, "B T"] | Float[Array, "B T _"],
         cache: Caches,
         *,
         lengths: Integer[Array, "B"] | None = None,
@@ -281,7 +283,7 @@ class Transformer:
     def _count(self, tokens: Array, lengths: Array | None) -> Integer[Array, "B"]:
         """How many of each row's tokens are real, after every check."""
         checks.model_input(self.config, str(self.dtype), tokens, Array)
-        if self.config.vocab_size is not None and tokens.size:
+        if self.config.vocab_size is not None and tokens.ndim == 2 and tokens.size:
             checks.token_ids(int(tokens.min()), int(tokens.max()), self.config.vocab_size)
         return decoding.real_tokens(tokens, lengths)
 
@@ -299,6 +301,8 @@ class Transformer:
         weight = self.parameters["embed.weight"]
         if self.config.vocab_size is None:
             x = linear(tokens, weight, self.parameters["embed.bias"])
+        elif tokens.ndim == 3:
+            x = tokens
         else:
             x = weight[tokens] * self.dtype.type(self.config.embedding_scale)
         return dropped(x, self.dropout, self.rng) if training else x

@@ -103,7 +103,7 @@ class Transformer(nn.Module):
 
     def forward(
         self,
-        tokens: Integer[Array, "B T"] | Float[Array, "B T I"],
+        tokens: Integer[Array, "B T"] | Float[Array, "B T _"],
         *,
         mask: Array | None = None,
         positions: Integer[Array, "..."] | None = None,
@@ -115,7 +115,8 @@ class Transformer(nn.Module):
         """Run the model on whole sequences.
 
         Args:
-            tokens: Integers (B, T), or vectors (B, T, I) of the model's dtype where the config has an input_dim.
+            tokens: Integers (B, T), or their embeddings, vectors (B, T, D) of the model's dtype; where the config
+                has an input_dim, vectors (B, T, I).
             mask: Which tokens a token may attend to, (T, T) or broadcastable to (B, N, T, T), as for
                 `GroupedQueryAttention`, in all layers. Left padding: `real[:, None, None]` of a mask (B, T).
             positions: By which RoPE rotates, (T,) or (B, T); 0 to T - 1 by default.
@@ -146,12 +147,15 @@ class Transformer(nn.Module):
         result = self._result(states[-1], count, last=False)
         return (result, tuple(states)) if hidden_states else result
 
-    def init_cache(self, batch_size: int, max_length: int, *, dtype: torch.dtype | None = None) -> ModelCache:
+    def init_cache(
+        self, batch_size: int, max_length: int, *, rolling: bool = True, dtype: torch.dtype | None = None
+    ) -> ModelCache:
         """Make an empty cache for `extend`: one for each layer, rolling where its window is shorter than max_length.
 
         Args:
             batch_size: B, the number of rows.
             max_length: How many tokens each row can have.
+            rolling: False keeps every token in every layer, as `truncate` needs.
             dtype: Of keys and values; the model's by default.
 
         Raises:
@@ -159,14 +163,14 @@ class Transformer(nn.Module):
             TypeError: For a wrong type or dtype.
         """
         return ModelCache(
-            block.attention.init_cache(batch_size, max_length, rolling=rolls, dtype=dtype)
+            block.attention.init_cache(batch_size, max_length, rolling=rolls and rolling, dtype=dtype)
             for block, rolls in zip(self.blocks, self.config.rolling(max_length), strict=True)
         )
 
     @torch.no_grad()
     def extend(
         self,
-        tokens: Integer[Array, "B T"] | Float[Array, "B T I"],
+        tokens: Integer[Array, "B T"] | Float[Array, "B T _"],
         cache: tuple[KVCache, ...],
         *,
         lengths: Integer[Array, "B"] | None = None,
@@ -301,7 +305,7 @@ class Transformer(nn.Module):
         if isinstance(tokens, Array) and tokens.dtype == weight.dtype:
             dtype = weight.dtype  # the embedding takes either
         checks.model_input(self.config, str(dtype).removeprefix("torch."), tokens, Array)
-        if self.config.vocab_size is not None and tokens.shape[0]:
+        if self.config.vocab_size is not None and tokens.ndim == 2 and tokens.shape[0]:
             lowest, highest = known(torch.stack(tokens.aminmax())) or (0, 0)
             checks.token_ids(lowest, highest, self.config.vocab_size)
         return real_tokens(tokens, lengths)
@@ -326,6 +330,8 @@ class Transformer(nn.Module):
             check_free_slots(held, count)
 
     def _embed(self, tokens: Array) -> Float[Array, "B T D"]:
+        if self.config.vocab_size is not None and tokens.ndim == 3:
+            return tokens
         x = self.embed(tokens)
         if self.config.embedding_scale != 1:
             x = x * torch.tensor(self.config.embedding_scale, dtype=x.dtype, device=x.device)

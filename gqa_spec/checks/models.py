@@ -11,19 +11,27 @@ from gqa_spec.checks.values import instance, integer, number
 
 
 def model_input(config: Any, dtype: str, x: Any, kind: Any) -> None:
-    """What a model is called with: tokens, an integer array (B, T), or vectors (B, T, I) of its dtype."""
+    """What a model is called with: tokens, an integer array (B, T), or vectors of its dtype, (B, T, I) with input_dim I
+    and else embeddings (B, T, D).
+    """
     name = "tokens" if config.input_dim is None else "vectors"
     array(name, x, kind)
     if config.input_dim is not None:
-        floating(name, x)
-        same_dtype(name, x, "the model's", dtype)
-        shape(name, x.shape, "B T I", {"I": config.input_dim})
+        _vectors(name, x, dtype, "B T I", {"I": config.input_dim})
+    elif x.ndim == 3 and not is_integer_dtype(x):
+        _vectors("embeddings", x, dtype, "B T D", {"D": config.hidden_size})
     elif not is_integer_dtype(x):
         raise TypeError(f"tokens: expected an integer dtype, got {dtype_name(x)}")
     else:
         shape(name, x.shape, "B T", {})
     if x.shape[1] == 0:
         raise ValueError(f"{name}: expected at least one token, T >= 1, got {tuple(x.shape)}")
+
+
+def _vectors(name: str, x: Any, dtype: str, symbols: str, sizes: dict[str, int]) -> None:
+    floating(name, x)
+    same_dtype(name, x, "the model's", dtype)
+    shape(name, x.shape, symbols, sizes)
 
 
 def model_call(config: Any, tokens: Any, mask_: Any, positions_: Any, segments: Any, kind: Any) -> None:

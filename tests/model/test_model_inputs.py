@@ -68,6 +68,44 @@ def test_a_floating_mask_is_added_and_combines_with_the_others(backend: str) -> 
     assert error_of(got, result(backend, "olmo", tokens)) > 1e-3
 
 
+@pytest.mark.parametrize("name", ["gemma", "olmo"])
+def test_embeddings_give_what_their_tokens_give(backend: str, name: str) -> None:
+    """In a call and in `extend`; gemma multiplies what it embeds, and its multiplier is in the vectors already."""
+    transformer, tokens = model(backend, name), ROWS[0][None]
+    scale = transformer.config.embedding_scale
+    embedded = to_backend(backend, weights(transformer.config)["embed.weight"][tokens] * scale)
+    expected = result(backend, name, tokens)
+    assert error_of(to_numpy(transformer(embedded, rope_length=7)), expected) <= 1e-14
+    logits, cache = transformer.extend(embedded[:, :4], transformer.init_cache(1, 7))
+    rest, _ = transformer.extend(to_backend(backend, tokens[:, 4:]), cache)
+    assert error_of(np.concatenate([to_numpy(logits), to_numpy(rest)], axis=1), expected) <= 1e-12
+
+
+def test_a_cache_that_keeps_every_token_can_go_back(backend: str) -> None:
+    """A draft beyond the window of 3 is taken back; a rolling cache could not."""
+    transformer, tokens = model(backend, "gemma"), to_backend(backend, ROWS[0][None])
+    cache = transformer.init_cache(1, 7, rolling=False)
+    assert not any(held.rolling for held in cache)
+    _, cache = transformer.extend(tokens[:, :5], cache)
+    _, cache = transformer.extend(to_backend(backend, np.array([[30, 31]])), cache)
+    rest, _ = transformer.extend(tokens[:, 5:], cache.truncate(5))
+    assert error_of(to_numpy(rest), result(backend, "gemma", ROWS[0][None])[:, 5:]) <= 1e-12
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (np.zeros((1, 7, 12)), r"embeddings: expected \(B, T, D\) with D = 13, got \(1, 7, 12\)"),
+        (np.zeros((1, 7, 13), np.float32), "embeddings: expected the model's dtype float64, got float32"),
+        (np.zeros((1, 7)), "tokens: expected an integer dtype, got float64"),
+    ],
+    ids=["width", "dtype", "floating tokens"],
+)
+def test_wrong_embeddings_raise(backend: str, given: np.ndarray, sentence: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=sentence):
+        result(backend, "gemma", given)
+
+
 @pytest.mark.parametrize(
     ("name", "keywords", "sentence"),
     [
