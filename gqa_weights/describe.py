@@ -43,6 +43,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "format": checkpoint.format,
         "family": model.family,
         "layers": len(layers),
+        **_numbers(model.numbers),
         "embed_dim": layers[0].embed_dim,
         "query_heads": _over(layers, lambda layer: layer.num_heads),
         "kv_heads": _over(layers, lambda layer: layer.num_kv_heads),
@@ -62,6 +63,11 @@ def describe(path: str | Path) -> dict[str, Any]:
         "parameters": sum(prod(weights.info(name).shape) for name in weights),
         "cache_bytes_per_token": sum(kv_cache_bytes(layer, 1, bytes_per_element=dtype) for layer in layers),
     }
+
+
+def _numbers(layers: tuple[int, ...]) -> dict[str, str]:
+    """Of the layers with attention, where the model has others too."""
+    return {} if layers == tuple(range(len(layers))) else {"numbers_of_layers": ", ".join(map(str, layers))}
 
 
 def _experts(checkpoint: Checkpoint, family: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from conformance.trace.fused import misread
 from gqa_spec import AttentionConfig
 
 Array = np.ndarray
@@ -22,6 +23,8 @@ def hint(stage: str, a: Side, b: Side) -> list[str]:
     """Settings that differ, and the known convention that makes A's weights of this stage B's."""
     (config, ours), (other, theirs) = a, b
     found = list(_settings(config, other))
+    if stage in ("q_proj", "k_proj", "v_proj", "gate"):
+        found += misread(config, ours, theirs)
     if stage in ROWS:
         found += _rows(ROWS[stage], config, ours, theirs)
     if stage in ("q_norm", "k_norm"):

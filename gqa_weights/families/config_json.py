@@ -5,7 +5,7 @@ Every function below is written in the usual keys, those of Llama; `Settings` tr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -40,14 +40,14 @@ class HuggingFaceFamily(Family):
     architecture: the start of its classes' names. defaults: each key that its code reads -> what the code takes where
     the key is missing. sizes: the same for SIZES, which the text_config of larger models may leave out. keys: usual key
     -> its own. attention, model: fields of the configs that its code fixes. requires: keys of which it has only one
-    value here, missing or not. parallel: what `use_parallel_residual` means. windows, rotates: the rules for which
-    layers have a window, and RoPE. rope: what its code takes for RoPE. scales_queries: the dictionary of RoPE also says
-    how queries are scaled by their positions. scaled_embedding: the embedding is multiplied by the root of the width.
-    dropouts: keys of dropout outside of attention, all of which must agree. activations: names of activations that mean
-    something else here. activation_beside: another key for the activation, which its files hold too and its code does
-    not read. only: keys that its files hold and its code does not read, and the values of them that it computes.
-    repeats: such keys, and the key that says the same. ignored: keys that do not matter here. experts: what it takes
-    for a mixture of experts.
+    value here, missing or not. parallel: what `use_parallel_residual` means. attends, windows, rotates: the rules for
+    which layers have attention, a window, and RoPE. rope: what its code takes for RoPE. scales_queries: the dictionary
+    of RoPE also says how queries are scaled by their positions. scaled_embedding: the embedding is multiplied by the
+    root of the width. dropouts: keys of dropout outside of attention, all of which must agree. activations: names of
+    activations that mean something else here. activation_beside: another key for the activation, which its files hold
+    too and its code does not read. only: keys that its files hold and its code does not read, and the values of them
+    that it computes. repeats: such keys, and the key that says the same. ignored: keys that do not matter here.
+    experts: what it takes for a mixture of experts.
     """
 
     architecture: str
@@ -58,6 +58,7 @@ class HuggingFaceFamily(Family):
     model: Mapping[str, Any] = field(default_factory=dict)
     requires: Mapping[str, Any] = field(default_factory=dict)
     parallel: str | None = None
+    attends: LayerRule = every_layer
     windows: LayerRule = no_layer
     rotates: LayerRule = every_layer
     rope: RopeDefaults = field(default_factory=RopeDefaults)
@@ -95,6 +96,11 @@ class HuggingFaceFamily(Family):
         settings.finish(IGNORED | self.ignored | {key for key in values if OF_EXPERTS.fullmatch(key)})
         return attention
 
+    def attention_layers(self, values: Values, count: int) -> Sequence[int]:
+        settings = self.settings(values)
+        attends = self.attends(settings, settings.integer("num_hidden_layers", most=MOST_LAYERS))
+        return [number for number, attends_here in enumerate(attends) if attends_here]
+
     def write_config(self, config: ModelConfig) -> dict[str, Any]:
         if not self.writable:
             return super().write_config(config)
@@ -130,7 +136,9 @@ def _model(family: HuggingFaceFamily, s: Settings) -> ModelConfig:
 def _attention(family: HuggingFaceFamily, s: Settings) -> tuple[AttentionConfig, ...]:
     layers = s.integer("num_hidden_layers", most=MOST_LAYERS)
     shared = _shared(family, s)
-    slides, rotates = family.windows(s, layers), family.rotates(s, layers)
+    slides, rotates, attends = (rule(s, layers) for rule in (family.windows, family.rotates, family.attends))
+    if not any(attends):
+        raise s.unsupported("layer_types", ": no layer has attention")
     s.skip("sliding_window")  # which says nothing where no layer slides, be it 0
     window = s.integer("sliding_window", optional=True) if any(slides) else None
     if any(slides) and window is None:
@@ -138,7 +146,8 @@ def _attention(family: HuggingFaceFamily, s: Settings) -> tuple[AttentionConfig,
     ropes = read_rope(s, shared["head_dim"], s.integer("max_position_embeddings"), family.rope)
     return tuple(
         AttentionConfig(**shared, window=window if slide else None, rope=ropes[slide] if rotate else None)
-        for slide, rotate in zip(slides, rotates, strict=True)
+        for slide, rotate, attends_here in zip(slides, rotates, attends, strict=True)
+        if attends_here
     )
 
 

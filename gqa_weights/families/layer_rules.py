@@ -88,6 +88,16 @@ def where_window(settings: Settings, layers: int, *, windows: LayerRule) -> list
     return windows(settings, layers) if settings.get("sliding_window") is not None else every_layer(settings, layers)
 
 
+def full_attention_layers(settings: Settings, layers: int) -> list[bool]:
+    """Which layers have attention, where the others are `linear_attention`, of which we have no maths."""
+    settings.skip("full_attention_interval")
+    if settings.get("layer_types") is not None:
+        allowed = ("full_attention", "linear_attention")
+        return [kind == "full_attention" for kind in settings.list_of("layer_types", allowed, layers)]
+    every = settings.integer("full_attention_interval")
+    return [(layer + 1) % every == 0 for layer in range(layers)]
+
+
 QWEN_WINDOWS: LayerRule = partial(layer_types, otherwise=from_max_window_layers, superseded=("max_window_layers",))
 QWEN2_MOE_WINDOWS: LayerRule = partial(
     layer_types, otherwise=each_second_of_the_first, superseded=("max_window_layers",)

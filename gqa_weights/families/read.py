@@ -48,11 +48,14 @@ class Model:
 
 @dataclass(frozen=True)
 class AttentionModel:
-    """The attention layers of a checkpoint alone; weights: `blocks.{i}.attention.*`."""
+    """The attention layers of a checkpoint alone; weights: `blocks.{i}.attention.*` of the i-th of them. numbers: what
+    the file calls these layers: others between them may have no attention.
+    """
 
     family: str
     attention: tuple[AttentionConfig, ...]
     weights: CanonicalWeights
+    numbers: tuple[int, ...] = ()
 
 
 def detect(checkpoint: Checkpoint) -> str:
@@ -119,12 +122,14 @@ def read_attention(checkpoint: Checkpoint, *, ignore: Collection[str] = ()) -> A
     """
     family = FAMILIES[detect(checkpoint)]
     with _one_sentence(checkpoint, family):
-        layers = family.read_attention(_settings(checkpoint, family, ignore), checkpoint)
-        stored = tuple(stored_attention(family.tensors, layers))
+        settings = _settings(checkpoint, family, ignore)
+        layers = family.read_attention(settings, checkpoint)
+        numbers = tuple(family.attention_layers(settings, len(layers)))
+        stored = tuple(stored_attention(family.tensors, layers, numbers))
         tensors = located(weights_of(checkpoint), [tensor.name for tensor in stored], family.tensors)
         if checkpoint.format != SETTINGS_ALONE:
             _require(mismatches(tensors, stored, ignored=list(tensors)))
-        return AttentionModel(family.name, layers, CanonicalWeights(tensors, stored))
+        return AttentionModel(family.name, layers, CanonicalWeights(tensors, stored), numbers)
 
 
 def _named(checkpoint: Checkpoint) -> Any:

@@ -7,7 +7,7 @@ added by adding its record to `records`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -47,6 +47,10 @@ class Family(ABC):
     def read_attention(self, values: Values, tensors: TensorMapping) -> tuple[AttentionConfig, ...]:
         """The settings of the attention layers alone."""
         return self.read_config(values, tensors).attention
+
+    def attention_layers(self, values: Values, count: int) -> Sequence[int]:
+        """The numbers, in the file, of the `count` layers that have attention: all but in families that mix."""
+        return range(count)
 
     def write_config(self, config: ModelConfig) -> dict[str, Any]:
         """ModelConfig -> settings, as far as the family's keys go: the caller reads them back to see what is lost."""

@@ -97,17 +97,22 @@ def stored_tensors(names: TensorNames, config: ModelConfig) -> Iterator[StoredTe
             yield tensor
 
 
-def stored_attention(names: TensorNames, attention: Sequence[AttentionConfig]) -> Iterator[StoredTensor]:
-    """As `stored_tensors`, of the attention layers alone."""
-    for number, layer in enumerate(attention):
+def stored_attention(
+    names: TensorNames, attention: Sequence[AttentionConfig], numbers: Sequence[int]
+) -> Iterator[StoredTensor]:
+    """As `stored_tensors`, of the attention layers alone. numbers: of these layers in the file."""
+    for number, (place, layer) in enumerate(zip(numbers, attention, strict=True)):
         for name in sources(names.table, layer):
-            yield _attention(name, names, number, layer)
+            yield _attention(name, names, number, layer, place)
 
 
-def _attention(foreign: str, names: TensorNames, number: int, layer: AttentionConfig) -> StoredTensor:
-    """One tensor of the attention of layer `number`, by its name in the layout."""
+def _attention(
+    foreign: str, names: TensorNames, number: int, layer: AttentionConfig, place: int | None = None
+) -> StoredTensor:
+    """One tensor of the attention of layer `number`, by its name in the layout. place: its number in the file."""
     layout, inside = names.table, sources(names.table, layer)[foreign]
-    ours, theirs = f"blocks.{number}.attention.", names.block.format(number) + names.attention
+    theirs = names.block.format(number if place is None else place) + names.attention
+    ours = f"blocks.{number}.attention."
     shapes = weight_shapes(layer)
     return StoredTensor(
         {ours + name: shapes[name] for name in inside},

@@ -85,6 +85,30 @@ def test_a_poisoned_token_stays_with_itself(backend: str, name: str) -> None:
     assert not np.isfinite(got[~good]).any()
 
 
+@pytest.mark.parametrize("backend", [*BACKENDS, "vmapped torch"])
+def test_an_expert_of_nan_changes_its_own_tokens_alone(backend: str) -> None:
+    framework, config = backend.rsplit(maxsplit=1)[-1], CONFIGS["mixtral"]
+    rng = np.random.default_rng(9)
+    weights = {name: rng.normal(0.1, 0.5, shape) for name, shape in model_weight_shapes(config).items()}
+    broken = {n: np.full_like(x, np.nan) if ".0.feed_forward.experts.2." in n else x for n, x in weights.items()}
+    x = to_backend(framework, rng.normal(size=(4, 5, 13)))
+    results = []
+    for each in (weights, broken):
+        block = new_model(framework, config).load_weights(each).blocks[0]
+        feed = block._feed_forward if backend == "numpy" else block.feed_forward
+        results.append(to_numpy(_vmapped(feed)(x) if backend == "vmapped torch" else feed(x)))
+    clean, got = results
+    hit = np.isnan(got).all(axis=-1)
+    assert 0 < hit.sum() < hit.size
+    np.testing.assert_allclose(got[~hit], clean[~hit], rtol=1e-12)
+
+
+def _vmapped(feed: Any) -> Any:
+    import torch
+
+    return torch.func.vmap(lambda x: feed(x[None])[0])
+
+
 @pytest.mark.parametrize("name", ["qwen moe", "gpt-oss"])
 def test_compiled_and_vmapped_torch_is_the_same(name: str) -> None:
     """Where shapes may not depend on values, each expert computes all tokens."""

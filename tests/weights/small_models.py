@@ -38,6 +38,12 @@ PHI3_ROPE = {
 }  # fmt: skip
 SLIDING_FIRST = ["sliding_attention", "full_attention", "full_attention", "sliding_attention", "full_attention"]
 
+LINEAR = {
+    "linear_conv_kernel_dim": 2, "linear_key_head_dim": 4, "linear_value_head_dim": 4, "linear_num_key_heads": 2,
+    "linear_num_value_heads": 2,
+}  # fmt: skip
+LINEAR_BETWEEN = ["linear_attention", "full_attention", "full_attention", "linear_attention", "full_attention"]
+
 # case -> family, settings of its config. Head sizes are not hidden / heads; K = 2, N / K = 3; windows are short.
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {"head_dim": 10, "attention_bias": True, "mlp_bias": True, "rope_parameters": LLAMA3}),
@@ -194,6 +200,21 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "gpt_oss",
         {"head_dim": 10, "num_local_experts": 5, "num_experts_per_tok": 3, "swiglu_limit": 0.6, "swiglu_alpha": 0.9},
     ),
+    "qwen3_next": (
+        "qwen3_next",
+        {**LINEAR, "head_dim": 16, "num_hidden_layers": 8, "num_experts": 3, "num_experts_per_tok": 2,
+         "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8, "attention_bias": True},
+    ),
+    "qwen3_5": (
+        "qwen3_5_text",
+        {**LINEAR, "head_dim": 8, "layer_types": LINEAR_BETWEEN, "rope_parameters": {
+            "rope_type": "default", "rope_theta": 70.0, "partial_rotary_factor": 0.5}},
+    ),
+    "qwen3_5_moe": (
+        "qwen3_5_moe_text",
+        {**LINEAR, "head_dim": 8, "layer_types": LINEAR_BETWEEN, "num_experts": 3, "num_experts_per_tok": 2,
+         "moe_intermediate_size": 8, "shared_expert_intermediate_size": 8},
+    ),
 }  # fmt: skip
 WHOLE = [case for case, (family, _) in CASES.items() if not HUGGINGFACE[family].attention_only]
 
@@ -202,7 +223,7 @@ def transformers_config(family: str, **settings: Any) -> Any:
     import transformers
 
     architecture = HUGGINGFACE[family].architecture
-    name = "Gemma3TextConfig" if family == "gemma3_text" else f"{architecture}Config"
+    name = f"{architecture}TextConfig" if family.endswith("_text") and "vl" not in family else f"{architecture}Config"
     config = getattr(transformers, name)(**settings, attn_implementation="eager")
     config._experts_implementation = "eager"  # gpt_oss's fast one has no float64
     return config
@@ -258,8 +279,9 @@ def recorded(case: str, folder: Path) -> Recorded:
     base = getattr(double, double.base_model_prefix)
     for layer in base.h if hasattr(base, "h") else base.layers:
         modules = dict(layer.named_children())
-        attention = next(modules[name] for name in ("self_attn", "attention", "self_attention") if name in modules)
-        attention.register_forward_hook(record, with_kwargs=True)
+        attention = [modules[name] for name in ("self_attn", "attention", "self_attention") if name in modules]
+        for module in attention:  # none in a layer of linear attention
+            module.register_forward_hook(record, with_kwargs=True)
     with torch.no_grad():
         logits = double(input_ids=torch.from_numpy(PROMPTS), use_cache=False).logits
     return Recorded(layers, logits.numpy())

@@ -91,7 +91,8 @@ def test_defaults_are_those_of_transformers(family: str) -> None:
             assert not theirs["use_sliding_window"], key
         else:
             assert value == theirs[key], key
-    least = {key: theirs[key] for key in (record.keys.get(key, key) for key in SIZE_KEYS)} | record.requires
+    sizes = (record.keys.get(key, key) for key in SIZE_KEYS)
+    least = {key: theirs[key] for key in sizes if key in theirs} | record.requires
     if family == "glm4_moe":  # whose default sizes make heads of 42, half of which is odd
         least["head_dim"] = 128
     full = json.loads(transformers_config(family, **least).to_json_string())
@@ -129,7 +130,7 @@ def test_every_setting_that_is_understood_is_used(family: str) -> None:
         "rope_scaling": [{"rope_type": "linear", "factor": 2.0}],
         "num_experts": [11], "num_local_experts": [11], "num_experts_per_tok": [1], "moe_intermediate_size": [3],
         "shared_expert_intermediate_size": [3], "shared_intermediate_size": [3], "decoder_sparse_step": [3],
-        "mlp_only_layers": [[1]],
+        "mlp_only_layers": [[1]], "full_attention_interval": [2],
     }  # fmt: skip
     beside = {
         "max_window_layers": {"use_sliding_window": True, "sliding_window": 4},
@@ -170,6 +171,7 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "exaone4": ("exaone4", {"sliding_window": 5, "sliding_window_pattern": 3}),
     "cohere2": ("cohere2", {"sliding_window": 5, "sliding_window_pattern": 2}),
     "ministral": ("ministral", {"sliding_window": 5}),
+    "qwen2_moe": ("qwen2_moe", {"use_sliding_window": True, "sliding_window": 5, "max_window_layers": 3}),
 }
 
 

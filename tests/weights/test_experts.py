@@ -51,6 +51,7 @@ def test_each_weight_is_that_of_its_expert(folder: Path) -> None:
         np.testing.assert_array_equal(weights[f"{ours}gate.weight"], gate_up[number, :, 0::2].T)
         np.testing.assert_array_equal(weights[f"{ours}up.weight"], gate_up[number, :, 1::2].T)
         np.testing.assert_array_equal(weights[f"{ours}up.bias"], biases[number, 1::2])
+        assert weights[f"{ours}up.weight"].flags.c_contiguous
         np.testing.assert_array_equal(weights[f"{ours}down.weight"], experts.down_proj.detach().numpy()[number].T)
     model, path = saved("mixtral", folder)
     checkpoint, weights = open_checkpoint(path), read_model(open_checkpoint(path)).weights

@@ -17,6 +17,7 @@ from gqa_numpy import Transformer
 from gqa_spec import AttentionConfig, ModelConfig, RopeConfig
 from gqa_spec.model_config import model_weight_shapes
 from gqa_weights.checkpoint import CheckpointError, TensorInfo, open_checkpoint
+from gqa_weights.describe import describe
 from gqa_weights.families import (
     foreign_tensors,
     foreign_weights,
@@ -178,7 +179,9 @@ def test_each_layer_gives_transformers_own_output(case: str, folder: Path) -> No
     """In float64 in both, so that a wrong eps or scale shows; transformers' softmax and RoPE tables are float32."""
     read = read_attention(open_checkpoint(saved(case, folder)[1]))
     layers = recorded(case, folder).layers
-    assert len(layers) == len(read.attention) == CASES[case][1].get("num_hidden_layers", 5)
+    kinds = saved(case, folder)[0].config.to_dict().get("layer_types") or []
+    count = CASES[case][1].get("num_hidden_layers", 5) - kinds.count("linear_attention")
+    assert len(layers) == len(read.attention) == len(read.numbers) == count
     for number, (config, (hidden, expected)) in enumerate(zip(read.attention, layers, strict=True)):
         prefix = f"blocks.{number}.attention."
         weights = {name.removeprefix(prefix): read.weights[name] for name in read.weights if name.startswith(prefix)}
@@ -193,3 +196,19 @@ def test_the_whole_model_gives_transformers_own_logits(case: str, folder: Path) 
     """What is around the attention is read too: norms, their places, activations, scales, softcaps."""
     model = Transformer.from_checkpoint(saved(case, folder)[1], dtype=np.float64)
     assert error_of(model(PROMPTS), recorded(case, folder).logits) <= SINGLE
+
+
+def test_layers_of_linear_attention_are_left_out(folder: Path) -> None:
+    """The others keep their numbers in the file; the whole model is refused by name."""
+    for case, family, numbers in (("qwen3_next", "qwen3_next", (3, 7)), ("qwen3_5", "qwen3_5_text", (1, 2, 4))):
+        checkpoint = open_checkpoint(saved(case, folder)[1])
+        read = read_attention(checkpoint)
+        assert read.numbers == numbers
+        origins = {read.weights.origin(f"blocks.{i}.attention.k_proj.weight") for i in range(len(numbers))}
+        assert origins == {f"model.layers.{number}.self_attn.k_proj.weight" for number in numbers}
+        assert describe(checkpoint.path)["numbers_of_layers"] == ", ".join(map(str, numbers))
+        with pytest.raises(CheckpointError, match=f"linear_attention of family {family} is not supported"):
+            read_model(checkpoint)
+    settings = {**checkpoint.settings, "layer_types": ["linear_attention"] * 5}
+    with pytest.raises(CheckpointError, match=r"layer_types .* is not supported: no layer has attention$"):
+        read_attention(stand_in(settings))

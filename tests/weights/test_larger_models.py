@@ -15,7 +15,7 @@ from gqa_numpy import Transformer
 from gqa_weights.checkpoint import CheckpointError, open_checkpoint
 from gqa_weights.families import read_attention, read_model
 from gqa_weights.port import plan, write
-from tests.weights.small_models import PROMPTS, SIZES, stand_in
+from tests.weights.small_models import LINEAR, LINEAR_BETWEEN, PROMPTS, SIZES, stand_in
 
 pytestmark = pytest.mark.no_shape_checks
 
@@ -107,6 +107,22 @@ def test_the_text_of_a_larger_model(case: str, place: Path, tmp_path: Path) -> N
     assert all(ported.weights[name].tobytes() == read.weights[name].tobytes() for name in read.weights)
     left_out = json.loads((tmp_path / "text" / "gqa_manifest.json").read_text())["source"]["tensors_left_out"]
     assert "is not of the text" in left_out
+
+
+def test_the_attention_of_a_larger_model_of_which_no_more_is_read(tmp_path: Path) -> None:
+    import torch
+    import transformers
+
+    text = SIZES | LINEAR | {"head_dim": 8, "layer_types": LINEAR_BETWEEN}
+    config = transformers.Qwen3_5Config(text_config=text, vision_config=QWEN_VISION, **TOKENS)
+    torch.manual_seed(3)
+    model = transformers.Qwen3_5ForConditionalGeneration(config)
+    model.save_pretrained(tmp_path)
+    read = read_attention(open_checkpoint(tmp_path))
+    assert (read.family, read.numbers) == ("qwen3_5_text", (1, 2, 4))
+    attention = model.model.language_model.layers[2].self_attn
+    fused = attention.q_proj.weight.detach().numpy().reshape(6, 16, 24)  # of each head 8 rows of queries, 8 of gates
+    np.testing.assert_array_equal(read.weights["blocks.1.attention.gate_proj.weight"].reshape(6, 8, 24), fused[:, 8:])
 
 
 def test_a_flat_config_of_before_transformers_5(place: Path) -> None:
