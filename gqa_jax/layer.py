@@ -253,7 +253,7 @@ class GroupedQueryAttention(nnx.Module):
         arrays = {name: np.asarray(x) for name, x in mapping.items()}
         checks.weights(arrays, weight_shapes(self.config), symbolic_shapes(self.config), str(self.param_dtype))
         for name, x in arrays.items():
-            set_parameter(self, name, x, self.param_dtype)
+            set_parameter(self, name, x.__getitem__, self.param_dtype)
         return self
 
     def export_weights(self) -> dict[str, np.ndarray]:

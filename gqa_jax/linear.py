@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,16 +47,25 @@ def parameter(module: nnx.Module, name: str) -> tuple[nnx.Param, bool]:
     return (owner.kernel if kernel else getattr(owner, field)), kernel
 
 
-def set_parameter(module: nnx.Module, name: str, x: np.ndarray, dtype: Any) -> None:
-    """Copy a canonical weight into its parameter, an abstract one too; over a mesh, each device gets its own part."""
+def set_parameter(module: nnx.Module, name: str, read: Callable[[Any], np.ndarray], dtype: Any) -> None:
+    """Copy a canonical weight into its parameter, an abstract one too; over a mesh, each device gets its own part.
+
+    read: a part of the weight from its slices. What it returns is copied, since JAX may keep what it is given, and that
+    may be part of a file.
+    """
     variable, transposed = parameter(module, name)
-    stored = x.T if transposed else x
+    old: Any = variable.get_value()
+
+    def stored(index: Any) -> np.ndarray:
+        part = read(index[::-1] if transposed else index)
+        return np.array(part.T if transposed else part, dtype)
+
+    place = getattr(old, "sharding", None)
     value: Any
-    place = getattr(variable.get_value(), "sharding", None)
-    if isinstance(place, NamedSharding):  # a copy of each part: JAX may keep what it is given, here parts of a file
-        value = jax.make_array_from_callback(stored.shape, place, lambda index: np.array(stored[index], dtype))
+    if isinstance(place, NamedSharding):
+        value = jax.make_array_from_callback(old.shape, place, stored)
     else:
-        value = jnp.array(stored, dtype)
+        value = jnp.array(stored((slice(None),) * old.ndim))
     variable.set_value(value)
 
 

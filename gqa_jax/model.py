@@ -26,7 +26,7 @@ from gqa_spec import ModelConfig, checks
 from gqa_spec.generation import Callback, Request
 from gqa_spec.model_config import model_symbolic_shapes, model_weight_shapes
 from gqa_weights.checkpoint import Checkpoint, open_checkpoint
-from gqa_weights.families import read_model
+from gqa_weights.families import read_model, reader_of
 
 Caches = tuple[KVCache, ...]
 
@@ -382,12 +382,12 @@ def _fill(model: Transformer, weights: Mapping[str, np.ndarray], dtype: Any) -> 
     for name in model_weight_shapes(model.config):
         whole = stacked(name)
         if whole is None:
-            set_parameter(model, name, weights[name], dtype)
+            set_parameter(model, name, reader_of(weights, name), dtype)
             continue
         pieces = gathered.setdefault(whole, [])
         pieces.append(weights[name])
         if model.config.experts is not None and len(pieces) == model.config.experts.num_experts:
-            set_parameter(model, whole, np.stack(gathered.pop(whole)), dtype)
+            set_parameter(model, whole, np.stack(gathered.pop(whole)).__getitem__, dtype)
 
 
 def _expert(name: str) -> int:

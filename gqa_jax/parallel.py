@@ -156,7 +156,7 @@ def from_checkpoint(
     drawn = jax.jit(lambda: nnx.state(_new(read.config, dtype), nnx.RngState))()
     nnx.update(model, jax.device_put(drawn, NamedSharding(mesh, P())))
     for name in model_weight_shapes(read.config):
-        set_parameter(model, name, read.weights[name], dtype)
+        set_parameter(model, name, read.weights.reader(name), dtype)
     return model.eval()
 
 

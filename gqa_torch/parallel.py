@@ -8,6 +8,7 @@ one mesh loads on another. `gqa_spec.placement` says which axis of each weight i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,11 +22,10 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from gqa_spec import checks
 from gqa_spec.model_config import model_weight_shapes
 from gqa_spec.placement import cut_axes, kv_head_copies
-from gqa_torch.arrays import tensor as as_tensor
 from gqa_torch.layer import GroupedQueryAttention
 from gqa_torch.model import Transformer
-from gqa_torch.parts import ContextPart, TensorPart, spread
-from gqa_weights.checkpoint import Checkpoint, open_checkpoint
+from gqa_torch.parts import ContextPart, TensorPart, fill
+from gqa_weights.checkpoint import Checkpoint, CheckpointError, open_checkpoint
 from gqa_weights.families import read_model
 
 Parallel = TypeVar("Parallel", GroupedQueryAttention, Transformer)
@@ -85,7 +85,7 @@ def from_checkpoint(
     device: torch.device | str = "cpu",
     **fsdp_options: Any,
 ) -> Transformer:
-    """Make a model in eval mode whose weights each rank reads into its own parts, one tensor in memory at a time.
+    """Make a model in eval mode whose weights each rank reads its own parts.
 
     Args:
         path: As for `Transformer.from_checkpoint`.
@@ -94,21 +94,37 @@ def from_checkpoint(
         device: Where this rank's parameters are.
 
     Raises:
-        CheckpointError: For a file that cannot be read.
+        CheckpointError: For a file that cannot be read, on all ranks where one cannot read it.
         ValueError: As `parallelize`.
     """
-    read = read_model(path if isinstance(path, Checkpoint) else open_checkpoint(path))
-    dtype = getattr(torch, read.dtype) if dtype is None else dtype
-    model = Transformer(read.config, device="meta", dtype=dtype)
-    if tensor is not None:
-        parallelize(model, mesh, tensor=tensor)
-    model.to_empty(device=device)
-    for name in model_weight_shapes(read.config):
-        parameter = model.get_parameter(name)
-        parameter.copy_(spread(as_tensor(read.weights[name]), parameter))
+    with _all_or_none(mesh, path):
+        read = read_model(path if isinstance(path, Checkpoint) else open_checkpoint(path))
+        dtype = getattr(torch, read.dtype) if dtype is None else dtype
+        model = Transformer(read.config, device="meta", dtype=dtype)
+        if tensor is not None:
+            parallelize(model, mesh, tensor=tensor)
+        model.to_empty(device=device)
+        for name in model_weight_shapes(read.config):
+            fill(model.get_parameter(name), read.weights.reader(name))
     if data is not None:
         parallelize(model, mesh, data=data, **fsdp_options)
     return model.eval()
+
+
+@contextmanager
+def _all_or_none(mesh: DeviceMesh, path: Any) -> Iterator[None]:
+    """What one rank cannot read is an error on all of them: none goes on, to wait for it in the next collective."""
+    failed, error = torch.zeros(1, device=mesh.device_type), None
+    try:
+        yield
+    except Exception as caught:
+        failed, error = failed + 1, caught
+    for axis in range(mesh.ndim):
+        torch.distributed.all_reduce(failed, group=mesh.get_group(axis))
+    if error is not None:
+        raise error
+    if failed.item():
+        raise CheckpointError(f"{getattr(path, 'path', path)}: not read, since another rank could not read its part")
 
 
 def _layers(module: nn.Module) -> Iterator[GroupedQueryAttention]:

@@ -5,9 +5,11 @@ torch.distributed.tensor is imported where it is needed, since importing it take
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor as Array
@@ -15,6 +17,7 @@ from torch.nn import functional
 
 from gqa_spec import checks
 from gqa_spec.settings import RotationSettings
+from gqa_torch.arrays import tensor
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -99,3 +102,19 @@ def spread(value: Array, like: Any) -> Array:
 
     same = value.to(device=like.device, dtype=like.dtype)
     return distribute_tensor(same, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def fill(parameter: Any, read: Callable[[tuple[slice, ...]], np.ndarray]) -> None:
+    """Copy this rank's part of a value into a parameter that is cut along one axis of a mesh, or is whole.
+
+    read: a part of the value from its slices.
+    """
+    slices = [slice(None)] * parameter.ndim
+    if hasattr(parameter, "placements"):
+        [placement], mesh = parameter.placements, parameter.device_mesh
+        if placement.is_shard():
+            size = parameter.shape[placement.dim] // mesh.size()
+            first = mesh.get_local_rank() * size
+            slices[placement.dim] = slice(first, first + size)
+        parameter = parameter.to_local()
+    parameter.copy_(tensor(read(tuple(slices))))

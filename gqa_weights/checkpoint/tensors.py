@@ -51,10 +51,18 @@ class TensorInfo:
         return prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
+Index = tuple[slice, ...]  # of a part of a tensor, one for each axis
+
+
 class Entry(NamedTuple):
+    """read: the whole tensor, of formats that map files without memory of its own. part: some of it, of a format that
+    would read all.
+    """
+
     path: Path
     info: TensorInfo
     read: Callable[[], Array]
+    part: Callable[[Index], Array] | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +97,7 @@ class Checkpoint(Mapping[str, Array]):
         return self._entries[name].info
 
     def __getitem__(self, name: str) -> Array:
-        path, info, read = self._entries[name]
+        path, info, read, _ = self._entries[name]
         with reading(path, name):
             if info.dtype not in DTYPES:
                 raise ValueError(f"expected a dtype that NumPy or ml_dtypes has, got {info.dtype}")
@@ -97,6 +105,18 @@ class Checkpoint(Mapping[str, Array]):
             if (array.shape, array.dtype.name) != (info.shape, info.dtype):
                 raise ValueError(f"expected {info.dtype} {info.shape}, got {array.dtype.name} {array.shape}")
             return array
+
+    def reader(self, name: str) -> Callable[[Index], Array]:
+        """A function that gives parts of a tensor: of a format that can, only those are read, else the whole, now."""
+        path, info, _, read = self._entries[name]
+        if read is None or info.dtype not in DTYPES:
+            return self[name].__getitem__
+
+        def part(index: Index) -> Array:
+            with reading(path, name):
+                return read(index)
+
+        return part
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)

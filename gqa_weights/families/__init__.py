@@ -5,7 +5,7 @@ kind of settings file each, read and written by a record; layer_rules, rope_json
 tensors; converted: both sides as mappings. read, write: what is done with a checkpoint.
 """
 
-from gqa_weights.families.converted import CanonicalWeights, ForeignWeights, TensorMapping
+from gqa_weights.families.converted import CanonicalWeights, ForeignWeights, TensorMapping, reader_of
 from gqa_weights.families.read import (
     MANIFEST,
     AttentionModel,
@@ -38,4 +38,5 @@ __all__ = [
     "read_attention",
     "read_config",
     "read_model",
+    "reader_of",
 ]

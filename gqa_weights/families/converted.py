@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import reduce
 from typing import Protocol
 
 import numpy as np
 
 from gqa_weights.checkpoint import TensorInfo
+from gqa_weights.checkpoint.tensors import Index
 from gqa_weights.families.tensors import StoredTensor
 
 Array = np.ndarray
@@ -21,6 +22,12 @@ class TensorMapping(Protocol):
     def __iter__(self) -> Iterator[str]: ...
     def __contains__(self, name: object, /) -> bool: ...
     def info(self, name: str) -> TensorInfo: ...
+
+
+def reader_of(source: TensorMapping | Mapping[str, Array], name: str) -> Callable[[Index], Array]:
+    """The source's own `reader` of a tensor, or one of the whole where it has none."""
+    own = getattr(source, "reader", None)
+    return source[name].__getitem__ if own is None else own(name)
 
 
 class _Converted(Mapping[str, Array]):
@@ -69,6 +76,13 @@ class CanonicalWeights(_Converted):
         if not weights:
             del self._kept[tensor.name]
         return np.ascontiguousarray(array)
+
+    def reader(self, name: str) -> Callable[[Index], Array]:
+        """A function that gives parts of a weight: only those are read where the file holds the weight as it is and its
+        format can, else the whole, now.
+        """
+        tensor = self._stored[name]
+        return reader_of(self._source, tensor.name) if tensor.unchanged else self[name].__getitem__
 
     def info(self, name: str) -> TensorInfo:
         """Shape and dtype, without reading. Raises KeyError for a name that is not there."""

@@ -6,12 +6,13 @@ Files of one model differ in what precedes its names: `model.` may be missing (s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from gqa_weights.checkpoint import TensorInfo
-from gqa_weights.families.converted import TensorMapping
+from gqa_weights.checkpoint.tensors import Index
+from gqa_weights.families.converted import TensorMapping, reader_of
 from gqa_weights.families.tensors import StoredTensor, TensorNames
 
 Array = np.ndarray
@@ -33,6 +34,9 @@ class LocatedTensors(Mapping[str, Array]):
 
     def __getitem__(self, name: str) -> Array:
         return self._source[self._places[name]]
+
+    def reader(self, name: str) -> Callable[[Index], Array]:
+        return reader_of(self._source, self._places[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

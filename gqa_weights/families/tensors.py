@@ -22,6 +22,7 @@ Array = np.ndarray
 Shape = tuple[int, ...]
 ROUTER = "feed_forward.router"
 EXPERTS = "feed_forward.experts."  # of the names of experts in a block
+CANONICAL = "canonical"
 
 
 @dataclass(frozen=True)
@@ -77,13 +78,17 @@ class TensorNames:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a family, `name`, and the canonical tensors in it: their shapes, and both ways between them."""
+    """One tensor of a family, `name`, and the canonical tensors in it: their shapes, and both ways between them.
+
+    unchanged: whether it is the canonical one, number for number.
+    """
 
     canonical: Mapping[str, Shape]
     name: str
     shape: Shape
     to_canonical: Callable[[Array], dict[str, Array]]
     to_foreign: Callable[[Mapping[str, Array]], Array]
+    unchanged: bool = False
 
 
 def stored_tensors(names: TensorNames, config: ModelConfig) -> Iterator[StoredTensor]:
@@ -120,6 +125,7 @@ def _attention(
         foreign_shapes(layout, layer)[foreign],
         lambda array: {ours + name: canonical_tensor(layout, name, {foreign: array}, layer) for name in inside},
         lambda given: foreign_tensor(layout, foreign, {name: given[ours + name] for name in inside}, layer),
+        unchanged=layout.name == CANONICAL,
     )
 
 
@@ -177,6 +183,7 @@ def _single(ours: str, theirs: str, shape: Shape, names: TensorNames) -> StoredT
         shape,
         lambda array: {ours: array - array.dtype.type(shift) if shift else array},
         lambda given: given[ours] + given[ours].dtype.type(shift) if shift else given[ours],
+        unchanged=not shift,
     )
 
 

@@ -10,11 +10,13 @@ import sys
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 
+import ctypes
+import gc
 import io
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -32,9 +34,11 @@ from gqa_jax.parallel import abstract_state, from_checkpoint, parallelize, save_
 from gqa_spec import AttentionConfig, ModelConfig, RopeConfig
 from gqa_spec.config import weight_shapes
 from gqa_spec.model_config import model_weight_shapes
+from gqa_spec.placement import cut_axes
 from tests.docs.documents import ROOT, block_starting
 
 DEVICES = 4
+ROLLUP = Path("/proc/self/smaps_rollup")
 MESHES = ((4, 1), (2, 2), (1, 4))
 TOKENS = np.arange(4 * 8).reshape(4, 8) % 20
 MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -231,14 +235,7 @@ def contexts() -> Iterator[tuple[str, Any]]:
 
 
 def checkpoints(folder: Path) -> Iterator[tuple[str, Any]]:
-    """Read into parts from each format; written on one mesh and read on others."""
-    one = Transformer.from_checkpoint(folder / "llama")
-    cut = from_checkpoint(folder / "llama", mesh_of(1, 4), tensor="tensor", data="data")
-    held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(nnx.state(cut, nnx.Param)))
-    yield "share of the weights", held / sum(x.nbytes for x in jax.tree.leaves(nnx.state(one, nnx.Param)))
-    yield "text of a checkpoint", cut.generate([[1, 2, 3]], 9) == one.generate([[1, 2, 3]], 9)
-    yield "weights of a checkpoint", same_weights(cut, one)
-
+    """Written on one mesh and read on others."""
     whole = model("norms with biases", 2)
     saved = parallelize(model("norms with biases", 2), mesh_of(2, 2), tensor="tensor", data="data", fsdp=True)
     yield "share with fsdp", saved.embed.weight.get_value().addressable_shards[0].data.size / (20 * 24)
@@ -265,6 +262,75 @@ def checkpoints(folder: Path) -> Iterator[tuple[str, Any]]:
     nnx.update(other, state)
     yield "state, 2 x 2 to 1 x 4", same_weights(other, whole)
     yield "state, spread", other.blocks[0].attention.q_proj.kernel.get_value().addressable_shards[0].data.shape
+
+
+def private_bytes() -> int:
+    """Of this process: memory that holds no pages of a file."""
+    gc.collect()
+    if ROLLUP.exists():
+        ctypes.CDLL(None).malloc_trim(0)  # else what was freed before is taken again
+    lines = ROLLUP.read_text().splitlines() if ROLLUP.exists() else ["Anonymous: 0 kB"]
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Anonymous:"))
+
+
+def smallest_growth(read: Callable[[], Any], nbytes: int) -> tuple[Any, float]:
+    """What is read, and the growth of private memory over the bytes of all weights.
+
+    Of three: threads that a format's package starts, and whatever is imported and compiled, take memory once.
+    """
+    growths = []
+    for _ in range(3):
+        model = None  # frees the one before
+        before = private_bytes()
+        model = read()
+        growths.append((private_bytes() - before) / nbytes)
+    return model, min(growths)
+
+
+def reading(paths: Path) -> Iterator[tuple[str, Any]]:
+    """From each format into the parts of four devices, and into those of one of four ranks of PyTorch."""
+    one = Transformer.from_checkpoint(paths / "safetensors")
+    whole = one.export_weights()
+    nbytes = sum(x.nbytes for x in whole.values())
+    rank = torch_rank()
+
+    def on_devices(path: Path) -> Transformer:
+        return from_checkpoint(path, mesh_of(1, 4), tensor="tensor", data="data")
+
+    yield "private memory is measured", ROLLUP.exists()
+    for format, name in (("safetensors", "safetensors"), ("gguf", "gguf.gguf"), ("orbax", "orbax.orbax")):
+        cut, growth = smallest_growth(lambda name=name: on_devices(paths / name), nbytes)
+        yield f"{format}: growth", growth
+        held = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(nnx.state(cut, nnx.Param)))
+        yield f"{format}: share of the weights", held / nbytes
+        yield f"{format}: weights", same_weights(cut, one)
+        part, growth = smallest_growth(lambda name=name: rank(paths / name), nbytes)
+        yield f"{format}: growth of a rank", growth
+        axes = cut_axes(one.config, DEVICES)
+        yield (
+            f"{format}: weights of a rank",
+            all(
+                np.array_equal(
+                    part.get_parameter(name).to_local().detach().numpy(),
+                    x if axes[name] is None else np.split(x, DEVICES, axes[name])[2],
+                )
+                for name, x in whole.items()
+            ),
+        )
+    yield "text of a checkpoint", cut.generate([[1, 2, 3]], 9) == one.generate([[1, 2, 3]], 9)
+
+
+def torch_rank() -> Any:
+    """A function that reads a checkpoint as rank 2 of four does; the other three are not there."""
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    from gqa_torch.parallel import from_checkpoint
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=2, world_size=DEVICES)
+    mesh = init_device_mesh("cpu", (DEVICES,), mesh_dim_names=("tensor",))
+    return lambda path: from_checkpoint(path, mesh, tensor="tensor")
 
 
 def refusals() -> Iterator[tuple[str, Any]]:
@@ -304,15 +370,15 @@ def example() -> Iterator[tuple[str, Any]]:
     yield "example", json.loads(printed.getvalue())
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, paths: Path) -> None:
     jax.config.update("jax_enable_x64", True)
     found: dict[str, Any] = {}
-    checks = (gradients, blocked, programs, texts, layer_calls, contexts, lambda: checkpoints(folder), refusals)
-    for each in (*checks, placements, example):
+    checks = (gradients, blocked, programs, texts, layer_calls, contexts, refusals, placements, example)
+    for each in (lambda: checkpoints(folder), lambda: reading(paths), *checks):
         start = time.process_time()
         found |= dict(each())
         print(each.__name__, time.process_time() - start)
     (folder / "found.json").write_text(json.dumps(found))
 
 
-main(Path(sys.argv[1]))
+main(*map(Path, sys.argv[1:]))

@@ -9,30 +9,20 @@ from typing import Any
 
 import pytest
 import torch
-import transformers
 
 from tests.parallel.torch_ranks import CONTEXTS, KV_HEADS, MESHES, MODELS, RANKS, work
 
-LLAMA = transformers.LlamaConfig(
-    vocab_size=64,
-    hidden_size=48,
-    intermediate_size=64,
-    num_hidden_layers=2,
-    num_attention_heads=8,
-    num_key_value_heads=4,
-)
 ON = [f"{d} x {t}" for d, t in MESHES]
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def found(tmp_path_factory: pytest.TempPathFactory, checkpoints: Path) -> dict[str, Any]:
     """Everything that the ranks found, by one start of them."""
     folder: Path = tmp_path_factory.mktemp("ranks")
-    transformers.LlamaForCausalLM(LLAMA).save_pretrained(folder / "llama")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(work, (port, folder), nprocs=RANKS)  # type: ignore[no-untyped-call]
+    torch.multiprocessing.spawn(work, (port, folder, checkpoints), nprocs=RANKS)  # type: ignore[no-untyped-call]
     return json.loads((folder / "found.json").read_text())
 
 
@@ -64,6 +54,11 @@ def test_a_checkpoint_is_read_into_the_parts_of_each_rank(found, mesh):
     assert found[f"{mesh}: text of a checkpoint"]
     assert found[f"{mesh}: weights of a checkpoint"]
     assert found[f"{mesh}: share of the weights"] <= 1.2 / RANKS
+
+
+def test_what_one_rank_cannot_read_no_rank_waits_for(found):
+    others = "/gguf.gguf: not read, since another rank could not read its part"
+    assert found["missing"] == [others, "/missing: no such file or folder", others, others]
 
 
 @pytest.mark.parametrize("name", CONTEXTS)

@@ -147,13 +147,25 @@ def checkpoints(folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 def loaded(mesh: DeviceMesh, folder: Path) -> Iterator[tuple[str, Any]]:
-    """A Hugging Face folder, read into the parts of each rank."""
+    """A GGUF file, read into the parts of each rank."""
     one = Transformer.from_checkpoint(folder, torch.float64)
     cut = from_checkpoint(folder, mesh, **axes(mesh), dtype=torch.float64)
     held = sum(p.to_local().numel() for p in cut.parameters())
     yield "share of the weights", held / sum(p.numel() for p in one.parameters())
     yield "text of a checkpoint", cut.generate([[1, 2, 3]], 9) == one.generate([[1, 2, 3]], 9)
     yield "weights of a checkpoint", all((cut.export_weights()[n] == x).all() for n, x in one.export_weights().items())
+
+
+def missing(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Rank 1 does not have the file; no rank waits for it."""
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("data", "tensor"))
+    path = folder / "missing" if dist.get_rank() == 1 else folder / "gguf.gguf"
+    try:
+        from_checkpoint(path, mesh, tensor="tensor")
+    except ValueError as error:
+        sentences: list[Any] = [None] * RANKS
+        dist.all_gather_object(sentences, str(error).removeprefix(str(folder)))
+        yield "missing", sentences
 
 
 def contexts(mesh: DeviceMesh) -> Iterator[tuple[str, Any]]:
@@ -205,7 +217,7 @@ def example() -> Iterator[tuple[str, Any]]:
     yield "example", json.loads(printed.getvalue())
 
 
-def work(rank: int, port: int, folder: Path) -> None:
+def work(rank: int, port: int, folder: Path, checkpoints_of_llama: Path) -> None:
     """One process: all checks, in the same order as in the others."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
@@ -215,11 +227,12 @@ def work(rank: int, port: int, folder: Path) -> None:
         mesh = init_device_mesh("cpu", (d, t), mesh_dim_names=("data", "tensor"))
         checks: list[Callable[[DeviceMesh], Iterator[tuple[str, Any]]]] = [gradients, steps]
         checks += [refusals] if t == RANKS else []
-        checks.append(partial(loaded, folder=folder / "llama"))
+        checks.append(partial(loaded, folder=checkpoints_of_llama / "gguf.gguf"))
         for each in checks:
             found |= {f"{d} x {t}: {name}": result for name, result in each(mesh)}
     found |= dict(contexts(init_device_mesh("cpu", (RANKS,), mesh_dim_names=("context",))))
     found |= dict(checkpoints(folder / "checkpoint"))
+    found |= dict(missing(checkpoints_of_llama))
     found |= dict(example())
     if rank == 0:
         (folder / "found.json").write_text(json.dumps(found))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 
 from gqa_weights.checkpoint.files import is_file
 from gqa_weights.checkpoint.job import Job, Tensor, write_settings
-from gqa_weights.checkpoint.tensors import Array, Contents, Entry, TensorInfo, bounded, refuse
+from gqa_weights.checkpoint.tensors import Array, Contents, Entry, Index, TensorInfo, bounded, refuse
 
 
 @contextmanager
@@ -53,7 +54,7 @@ def read(metadata: Path) -> Contents:
         bounded(path, name, info.nbytes, stored)
         if name in entries:
             raise refuse(path, name, "the name is given twice")
-        entries[name] = Entry(path, info, partial(_read, path, keys))
+        entries[name] = Entry(path, info, partial(_read, path, keys), _part_reader(path, metadata, keys))
     return Contents("orbax", entries)
 
 
@@ -78,6 +79,23 @@ def _read(path: Path, keys: tuple[str, ...]) -> Array:
     for key in keys:
         found = found[key]
     return np.require(found, requirements="W")
+
+
+def _part_reader(path: Path, metadata: Path, keys: tuple[str, ...]) -> Callable[[Index], Array] | None:
+    """Of the database of arrays that orbax writes by default; None for other forms of its folders."""
+    facts = json.loads(metadata.read_text())
+    if not facts.get("use_ocdbt"):
+        return None
+    kvstore = {"driver": "ocdbt", "base": path.as_uri(), "path": ".".join(keys) + "/"}
+    return partial(_read_part, {"driver": "zarr3" if facts.get("use_zarr3") else "zarr", "kvstore": kvstore})
+
+
+def _read_part(place: dict[str, Any], index: Index) -> Array:
+    """The pieces in which the array was written, as far as the part lies in them."""
+    import tensorstore
+
+    store = tensorstore.open(place, open=True, read=True).result()
+    return np.require(store[index].read().result(), requirements="W")
 
 
 def _nested(leaves: Sequence[tuple[Sequence[str], Any]]) -> dict[str, Any]:
