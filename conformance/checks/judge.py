@@ -180,8 +180,12 @@ def detect(path: str, options: Options = Options(limit=4 * TIME_LIMIT)) -> list[
             found: list[Finding] = list(worker.do(_detect))
         except Stopped as error:
             return [Finding(convention.name, unsupported=f"the target {error}") for convention in CONVENTIONS]
-    remedies = PUBLIC[path].remedies if path in PUBLIC else {}
-    return [replace(f, own_remedy=remedies.get(f.convention, "")) if f.agrees is False else f for f in found]
+    if path not in PUBLIC:
+        return found
+    remedies = PUBLIC[path].remedies
+    return [
+        replace(f, own_remedy=remedies.get(f.convention, ""), public=True) if f.agrees is False else f for f in found
+    ]
 
 
 def name_of(case: SuiteCase) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 
 from conformance.dialects.conventions import CONVENTION, CONVENTIONS, SPEC, Convention, Dialect
 from conformance.dialects.probes import Probe, dropout_probe, overfull_probe, probes, training_probe
+from conformance.dialects.remedies import REMEDIES
 from conformance.dialects.runners import ClassRunner, FunctionRunner, Runner, runner_of
 from conformance.targets import Target, Unsupported
 
@@ -24,7 +25,8 @@ UNDECIDED, OTHER = "cannot be told apart", "something else"
 @dataclass(frozen=True)
 class Finding:
     """One convention of a target. answer: the name of a choice, or UNDECIDED, OTHER. unsupported: why there is no
-    answer. raised: what the target raised. evidence: what is known of an answer that has no name.
+    answer. raised: what the target raised. evidence: what is known of an answer that has no name. ran: a remedy with
+    which the target was seen to give the specification's answer. public: only such remedies are given.
     """
 
     convention: str
@@ -33,6 +35,8 @@ class Finding:
     raised: str = ""
     evidence: str = ""
     own_remedy: str = ""
+    ran: str = ""
+    public: bool = False
 
     @property
     def agrees(self) -> bool | None:
@@ -47,8 +51,8 @@ class Finding:
 
     @property
     def remedy(self) -> str:
-        """For users of the target where the table of public implementations has one."""
-        return self.own_remedy or self._of_choice("remedy")
+        """One that was run where there is one; for a target of the user's own also advice to its author."""
+        return self.own_remedy or self.ran or ("" if self.public else self._of_choice("remedy"))
 
     def _of_choice(self, name: str) -> str:
         convention = CONVENTION[self.convention]
@@ -102,7 +106,28 @@ def _settle(runner: Runner, name: str, about: list[Probe], known: Dialect, done:
         return Finding(name, OTHER, evidence=_evidence(runner, name, rest, answers)), known
     if len(fits) == len(CONVENTION[name].choices):
         return Finding(name, UNDECIDED), known
-    return Finding(name, dict(fits[0]).get(name, CONVENTION[name].spec)), fits[0]
+    answer = dict(fits[0]).get(name, CONVENTION[name].spec)
+    return Finding(name, answer, ran=_remedy(runner, (name, answer), about, fits[0])), fits[0]
+
+
+def _remedy(runner: Runner, pair: tuple[str, str], about: list[Probe], known: Dialect) -> str:
+    """The remedy for an answer, if with it the target answers these probes as the specification says; else ""."""
+    remedy = REMEDIES.get(pair)
+    if remedy is None:
+        return ""
+    rest, ran = known - {pair}, 0
+    for probe in about:
+        try:
+            changed = remedy.before(probe).adapted_to(known)
+            context = remedy.after(probe, runner.run(changed, **_without_weights(runner))[0])
+        except (Unsupported, NotImplementedError):
+            continue
+        except Exception:  # the remedy does not work
+            return ""
+        ran += 1
+        if not _close(context, runner.expected(probe.adapted_to(rest), rest)):
+            return ""
+    return remedy.code if ran else ""
 
 
 def _dialects(name: str, known: Dialect) -> Iterator[Dialect]:

@@ -18,9 +18,10 @@ HEAD = """# Dialects: what public implementations do
 Written by `gqa dialect --all --markdown docs/dialects.md`; nothing here was typed in. Each implementation ran small
 crafted probes through the call that its section states, and its results were compared with attention computed under
 every named alternative. A mask given to it is given as it is: the suite translates names and the order of axes, never
-conventions. What is said of a call holds for that call, on the processor and with the versions stated here: a GPU's
-kernels may differ. `gqa dialect NAME` runs one section again, `gqa dialect --all --check docs/dialects.md` tells what
-has changed since.
+conventions. A remedy is named only where it was run on the same call and gave the specification's answer; "none known"
+says no more than that. What is said of a call holds for that call, on the processor and with the versions stated here:
+a GPU's kernels may differ. `gqa dialect NAME` runs one section again, `gqa dialect --all --check docs/dialects.md`
+tells what has changed since.
 """
 
 
@@ -52,7 +53,7 @@ def _section(name: str, found: list[Finding]) -> str:
     unknown = [f.convention for f in found if f.answer == UNDECIDED]
     if different:
         lines += ["", "| convention | its answer | remedy |", "| --- | --- | --- |"]
-        lines += [f"| {f.convention} | {_answer(f)} | {_cell(f.remedy)} |" for f in different]
+        lines += [f"| {f.convention} | {_answer(f)} | {_cell(f.remedy or 'none known')} |" for f in different]
     else:
         lines += ["", "Follows the specification in everything that it supports."]
     lines += ["", f"Cannot be told: {', '.join(unknown)}."] if unknown else []

@@ -34,7 +34,8 @@ B, S, H = 2, 8, 16
 class Probe:
     """One call. convention: what it is about. settings: fields of AttentionConfig that only a layer has. crafted:
     query and key instead of random ones. dense: random projections instead of those that pick. chunks: how many tokens
-    at a time a cache is given, instead of one call.
+    at a time a cache is given, instead of one call. poisoned: which of the last two keys and values are NaN; scrubbed:
+    both are 0. order: of the query heads.
     """
 
     convention: str
@@ -48,7 +49,8 @@ class Probe:
     settings: Mapping[str, Any] = field(default_factory=dict)
     dtype: str = "float32"
     crafted: tuple[Array, Array] | None = None
-    poisoned: Literal["", "key", "value"] = ""
+    poisoned: Literal["", "key", "value", "scrubbed"] = ""
+    order: tuple[int, ...] = ()
     dense: bool = False
     chunks: tuple[int, ...] = ()
 
@@ -68,7 +70,12 @@ class Probe:
         )
         if self.poisoned:
             key, value = key.copy(), value.copy()
-            (key if self.poisoned == "key" else value)[:, :, -2:] = np.nan
+            if self.poisoned == "scrubbed":
+                key[:, :, -2:] = value[:, :, -2:] = 0
+            else:
+                (key if self.poisoned == "key" else value)[:, :, -2:] = np.nan
+        if self.order:
+            query = query[:, list(self.order)]
         dtype = DTYPES[self.dtype]
         keywords = {n: x.astype(dtype) if _is_floating(x) else x for n, x in self.keywords.items()}
         query, key, value = (x.astype(dtype) for x in (query, key, value))

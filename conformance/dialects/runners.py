@@ -143,7 +143,7 @@ def _layer_call(
         together = np.concatenate(given, axis=-1)
         inputs = (np.pad(together, ((0, 0), (0, 0), (0, width - together.shape[2]))), None, None)
     keywords = {name: x for name, x in call.keywords.items() if name in OF_CALL}
-    weights = _picking(config, call, limits.cross, q.dense)
+    weights = _picking(config, call, limits.cross, q.dense, q.crafted)
     return config, weights, Call(*inputs, call.mask, keywords)
 
 
@@ -183,15 +183,28 @@ def _joined(x: Array) -> Array:
     return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
-def _picking(config: AttentionConfig, call: Call, cross: bool, dense: bool) -> dict[str, Array]:
-    """Projections that pick unless they are to be dense, random norms and biases, the call's own sinks."""
+def _undoing(shape: tuple[int, ...], rows: Array, config: AttentionConfig) -> Array:
+    """Weights of a norm that give its crafted rows back: their root mean square."""
+    root = float(np.sqrt(np.mean(np.square(rows[0]))))
+    return np.full(shape, root - (config.qk_norm == "rms_plus_one"))
+
+
+def _picking(
+    config: AttentionConfig, call: Call, cross: bool, dense: bool, crafted: tuple[Array, Array] | None
+) -> dict[str, Array]:
+    """Projections that pick unless they are to be dense, random biases and norms, the call's own sinks.
+
+    Norms of crafted rows leave them as they are.
+    """
     rng, dtype = np.random.default_rng(6), call.query.dtype
     starts = dict.fromkeys("qkv", 0)
     if not cross:
         starts = {"q": 0, "k": config.num_heads * H, "v": (config.num_heads + config.num_kv_heads) * H}
     weights = {}
     for name, shape in weight_shapes(config).items():
-        if dense and name.endswith("_proj.weight"):
+        if crafted is not None and name.endswith("_norm.weight"):
+            weights[name] = _undoing(shape, crafted[name.startswith("k")], config)
+        elif dense and name.endswith("_proj.weight"):
             weights[name] = rng.normal(size=shape) / shape[1] ** 0.5
         elif name == "o_proj.weight":
             weights[name] = np.eye(shape[0], shape[1])

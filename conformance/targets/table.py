@@ -262,6 +262,8 @@ def _onnx() -> Iterator[Public]:
         ("onnxruntime", "onnx"),
         "com.microsoft.GroupQueryAttention of onnxruntime, CPUExecutionProvider",
         Limits(value_size=False, head_multiple=8, always={"causal": True}, dtypes=SINGLE),
+        notes="A NaN in the last value reaches earlier queries too, which causal hides it from; a NaN in "
+        "the last key does not.",
     )
 
 
@@ -273,6 +275,8 @@ def _others() -> Iterator[Public]:
         ("litgpt", "torch"),
         "litgpt.model.CausalSelfAttention(config, 0)(x, cos, sin, mask); eval, no_grad",
         Limits(value_size=False, cross=False),
+        notes="With attention_logit_softcapping it adds boolean masks as numbers, those of its cache too. Its YaRN "
+        "scales cos and sin only where mscale or mscale_all_dim is set, and here neither is.",
     )
     for flash in (False, True):
         yield Public(
