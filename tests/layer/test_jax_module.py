@@ -210,6 +210,17 @@ def test_a_part_of_the_heads_computes_its_part():
     assert parts[0](X)[1].shape == (2, 3, 7, 7)
 
 
+def test_a_part_of_the_heads_caches_its_own():
+    part = part_of(layer(), range(3), [0])
+    cache = part.init_cache(2, 7)
+    assert cache.keys.shape == (2, 1, 7, 4)
+    got = []
+    for x in (X[:, :4], X[:, 4:7]):
+        output, cache = part.extend(x, cache)
+        got.append(np.asarray(output))
+    assert error_of(np.concatenate(got, axis=1), np.asarray(part(X[:, :7])[0])) <= 1e-12
+
+
 def test_widths_that_disagree_raise():
     with pytest.raises(ValueError, match="q_proj: expected G = 3 query heads for each of 2 KV heads, got 3"):
         part_of(layer(), range(3), [0, 1])(X)
