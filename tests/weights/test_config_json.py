@@ -342,3 +342,12 @@ def test_a_setting_can_be_ignored_by_name(folder: Path, tmp_path: Path) -> None:
     save_checkpoint(path, listed, settings=settings | {"attention_sinks": True})
     stated = plan(path, "llama", ignore=["attention_sinks"]).manifest
     assert stated["source"]["ignored_settings"] == "attention_sinks"
+
+
+def test_settings_of_linear_attention_do_not_matter_to_the_others() -> None:
+    """Qwen 3.5's files say `output_gate_type`, which transformers does not read: attention's gate is a sigmoid."""
+    plain = least_settings("qwen3_5_text")
+    said = {"output_gate_type": "swish", "mamba_ssm_dtype": "float32", "mtp_num_hidden_layers": 1}
+    assert read_layers("qwen3_5_text", plain | said | {"attn_output_gate": True}) == read_layers("qwen3_5_text", plain)
+    with pytest.raises(ValueError, match="attn_output_gate False of family qwen3_5_text is not supported"):
+        read_layers("qwen3_5_text", plain | {"attn_output_gate": False})

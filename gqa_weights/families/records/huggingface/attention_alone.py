@@ -43,7 +43,8 @@ MINIMAX_M2 = HuggingFaceFamily(
     ignored=frozenset({"attn_type_list"}),
 )  # fmt: skip
 
-# Each fourth layer has attention; the others are gated delta networks. Norms are stored as w, and mean 1 + w.
+# Each fourth layer has attention; the others are gated delta networks, whose settings do not matter here. Norms are
+# stored as w, and mean 1 + w.
 QWEN3_NEXT = HuggingFaceFamily(
     name="qwen3_next",
     architecture="Qwen3Next",
@@ -58,7 +59,7 @@ QWEN3_NEXT = HuggingFaceFamily(
     only={"attn_output_gate": (True, None)},
     ignored=frozenset({
         "linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads",
-        "linear_num_value_heads", "mamba_ssm_dtype",
+        "linear_num_value_heads", "mamba_ssm_dtype", "output_gate_type",
     }),
 )  # fmt: skip
 QWEN3_5 = replace(
