@@ -35,7 +35,9 @@ from gqa_weights.families import (
     read_attention,
     read_model,
 )
+from gqa_weights.families.config_json import FILE as CONFIG
 from gqa_weights.families.config_json import HuggingFaceFamily
+from gqa_weights.families.params_json import FILE as PARAMS
 from gqa_weights.manifest import manifest
 
 Array = np.ndarray
@@ -59,6 +61,7 @@ class Plan:
         manifest: gqa_manifest.json, without checksums.
         files: Files that are carried along into a folder, by name.
         notes: What the user should be told of the result.
+        settings_file: What a folder calls the settings.
     """
 
     source: Path
@@ -67,6 +70,7 @@ class Plan:
     manifest: Mapping[str, Any]
     files: Mapping[str, bytes | Path]
     notes: tuple[str, ...] = ()
+    settings_file: str = "config.json"
 
     @property
     def nbytes(self) -> int:
@@ -182,6 +186,7 @@ def write(
         plan.tensors,
         format=_format(dest),
         settings=plan.settings,
+        settings_file=plan.settings_file,
         manifest=plan.manifest,
         force=force,
         shard_bytes=shard_bytes,
@@ -271,7 +276,8 @@ def _plan(
     if wide and any(info.dtype in HALF_PRECISION for _, info, _ in tensors):
         notes.append(f"{len(wide)} norm weights, stored as 1 + w, are in float32: 16 bits would lose most of w")
     settings = {} if family.file == MANIFEST else settings
-    return Plan(checkpoint.path, tensors, settings or None, stated, files, tuple(notes))
+    named = PARAMS if family.file == PARAMS else CONFIG
+    return Plan(checkpoint.path, tensors, settings or None, stated, files, tuple(notes), named)
 
 
 def _with_dtype(carried: Mapping[str, Any], checkpoint: Checkpoint, dtype: str | None) -> dict[str, Any]:

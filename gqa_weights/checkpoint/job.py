@@ -27,7 +27,8 @@ AHEAD = 4  # pieces in memory besides the one that is written
 @dataclass(frozen=True)
 class Job:
     """path: where to write now. final: the path that it is moved to, which messages name. settings: by file name.
-    checksums: whether the manifest has those of the tensors; found: those so far.
+    checksums: whether the manifest has those of the tensors; found: those so far. config_file: what a folder calls the
+    settings.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Job:
     done: Callable[[int], None]
     checksums: bool = False
     found: dict[str, str] = field(default_factory=dict)
+    config_file: str = "config.json"
 
     def read(self, tensor: Tensor) -> Array:
         name, info, read = tensor
@@ -91,7 +93,7 @@ def _ahead(named: Iterable[Piece]) -> Iterator[tuple[str, memoryview]]:
 
 def write_settings(job: Job) -> None:
     for name, content in job.stated().items():
-        write_json(job.path / f"{name}.json", content)
+        write_json(job.path / (job.config_file if name == "config" else f"{name}.json"), content)
 
 
 def write_json(path: Path, content: Settings) -> None:

@@ -35,6 +35,7 @@ def save_checkpoint(
     format: str = "safetensors",
     settings: Settings | None = None,
     manifest: Settings | None = None,
+    settings_file: str = "config.json",
     shard_bytes: int | None = None,
     force: bool = False,
     checksums: bool = False,
@@ -54,6 +55,7 @@ def save_checkpoint(
             split at their dots.
         settings: config.json in a folder; a single file carries it inside.
         manifest: gqa_manifest.json, likewise.
+        settings_file: The name of the settings in a folder, "config.json" or "params.json".
         shard_bytes: The most bytes of a shard of a safetensors folder; 5 GB when None.
         force: Overwrite a checkpoint at the path: what the new one replaces, by name, at the top level of a folder.
             All other files stay. The file or folder keeps its mode and owner.
@@ -69,6 +71,7 @@ def save_checkpoint(
     """
     path, tensors = Path(path), list(tensors)
     checks.choice("format", format, tuple(WRITERS))
+    checks.choice("settings_file", settings_file, ("config.json", "params.json"))
     shard_bytes = SHARD_BYTES if shard_bytes is None else shard_bytes
     checks.integer("shard_bytes", shard_bytes, at_least=1)
     _check_suffix(path, format)
@@ -79,7 +82,7 @@ def save_checkpoint(
         raise refuse(path, None, f"a single file has no place for {', '.join(files)}")
     summed = checksums and manifest is not None and fit(name for name, _, _ in tensors)
     with replacing(path, force=force, folder=is_folder(path, format), nbytes=_nbytes(tensors, files)) as temporary:
-        WRITERS[format](Job(temporary, path, tensors, given, shard_bytes, done, summed))
+        WRITERS[format](Job(temporary, path, tensors, given, shard_bytes, done, summed, config_file=settings_file))
         for name, content in files.items():
             _write_file(temporary / name, content)
 

@@ -132,7 +132,7 @@ def test_a_dry_run_says_what_would_be_written_and_writes_nothing(source: Path, t
     ok("port", source, dest, "--to", "meta", "--shard-size", "40KB")
     written = sorted(path.name for path in dest.iterdir())
     assert written == sorted(
-        [*found["weights"], *found["carried"], "config.json", "gqa_manifest.json", "model.safetensors.index.json"]
+        [*found["weights"], *found["carried"], "params.json", "gqa_manifest.json", "model.safetensors.index.json"]
     )
     assert all((dest / name).stat().st_size < 60_000 for name in found["weights"])
     assert (

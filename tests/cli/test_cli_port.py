@@ -124,6 +124,9 @@ def test_a_meta_folder_becomes_a_hugging_face_folder(llama, tmp_path):
     import torch
 
     ok("port", llama, tmp_path / "ours", "--to", "meta")
+    assert json.loads((tmp_path / "ours" / "params.json").read_text())["n_kv_heads"] == 2
+    assert not (tmp_path / "ours" / "config.json").exists()
+    assert "EQUAL" in ok("verify", llama, tmp_path / "ours", "--exact").output
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     stored = {name: torch.from_numpy(x) for name, x in tensors(tmp_path / "ours").items()}

@@ -6,14 +6,17 @@ import json
 import os
 import resource
 import struct
+import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from gqa_weights.checkpoint import CheckpointError, open_checkpoint
+from gqa_weights.checkpoint.formats import orbax
 from gqa_weights.checkpoint.printable import printable, sentence
 from gqa_weights.families import read_model
 from gqa_weights.tokenizer import read_tokenizer
@@ -183,3 +186,21 @@ def test_orbax_is_read_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.Mo
     sources.ported("tree.orbax", "canonical", tmp_path, tmp_path / "source")
     monkeypatch.chdir(tmp_path)
     assert np.isfinite(open_checkpoint("tree.orbax")["norm.weight"]).all()
+
+
+def test_reads_that_end_after_orbax_failed_print_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop that they would report to is closed; all other errors are still reported."""
+    reported: list[str] = []
+
+    def report(unraisable: Any) -> None:
+        reported.append(str(unraisable.exc_value))
+
+    monkeypatch.setattr(sys, "unraisablehook", report)
+    with orbax._quiet():
+        pass
+    assert sys.unraisablehook is report
+    with pytest.raises(ValueError, match="damaged"), orbax._quiet():
+        raise ValueError("damaged")
+    for said in ("Event loop is closed", "another error"):
+        sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(said)))  # type: ignore[arg-type]
+    assert reported == ["another error"]

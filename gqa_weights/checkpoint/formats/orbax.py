@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,14 +22,30 @@ from gqa_weights.checkpoint.tensors import Array, Contents, Entry, Index, Tensor
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """orbax logs a warning where JAX's arrays are not registered, as those of NumPy are here."""
+    """orbax logs a warning where JAX's arrays are not registered, as those of NumPy are here. Where it fails, it closes
+    its event loop while tensorstore still reads, and each read that ends later would print a traceback on stderr.
+    """
     logger = logging.getLogger("absl")
-    before = logger.level
+    before, reports = logger.level, sys.unraisablehook
     logger.setLevel(logging.ERROR)
+    sys.unraisablehook = reports if isinstance(reports, _WithoutLateReads) else _WithoutLateReads(reports)
     try:
         yield
+        sys.unraisablehook = reports  # not after an error: the reads that it left may end at any time
     finally:
         logger.setLevel(before)
+
+
+class _WithoutLateReads:
+    """A `sys.unraisablehook` that passes on all but the reads that find their event loop closed."""
+
+    def __init__(self, report: Callable[[Any], Any]) -> None:
+        self._report = report
+
+    def __call__(self, unraisable: Any) -> None:
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed"):
+            self._report(unraisable)
 
 
 def read(metadata: Path) -> Contents:
