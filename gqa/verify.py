@@ -23,22 +23,42 @@ ROWS = 5  # on the screen: where everything differs, the first differences say w
 
 def verify(
     a: Annotated[Path, typer.Argument(help="A checkpoint: a file or a folder.")],
-    b: Annotated[Path, typer.Argument(help="Another one of the same model.")],
+    b: Annotated[Path | None, typer.Argument(help="Another one of the same model; none with --against.")] = None,
     backend: Backends = None,
     dtype: Annotated[Literal["float64", "float32"], typer.Option(help="What both compute in.")] = "float64",
     exact: Annotated[
         bool, typer.Option("--exact", help="Compare stored weights and settings alone, bit for bit; run nothing.")
     ] = False,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="CODE", help="Instead of B: other code for A's model, transformers or MODULE:NAME."),
+    ] = None,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --against: the text that both read; one is built in.")
+    ] = None,
     json: Json = None,
 ) -> None:
     """Compare the stored weights of two checkpoints bit for bit, run their attention, and name what differs first.
 
     Layer by layer, A in one backend and B in another: the first stage that differs is named.
 
+    With --against, A runs beside other code: hidden states after each block, then logits. MODULE:NAME is a function of
+    tokens, an array (1, T), that returns logits (1, T, V), or a pair of logits and the states after the embedding and
+    after each block.
+
     Exit code 1 on any difference, 2 where a checkpoint cannot be read.
     """
     with one_sentence():
         check_files({"--json": json})
+        if against is not None:
+            _alone(b, exact)
+            from gqa.against import against_code
+
+            raise typer.Exit(0 if against_code(a, against, text, backend or [], dtype, json) else 1)
+        if text is not None:
+            raise ValueError("--text: applies with --against alone")
+        if b is None:
+            raise ValueError("verify: expected A and B, such as `gqa verify model/ ported/`, or --against transformers")
         from gqa.backends import two_backends
 
         pair = two_backends(backend or [])
@@ -50,6 +70,14 @@ def verify(
             write_json(json, {**_as_json(verdicts, pair, dtype), "exact": exact})
         list_written(json)
     raise typer.Exit(0 if all(verdict.same for verdict in verdicts) else 1)
+
+
+def _alone(b: Path | None, exact: bool) -> None:
+    """Raises ValueError for what cannot be given beside --against."""
+    if b is not None:
+        raise ValueError(f"--against: expected A alone, got B, {b}, too")
+    if exact:
+        raise ValueError("--exact: compares stored weights, of which other code has none; leave it out with --against")
 
 
 def _verdicts(a: Path, b: Path, pair: tuple[str, str], dtype: str, exact: bool) -> list[Verdict]:

@@ -248,7 +248,7 @@ def _probes(*configs: AttentionConfig) -> Iterator[Probe]:
 
 def _traces(backend: str, config: AttentionConfig, weights: Weights, dtype: str, probes: list[Probe]) -> list[Stages]:
     """Each probe's stages, on numbers that depend on the sizes alone: the same for both sides."""
-    with _precision(backend, dtype):
+    with precision(backend, dtype):
         layer = _module(backend, config, dtype)
         layer.load({name: x.astype(DTYPES[dtype], copy=False) for name, x in weights.items()})
         found: list[Stages] = []
@@ -268,7 +268,8 @@ def _module(backend: str, config: AttentionConfig, dtype: str) -> TargetLayer:
     return Backend(backend).layer(config, dtype)
 
 
-def _precision(backend: str, dtype: str) -> AbstractContextManager[Any]:
+def precision(backend: str, dtype: str) -> AbstractContextManager[Any]:
+    """In which a backend has that dtype."""
     if backend != "jax":
         return nullcontext()
     import jax
