@@ -13,6 +13,7 @@ from torch import Tensor as Array
 from gqa_spec import checks
 from gqa_spec.settings import KernelSettings
 from gqa_torch import fast, masks
+from gqa_torch.derivatives import beyond_gradients, twice_differentiable
 from gqa_torch.plain import logsumexp, plain_attention, zero_hidden
 
 PACKED_QUERIES = 16  # with so few queries a fused kernel has rows to spare for the other heads of a group
@@ -200,7 +201,7 @@ def choose_path(
         return Path("onnx", fused_kernel(fast.onnx_operator, settings, softcap=settings.softcap), T, hides)
     if 0 in (B, T, S) or exporting:  # one exported graph is for every length
         return Path("plain", plain_kernel(settings), T, hides)
-    if not fusable(query, value, mask, settings):
+    if not fusable(query, value, mask, settings) or beyond_gradients(query, key, value):
         if B * N * T * S <= BLOCK_WEIGHTS or compiling:
             return Path("plain", plain_kernel(settings), T, hides)
         return Path("plain in blocks", plain_kernel(settings), max(BLOCK_WEIGHTS // (B * N * S), 1), hides)
@@ -260,10 +261,18 @@ def plain_kernel(settings: KernelSettings) -> Kernel:
 def fused_kernel(function: Callable[..., Array], settings: KernelSettings, **options: Any) -> Kernel:
     """`choose_path` gives it no call with a bias or a multiplier."""
 
+    def fused(query: Array, key: Array, value: Array, visible: Array | None) -> Array:
+        return function(query, key, value, visible, settings.scale_for(query.shape[-1]), **options)
+
+    def plain(query: Array, key: Array, value: Array, visible: Array | None) -> Array:
+        if visible is None and options.get("causal"):
+            visible = masks.visible_keys(query.shape[2], key.shape[2], None, settings, 0, device=query.device)
+        return plain_attention(query, key, value, visible, None, settings, None)["context"]
+
     def kernel(
         query: Array, key: Array, value: Array, visible: Array | None, bias: Array | None, multiplier: Array | None
     ) -> Array:
-        return function(query, key, value, visible, settings.scale_for(query.shape[-1]), **options)
+        return twice_differentiable(fused, plain, query, key, value, visible)
 
     return kernel
 

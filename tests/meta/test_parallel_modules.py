@@ -149,7 +149,7 @@ def test_the_backends_have_the_same_parameters(module):
 def test_a_backend_has_no_further_modules_than_its_table_says():
     further = {
         "numpy": {"gradients", "layer_gradients", "linear"},
-        "torch": {"arrays", "parallel", "parameters", "parts", "stages"},
+        "torch": {"arrays", "derivatives", "parallel", "parameters", "parts", "stages"},
         "jax": {"arrays", "linear", "parallel", "parts"},
     }
     for backend in BACKENDS:
