@@ -1,4 +1,4 @@
-"""Linear maps of the last axis, as `nnx.Linear`, whose kernel is the transposed canonical weight; splits into heads."""
+"""Linear maps of the last axis, as `nnx.Linear`, whose kernel is the transposed canonical weight; embeddings; heads."""
 
 from __future__ import annotations
 
@@ -84,3 +84,11 @@ def split_heads(x: Float[Array, "B T W"], size: int) -> Float[Array, "B heads T 
 def join_heads(x: Float[Array, "B heads T size"]) -> Float[Array, "B T W"]:
     B, heads, T, size = x.shape
     return x.swapaxes(1, 2).reshape(B, T, heads * size)
+
+
+class Embedding(nnx.Module):
+    """One row for each token; SPEC 17: uniform in +-D ** -0.5, as a tied head needs it."""
+
+    def __init__(self, shape: tuple[int, int], rngs: nnx.Rngs, dtype: Any) -> None:
+        bound = shape[1] ** -0.5
+        self.weight = nnx.Param(jax.random.uniform(rngs.params(), shape, dtype, -bound, bound))

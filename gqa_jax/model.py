@@ -20,7 +20,7 @@ from gqa_jax.block import Block, Norm, scaled
 from gqa_jax.cache import KVCache, ModelCache
 from gqa_jax.experts import stacked
 from gqa_jax.layer import available
-from gqa_jax.linear import linear, parameter, project, set_parameter
+from gqa_jax.linear import Embedding, linear, parameter, project, set_parameter
 from gqa_jax.precision import compute_dtype, matmul_precision
 from gqa_spec import ModelConfig, checks
 from gqa_spec.generation import Callback, Request
@@ -52,7 +52,7 @@ class Transformer(nnx.Module):
         self.dtype = self.param_dtype if dtype is None else available(dtype)
         options = (rngs, self.dtype, self.param_dtype)
         if config.vocab_size is not None:
-            self.embed: Any = _Embedding((config.vocab_size, config.hidden_size), rngs, self.param_dtype)
+            self.embed: Any = Embedding((config.vocab_size, config.hidden_size), rngs, self.param_dtype)
         else:
             self.embed = linear((config.hidden_size, config.input_dim or 0), True, *options)
         self.blocks = nnx.List(Block(config, i, *options) for i in range(config.num_layers))
@@ -366,14 +366,6 @@ def compiled_step(
     Not nnx.jit, which walks the whole model anew at each call.
     """
     return nnx.merge(structure.graph, state).extend(tokens, cache, lengths=lengths, last=True)
-
-
-class _Embedding(nnx.Module):
-    """One row for each token; SPEC 17: uniform in +-D ** -0.5, as a tied head needs it."""
-
-    def __init__(self, shape: tuple[int, int], rngs: nnx.Rngs, dtype: Any) -> None:
-        bound = shape[1] ** -0.5
-        self.weight = nnx.Param(jax.random.uniform(rngs.params(), shape, dtype, -bound, bound))
 
 
 def _fill(model: Transformer, weights: Mapping[str, np.ndarray], dtype: Any) -> None:

@@ -18,8 +18,9 @@ def beyond_gradients(*arrays: Array) -> bool:
     """Whether more than a plain gradient may be wanted: under forward mode and under the transforms of torch.func."""
     if torch.compiler.is_compiling():
         return False
-    dual = any(forward_ad.unpack_dual(x).tangent is not None for x in arrays)
-    return dual or torch._C._are_functorch_transforms_active()  # type: ignore[attr-defined]  # no public name
+    unpacked: Any = forward_ad.unpack_dual  # which torch leaves untyped
+    dual = any(unpacked(x).tangent is not None for x in arrays)
+    return dual or torch._C._are_functorch_transforms_active()  # there is no public name
 
 
 def twice_differentiable(
@@ -34,7 +35,8 @@ def twice_differentiable(
     needs_grad = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
     if not needs_grad or torch.compiler.is_compiling():
         return kernel(query, key, value, visible)
-    context: Array = _TwiceDifferentiable.apply(kernel, plain, visible, query, key, value)
+    apply: Any = _TwiceDifferentiable.apply  # untyped too
+    context: Array = apply(kernel, plain, visible, query, key, value)
     return context
 
 
