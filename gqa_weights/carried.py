@@ -13,6 +13,7 @@ from gqa_weights.families import FAMILIES, MANIFEST
 from gqa_weights.families.config_json import HuggingFaceFamily
 from gqa_weights.families.generic_keys import IGNORED, ONLY
 from gqa_weights.gguf_tokenizer import tokenizer_files
+from gqa_weights.tokenizer import one_sentence
 
 TRAVELLING = (
     "tokenizer.json",
@@ -89,7 +90,8 @@ def carried_files(checkpoint: Checkpoint) -> tuple[dict[str, bytes | Path], list
 
 def _from_gguf(checkpoint: Checkpoint) -> tuple[dict[str, bytes | Path], list[str]]:
     try:
-        made = tokenizer_files(checkpoint)
-    except (CheckpointError, ModuleNotFoundError) as error:
+        with one_sentence(checkpoint.path):  # the package raises bare Exceptions from damaged vocabularies
+            made = tokenizer_files(checkpoint)
+    except CheckpointError as error:
         return {}, [f"the tokenizer is not carried: {error}"]
     return {name: json.dumps(content, indent=2, ensure_ascii=False).encode() for name, content in made.items()}, []

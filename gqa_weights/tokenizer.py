@@ -43,7 +43,7 @@ class Tokenizer:
         Raises:
             CheckpointError: Where the tokenizer fails on the text, as damaged files make it do.
         """
-        with _one_sentence(self.path):
+        with one_sentence(self.path):
             return [*self._first, *self._tokenizer.encode(text).ids]
 
     def decode(self, tokens: list[int]) -> str:
@@ -52,7 +52,7 @@ class Tokenizer:
         Raises:
             CheckpointError: As `encode`.
         """
-        with _one_sentence(self.path):
+        with one_sentence(self.path):
             return self._tokenizer.decode(tokens)
 
     def stream(self) -> Callable[[int], str]:
@@ -66,7 +66,7 @@ class Tokenizer:
         stream = DecodeStream(skip_special_tokens=True)
 
         def step(token: int) -> str:
-            with _one_sentence(self.path):
+            with one_sentence(self.path):
                 return stream.step(self._tokenizer, token) or ""
 
         return step
@@ -79,7 +79,7 @@ def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
         CheckpointError: For a checkpoint without a tokenizer, for one of an unknown kind and for a damaged one.
     """
     if checkpoint.format == "gguf":
-        with _one_sentence(checkpoint.path):
+        with one_sentence(checkpoint.path):
             built = gguf_tokenizer.build(checkpoint)
             return Tokenizer(checkpoint.path, built.library, built.stop, built.first)
     from tokenizers import Tokenizer as Library
@@ -89,13 +89,13 @@ def read_tokenizer(checkpoint: Checkpoint) -> Tokenizer:
     if not is_file(file, within=folder):
         raise CheckpointError(f"{checkpoint.path}: expected a {FILE} beside the weights, got none")
     stop = _stop_tokens(folder, checkpoint.settings)
-    with _one_sentence(file):
+    with one_sentence(file):
         check_size(file.stat().st_size, LARGEST)
         return Tokenizer(file, Library.from_file(str(file)), stop)
 
 
 @contextmanager
-def _one_sentence(path: Path) -> Iterator[None]:
+def one_sentence(path: Path) -> Iterator[None]:
     """The package raises bare Exceptions, and, where its Rust code panics, a BaseException that it does not export."""
     try:
         with reading(path):

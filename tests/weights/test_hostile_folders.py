@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gqa_weights import port
 from gqa_weights.checkpoint import CheckpointError, open_checkpoint
 from gqa_weights.checkpoint.formats import orbax
 from gqa_weights.checkpoint.printable import printable, sentence
@@ -204,3 +205,13 @@ def test_reads_that_end_after_orbax_failed_print_nothing(monkeypatch: pytest.Mon
     for said in ("Event loop is closed", "another error"):
         sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(said)))  # type: ignore[arg-type]
     assert reported == ["another error"]
+
+
+def test_a_gguf_with_merges_outside_of_its_vocabulary_is_ported_without_its_tokenizer(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "MERGES", [("h", "é")])
+    sources.gguf(folder, folder)
+    planned = port.plan(folder / "one.gguf", "canonical")
+    assert planned.files == {}
+    assert "the tokenizer is not carried" in planned.notes[0]
