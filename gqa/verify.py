@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from conformance.trace.models import Verdict
 
+KINDS = ("not the same model", "pooled: lossy")  # of differences, said first
 ROWS = 5  # on the screen: where everything differs, the first differences say why
 
 
@@ -131,7 +132,8 @@ def _different(differing: list[Verdict], total: int) -> Text:
     from gqa.lines import plain
 
     first = differing[0]
-    text = plain(f"DIFFERS  first difference: {first.place}, {first.stage}; {len(differing)} of {total} differ")
+    kind = next((f"{known}; " for known in KINDS if first.reason.startswith(known)), "")
+    text = plain(f"DIFFERS  {kind}first difference: {first.place}, {first.stage}; {len(differing)} of {total} differ")
     text.stylize("bold red", 0, len("DIFFERS"))
     return text
 

@@ -19,6 +19,7 @@ from conformance.cases.compare import EPSILON, bound, compare, error_of
 from conformance.cases.inputs import DTYPES
 from conformance.targets import Backend, TargetLayer
 from conformance.trace.hints import hint
+from conformance.trace.regrouped import OF_KV_HEADS, pooled, repeated, repeated_heads, unrelated
 from conformance.trace.stored import compare_bits, compare_weights, directions, rope_lengths, settings_differences
 from gqa_spec import AttentionConfig, ModelConfig
 from gqa_spec.config import weight_shapes
@@ -51,6 +52,7 @@ STAGES = (
 )
 STORED = "stored weights"
 TOKENS, FAR = 12, 4096
+OTHER_MODEL = "not the same model"
 LISTED = 3  # of a layer's weights that differ
 # Settings of a model that change no number it computes; those of attention show in its stages.
 NOT_COMPUTED_WITH = ("attention", "dropout", "max_length", "tied")
@@ -113,6 +115,7 @@ def verify(
         weight there that differs.
     """
     yield _sizes(a, b)
+    yield from _related(a, b)
     yield from _unread(a, b)
     allowed = {**_rounding(a), **_rounding(b)}
     if attention_of(a)[0].embed_dim == attention_of(b)[0].embed_dim:  # else no input fits both
@@ -137,16 +140,18 @@ def _verify_layer(
     """run: the backends and the dtype of the stages, None for stored weights and settings alone."""
     place, start = f"layer {number} attention", f"blocks.{number}.attention."
     inside = {name.removeprefix(start): x for name, x in allowed.items() if name.startswith(start)}
-    (config, ours), (other, theirs) = (_half(*side) for side in (a, b))
+    halves = _half(*a), _half(*b)
+    (config, ours), (other, theirs) = repeated(*halves) or halves
     differing, error, noted = compare_weights(ours, theirs, inside)
     settings = settings_differences(config, other)
     said = "; ".join([*settings[:LISTED], *differing[:LISTED], *noted[:LISTED]])
     if run is None or noted or any("not finite" in sentence for sentence in differing):
         stage = STORED if differing else "settings" if settings else ""
         return Verdict(place, stage, error, said)
-    found = compare_layers(number, (config, ours), (other, theirs), *run)
+    found = compare_layers(number, *halves, *run, shared=other.num_kv_heads == config.num_kv_heads)
     if not found.same:
-        return replace(found, reason="; ".join([found.reason, *differing[:LISTED]]))
+        lossy = [sentence for sentence in (pooled(*halves),) if sentence]
+        return replace(found, reason="; ".join([*lossy, found.reason, *differing[:LISTED]]))
     if differing:
         return Verdict(place, STORED, error, said)
     return found
@@ -158,13 +163,19 @@ def compare_layers(
     b: LayerWeights,
     backends: tuple[str, str],
     dtype: str,
+    *,
+    shared: bool = False,
 ) -> Verdict:
-    """The first stage of two layers that differs from the float64 oracle of `a`, in the order of STAGES."""
+    """The first stage of two layers that differs from the float64 oracle of `a`, in the order of STAGES.
+
+    shared: the one has the KV heads of the other, be it repeated: stages with their axis are not compared then.
+    """
     place = f"layer {number} attention"
     a, b = comparable(a, b)
     oracle, plain, sides = layer_traces(a, b, backends, dtype)
     worst = 0.0
-    for stage in STAGES:
+    repeats = shared and a[0].num_kv_heads != b[0].num_kv_heads
+    for stage in [stage for stage in STAGES if not (repeats and stage in OF_KV_HEADS)]:
         for name, traces in sides.items():
             error, reason = compare_stage(stage, oracle, plain, traces, dtype)
             worst = max(worst, error)
@@ -324,7 +335,22 @@ def _rounding(model: Model) -> dict[str, float]:
 
 def _sizes(a: Model, b: Model) -> Verdict:
     sizes = [{"num_layers": len(layers), "embed_dim": layers[0].embed_dim} for layers in map(attention_of, (a, b))]
-    return _differing("sizes", *sizes)
+    found = _differing("sizes", *sizes)
+    return found if found.same else replace(found, reason=f"{OTHER_MODEL}: {found.reason}")
+
+
+def _related(a: Model, b: Model) -> Iterator[Verdict]:
+    """What is said of the two models as a whole: that they are two, or that the one has the other's heads repeated."""
+    first = _half(*layer_of(a, 0)), _half(*layer_of(b, 0))
+    said = repeated_heads(*first)
+    if said:
+        yield Verdict("KV heads", reason=said)
+    embeddings = [model.weights.get("embed.weight") for model in (a, b)]
+    if embeddings[0] is not None and embeddings[1] is not None:
+        pairs = (embeddings[0], embeddings[1]), (first[0][1]["v_proj.weight"], first[1][1]["v_proj.weight"])
+        if all(unrelated(*pair) for pair in pairs):  # neither of which a port permutes
+            said = "the embeddings and the values of layer 0 have nothing in common"
+            yield Verdict("model", "weights", 1.0, f"{OTHER_MODEL}: {said}")
 
 
 def _unread(a: Model, b: Model) -> Iterator[Verdict]:
