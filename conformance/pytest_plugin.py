@@ -16,6 +16,7 @@ import pytest
 
 if TYPE_CHECKING:
     from conformance.cases.caches import CacheCase
+    from conformance.cases.sequences import SequenceCase
     from conformance.cases.states import StateCase
     from conformance.cases.table import Case
     from conformance.checks.check import Check
@@ -37,7 +38,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 class Item:
     """One test: what of which case. names: what a pattern may match, from the case alone to the whole name."""
 
-    case: Case | CacheCase | StateCase
+    case: Case | CacheCase | StateCase | SequenceCase
     dtype: str
     quantity: str
 

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from conformance.cases.caches import CacheCase
+from conformance.cases.sequences import ROW as SEQUENCE_ROWS
+from conformance.cases.sequences import SequenceCase
 from conformance.cases.states import ROW as STATE_ROW
 from conformance.cases.states import StateCase
 from conformance.cases.table import FEATURE
 from conformance.checks import judge as judging
 from conformance.checks.caches import cache_checks
 from conformance.checks.check import Check
+from conformance.checks.sequences import sequence_checks
 from conformance.checks.states import state_checks
 from conformance.checks.targets import target_checks
 from conformance.targets import Limits, Target, TargetClass
@@ -21,6 +24,7 @@ from conformance.targets.frameworks import quick_to_compile, set_x64
 from conformance.targets.limits import limits_of, with_changes
 from conformance.targets.public import framework_of, target_of
 from conformance.targets.recognise import recognise
+from conformance.targets.sequences import SequenceFunction
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ def judge(
     quick_to_compile()
     found = target_of(name, attention, arrays or declared.arrays or framework_of(attention), declared)
     target = recognise(found)
-    kind = "class" if isinstance(target, TargetClass) else "function"
+    kind = target.kind
     options = judging.Options(arrays, {}, dtypes, profile)
     items = _chosen(judging.items_of(name, options, kind, target.limits), features)
     checks = [check for case, dtype in items for check in _checks(target, case, dtype)]
@@ -130,15 +134,16 @@ def _chosen(
     if features is None:
         return items
     wanted = set(features)
-    unknown = sorted(wanted - {*FEATURE, "caches", STATE_ROW})
+    known = (*FEATURE, "caches", STATE_ROW, *SEQUENCE_ROWS.values())
+    unknown = sorted(wanted - {*known})
     if unknown:
-        raise ValueError(
-            f"features: no feature is called {unknown[0]!r}; there are {', '.join(FEATURE)}, caches, {STATE_ROW}"
-        )
+        raise ValueError(f"features: no feature is called {unknown[0]!r}; there are {', '.join(known)}")
     return [(case, dtype) for case, dtype in items if _feature(case) in wanted]
 
 
 def _feature(case: judging.SuiteCase) -> str:
+    if isinstance(case, SequenceCase):
+        return SEQUENCE_ROWS[case.kind]
     if isinstance(case, StateCase):
         return STATE_ROW
     return "caches" if isinstance(case, CacheCase) else case.feature.name
@@ -149,6 +154,9 @@ def _checks(target: Target, case: judging.SuiteCase, dtype: str) -> Iterable[Che
     if isinstance(case, CacheCase):
         assert isinstance(target, TargetClass)
         found = cache_checks(case, dtype, target)
+    elif isinstance(case, SequenceCase):
+        assert isinstance(target, SequenceFunction)
+        found = sequence_checks(case, dtype, target)
     elif isinstance(case, StateCase):
         found = state_checks(case, dtype, target)
     else:

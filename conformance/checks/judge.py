@@ -10,11 +10,13 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Any, Protocol
 
-from conformance.cases import states
+from conformance.cases import sequences, states
 from conformance.cases.caches import CacheCase
+from conformance.cases.sequences import SequenceCase
 from conformance.cases.states import STATES, StateCase
 from conformance.cases.table import ALL_FEATURES, OTHER_ROWS, Case, kernel_cases, layer_cases
 from conformance.checks import caches as cache_checks
+from conformance.checks import sequences as sequence_checks
 from conformance.checks.check import QUANTITIES, Check, quantities
 from conformance.checks.states import state_checks
 from conformance.checks.targets import target_checks
@@ -25,9 +27,10 @@ from conformance.dialects.of_case import cache_in_dialects, in_dialects
 from conformance.targets import PUBLIC, Limits, NotATarget, Target, TargetClass, Unsupported, fit
 from conformance.targets.fit import fit_cache
 from conformance.targets.frameworks import framework, quick_to_compile, set_x64
+from conformance.targets.sequences import SequenceFunction
 from conformance.targets.worker import Stopped, Worker
 
-SuiteCase = Case | CacheCase | StateCase
+SuiteCase = Case | CacheCase | StateCase | SequenceCase
 TIME_LIMIT = 30.0  # seconds for one case
 HEAD_START = 5.0  # a second process must import the target again, which a short run does not pay back
 PROFILES = ("quick", "kernels", "full")
@@ -153,12 +156,21 @@ def items_of(path: str, options: Options, kind: str, limits: Limits) -> list[tup
 
 def cases_of(path: str, kind: str, profile: str = "full") -> list[SuiteCase]:
     """The cases of a function or a class. The public classes, which are many, get one grouping."""
-    if kind == "function":
+    if kind != "class":
         kernels = [c for c in kernel_cases() if profile != "quick" or (c.grouping in QUICK and c.pairs < MODERATE)]
-        return [*kernels, *(case for case in STATES if case.function)]
+        of_functions = [case for case in STATES if case.function]
+        if kind == "function":
+            return [*kernels, *of_functions]
+        return [*sequences.CASES[kind], *filter(_in_sequences, kernels), *of_functions]
     one = path in PUBLIC or profile != "full"
     layers = [case for case in layer_cases() if not one or case.grouping == ALL_FEATURES]
     return [*layers, *STATES, *cache_checks.CASES]
+
+
+def _in_sequences(case: Case) -> bool:
+    """Whether packed and paged functions, which take neither masks nor offsets, can have it as a batch."""
+    feature = case.feature
+    return feature.mask is None and feature.offset is None and not feature.dropout and case.config.chunk is None
 
 
 QUICK = (ALL_FEATURES, *OTHER_ROWS)
@@ -189,6 +201,8 @@ def detect(path: str, options: Options = Options(limit=4 * TIME_LIMIT)) -> list[
 
 
 def name_of(case: SuiteCase) -> str:
+    if isinstance(case, SequenceCase):
+        return case.full_name
     if isinstance(case, StateCase):
         return states.name_of(case)
     return cache_checks.name_of(case) if isinstance(case, CacheCase) else case.name
@@ -196,7 +210,9 @@ def name_of(case: SuiteCase) -> str:
 
 def quantities_of(case: SuiteCase, arrays: str) -> tuple[str, ...]:
     """What is compared of a target that takes these arrays."""
-    return QUANTITIES[:1] if isinstance(case, CacheCase | StateCase) else quantities(case, framework(arrays))
+    if isinstance(case, CacheCase | StateCase | SequenceCase):
+        return QUANTITIES[:1]
+    return quantities(case, framework(arrays))
 
 
 def checks_of(worker: Worker, path: str, case: SuiteCase, dtype: str) -> list[Check]:
@@ -223,6 +239,7 @@ def explained(
     """The checks, those that failed with the dialect that reproduces them and predicts what passed."""
     if all(check.answer is None for check in checks):
         return checks
+    checks = _explained_sequences(checks, items, target)
     grouped: dict[tuple[str, str], list[Check]] = {}
     for check in checks:
         grouped.setdefault((check.case, check.column.rpartition(", ")[2]), []).append(check)
@@ -231,7 +248,7 @@ def explained(
         fitted = _fitted(case, target)
         found = None if fitted is None else grouped.get((name_of(fitted), dtype))
         if found and fitted is not None:
-            one = _answered(fitted, dtype, target.kind == "function", found)
+            one = _answered(fitted, dtype, target.kind != "class", found)
             answered |= {} if one is None else {(found[0].case, dtype): one}
     words = dict(zip(answered, explanations(list(answered.values()), seconds), strict=True))
     return [
@@ -244,6 +261,14 @@ def explained(
         )
         for check in checks
     ]
+
+
+def _explained_sequences(checks: list[Check], items: list[tuple[SuiteCase, str]], target: Known) -> list[Check]:
+    cases = {case.full_name: case for case, _ in items if isinstance(case, SequenceCase)}
+    if not cases:
+        return checks
+    batches = {case.name: case for case, _ in items if isinstance(case, Case) and case.pairs < MODERATE}
+    return sequence_checks.explained(checks, cases, batches, target.limits)
 
 
 class Known(Protocol):
@@ -260,7 +285,7 @@ def _fitted(case: SuiteCase, target: Known) -> Case | CacheCase | None:
     try:
         if isinstance(case, CacheCase):
             return fit_cache(case, target.limits)
-        if isinstance(case, StateCase):
+        if isinstance(case, StateCase | SequenceCase):
             return None
         return fit(case, target.limits, layer=target.kind == "class")
     except Unsupported:
@@ -288,6 +313,9 @@ def _judge(target: Target, case: SuiteCase, dtype: str) -> Iterator[Check | None
     if isinstance(case, CacheCase):
         assert isinstance(target, TargetClass)
         yield from cache_checks.cache_checks(case, dtype, target)
+    elif isinstance(case, SequenceCase):
+        assert isinstance(target, SequenceFunction)
+        yield from sequence_checks.sequence_checks(case, dtype, target)
     elif isinstance(case, StateCase):
         yield from state_checks(case, dtype, target)
     else:

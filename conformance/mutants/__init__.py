@@ -8,8 +8,21 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from conformance.mutants import caches, gradients, heads, layer, masks, positions, rope, scores, softmax, weights
+from conformance.mutants import (
+    caches,
+    gradients,
+    heads,
+    layer,
+    masks,
+    positions,
+    rope,
+    scores,
+    sequences,
+    softmax,
+    weights,
+)
 from conformance.mutants.heads import TiledHeads
+from conformance.reference.sequences import ReferencePaged
 
 
 def _defined_in(*modules: ModuleType) -> tuple[type, ...]:
@@ -25,6 +38,8 @@ MUTANTS: dict[str, tuple[type, ...]] = {
     "weights": _defined_in(weights),
     "cache": _defined_in(caches),
     "gradients": _defined_in(gradients),
+    "packed": tuple(c for c in _defined_in(sequences) if not issubclass(c, ReferencePaged)),
+    "paged": tuple(c for c in _defined_in(sequences) if issubclass(c, ReferencePaged)),
 }
 
 __all__ = ["MUTANTS", "TiledHeads"]

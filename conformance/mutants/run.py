@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 import gqa_numpy
 from conformance.cases import caches as cache_cases
 from conformance.cases import inputs
+from conformance.cases import sequences as sequence_cases
 from conformance.cases.compare import compare
 from conformance.cases.table import KERNEL_ROWS, kernel_cases, layer_cases
 from conformance.mutants import MUTANTS
@@ -20,6 +21,7 @@ from conformance.reference.gradients import ReferenceGradients
 from conformance.reference.kernel import ReferenceKernel
 from conformance.reference.layer import ReferenceLayer
 from conformance.reference.rope import ReferenceRope
+from conformance.reference.sequences import ReferencePacked, ReferencePaged, computed
 
 Array = np.ndarray
 FEW = 20_000  # pairs of a query and a key that five loops of Python go over in 0.05 s
@@ -30,6 +32,8 @@ BASELINES: dict[str, type] = {
     "weights": ReferenceLayer,
     "cache": ReferenceCache,
     "gradients": ReferenceGradients,
+    "packed": ReferencePacked,
+    "paged": ReferencePaged,
 }
 
 
@@ -116,6 +120,16 @@ def gradient_references() -> dict[str, tuple[inputs.Call, Array, dict[str, Array
 
 
 @cache
+def sequence_references(kind: str) -> dict[str, Any]:
+    """Cases of packed or paged functions, their numbers and what the oracle gives for them."""
+    found: dict[str, Any] = {}
+    for case in sequence_cases.CASES[kind]:
+        drawn = sequence_cases.sequences(case, "float64")
+        found[case.name] = case, drawn, sequence_cases.compared(case, drawn, sequence_cases.expected(drawn, "float64"))
+    return found
+
+
+@cache
 def short_caches() -> dict[str, cache_cases.CacheCase]:
     return {case.name: case for case in cache_cases.CASES if case.length < 40}
 
@@ -148,6 +162,12 @@ def _gradients_differ(mutant: type, reference: tuple[inputs.Call, Array, dict[st
     )
 
 
+def _sequences_differ(mutant: Any, reference: Any) -> bool:
+    case, drawn, expected = reference
+    got = sequence_cases.compared(case, drawn, computed(mutant(), case, drawn))
+    return bool(compare(got, expected, "float64", 1e-12).reason)
+
+
 def _differ(got: Any, expected: Any) -> bool:
     return any(compare(g, e, "float64", 1e-12).reason for g, e in zip(got, expected, strict=True))
 
@@ -159,4 +179,6 @@ _FAMILIES: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[Any, Any], bo
     "weights": (layer_references, _layer_differs),
     "cache": (short_caches, _cache_differs),
     "gradients": (gradient_references, _gradients_differ),
+    "packed": (partial(sequence_references, "packed"), _sequences_differ),
+    "paged": (partial(sequence_references, "paged"), _sequences_differ),
 }

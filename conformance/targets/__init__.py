@@ -1,6 +1,7 @@
 """What the suite judges: our backends, public implementations by name, and a user's class or function.
 
-callables: functions and classes as targets; binding: the names of their parameters; weights: into a layer.
+callables: functions and classes as targets; sequences: packed and paged functions; binding: the names of their
+parameters; weights: into a layer.
 limits: what a target takes; fit: a case in those sizes; recognise: what a first call shows. backends: our three.
 table: public implementations, each with its call; public: `find_target`. adapters: their calls under our names.
 frameworks: arrays into and out of NumPy, PyTorch and JAX. worker: a process of its own for a target.

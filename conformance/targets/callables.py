@@ -90,29 +90,40 @@ class TargetLayer:
 
 @dataclass(frozen=True)
 class TargetFunction:
-    """A user's function."""
+    """A user's function. kind: what its call is: "function", or "packed" or "paged" (`sequences`)."""
 
     name: str
     framework: Framework
     function: Any
     limits: Limits = field(default_factory=Limits)
     notes: tuple[str, ...] = ()
+    kind: str = "function"
 
     @cached_property
     def binding(self) -> Binding:
         return binding(self.function, OF_CALL, NAMES)
 
     def __call__(self, call: Call) -> tuple[Array, Array | None]:
-        given = _given(call, self.framework, self.limits)
-        args, keywords = self.binding.arguments(given)
-        result = self.framework.apply(self.function, *args, **keywords)
-        _refuse_changes(call, given, self.framework, self.limits)
-        context, weights = _output_and_weights(result, self.framework)
+        context, weights = answered(self, call)
         return _axes(context, self.limits), weights
 
     def gradients(self, call: Call, d_output: Array) -> dict[str, Array]:
         """As a layer's."""
-        return _gradients(self.function, self.binding, call, d_output, self.framework, self.limits)
+        return gradients_of(self, call, d_output)
+
+
+def answered(target: TargetFunction, call: Call) -> tuple[Array, Array | None]:
+    """What a function returns for arrays of its own layout: the context, and weights where it returns some."""
+    given = _given(call, target.framework, target.limits)
+    args, keywords = target.binding.arguments(given)
+    result = target.framework.apply(target.function, *args, **keywords)
+    _refuse_changes(call, given, target.framework, target.limits)
+    return _output_and_weights(result, target.framework)
+
+
+def gradients_of(target: TargetFunction, call: Call, d_output: Array) -> dict[str, Array]:
+    """Those of `DIFFERENTIATED` that the call gives, by the gradient of the output."""
+    return _gradients(target.function, target.binding, call, d_output, target.framework, target.limits)
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,7 @@ class TargetClass:
     limits: Limits = field(default_factory=Limits)
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     notes: tuple[str, ...] = ()
+    kind: str = field(default="class", init=False)
 
     @cached_property
     def binding(self) -> Binding:

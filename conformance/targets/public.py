@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +16,7 @@ from conformance.targets.callables import SIZES, TargetClass, TargetFunction
 from conformance.targets.frameworks import framework
 from conformance.targets.limits import Limits, limits_of, with_changes
 from conformance.targets.protocol import NotATarget
+from conformance.targets.sequences import SequenceFunction, kind_of
 from conformance.targets.table import PUBLIC
 from gqa_spec import packages
 from gqa_weights import LAYOUTS
@@ -62,6 +64,9 @@ def target_of(name: str, found: Any, arrays: str, limits: Limits, options: Mappi
         raise NotATarget(f"--weights: expected one of {', '.join(LAYOUTS)}, got {limits.weights!r}")
     if isinstance(found, type) or _makes_layers(found):
         return TargetClass(name, kind, found, limits, options)
+    sequences = kind_of(found)
+    if sequences is not None:
+        return SequenceFunction(name, kind, found, replace(limits, layout="BNTH"), kind=sequences)
     return TargetFunction(name, kind, partial(found, **options) if options else found, limits)
 
 

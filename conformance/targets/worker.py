@@ -14,7 +14,6 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from conformance.targets.callables import TargetClass
 from conformance.targets.frameworks import keep_compiled, quick_to_compile
 from conformance.targets.limits import Limits
 from conformance.targets.protocol import NotATarget
@@ -34,7 +33,7 @@ class Stopped(Exception):
 @dataclass
 class Worker:
     """path, arrays, changes: as `find_target` takes them. limit: seconds for each value of a job. Once it has started:
-    kind, "class" or "function"; framework, whose arrays it takes; limits; notes, what it always does.
+    kind, "class", "function", "packed" or "paged"; framework, whose arrays it takes; limits; notes of what it does.
     """
 
     path: str
@@ -132,8 +131,7 @@ def _serve(pipe: Connection, path: str, arrays: str | None, changes: Mapping[str
     except NotATarget as error:
         pipe.send(("none", str(error)))
         return
-    kind = "class" if isinstance(target, TargetClass) else "function"
-    pipe.send(("ready", (kind, target.framework.name, target.limits, target.notes)))
+    pipe.send(("ready", (target.kind, target.framework.name, target.limits, target.notes)))
     while True:
         try:
             job, arguments = pipe.recv()

@@ -114,7 +114,7 @@ Side = BackendSide | TargetSide
 
 def target_side(worker: Worker) -> TargetSide:
     """The target of a worker that has started."""
-    return TargetSide(worker.path, worker, worker.kind == "function", worker.limits)
+    return TargetSide(worker.path, worker, worker.kind != "class", worker.limits)
 
 
 def _answer(target: Target, case: Case, dtype: str) -> Iterator[tuple[str, Any]]:

@@ -88,6 +88,25 @@ def test_the_case_that_is_there_to_catch_it_does(family, mutant, case):
 
 
 @pytest.mark.parametrize(
+    ("family", "mutant", "case"),
+    [
+        ("packed", "EarlierSequencesSeen", "unequal lengths, causal"),
+        ("packed", "QueryStartsForKeys", "other lengths of queries than of keys"),
+        ("packed", "EndsOnBlocksOf16", "ends off blocks of 16"),
+        ("packed", "TopLeftInEachSequence", "fewer queries than keys, causal"),
+        ("packed", "EmptySequenceIsNaN", "a sequence without keys"),
+        ("paged", "BlocksFollowTheFirst", "one query"),
+        ("paged", "LengthsIgnored", "one query, not causal"),
+        ("paged", "LengthOneMore", "lengths of whole blocks"),
+        ("paged", "BlocksOf16", "blocks of 5"),
+        ("paged", "SlotsPastLengthMultiplied", "poison behind the lengths"),
+    ],
+)
+def test_a_case_of_sequences_catches_what_it_is_there_for(family, mutant, case):
+    assert catches(family, _mutant(family, mutant), case)
+
+
+@pytest.mark.parametrize(
     ("mutant", "case"),
     [
         ("RotatedFromZero", "token by token"),
