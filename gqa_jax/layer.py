@@ -23,7 +23,7 @@ from gqa_jax.norm import qk_norm
 from gqa_jax.parts import MeshPart, extended
 from gqa_jax.precision import compute_dtype
 from gqa_spec import AttentionConfig, checks
-from gqa_spec.config import CONFIG_FIELDS, DERIVED, symbolic_shapes, weight_shapes
+from gqa_spec.config import CONFIG_FIELDS, DERIVED, layer_config, symbolic_shapes, weight_shapes
 from gqa_spec.settings import KernelSettings, RotationSettings
 from gqa_spec.stages import kernel_inputs
 
@@ -68,9 +68,7 @@ class GroupedQueryAttention(nnx.Module):
         param_dtype: Any = jnp.float32,
         **settings: Any,
     ) -> None:
-        self.config = config = AttentionConfig(
-            embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads, dropout=dropout, **settings
-        )
+        self.config = config = layer_config(embed_dim, num_heads, num_kv_heads, dropout, settings)
         self.param_dtype = available(param_dtype)
         self.dtype = self.param_dtype if dtype is None else available(dtype)
         shapes = weight_shapes(config)

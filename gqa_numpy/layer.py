@@ -19,7 +19,7 @@ from gqa_numpy.linear import gated, initial, join_heads, linear, split_heads
 from gqa_numpy.masks import Offset, query_positions
 from gqa_numpy.norm import qk_norm
 from gqa_spec import AttentionConfig, checks
-from gqa_spec.config import CONFIG_FIELDS, DERIVED, symbolic_shapes, weight_shapes
+from gqa_spec.config import CONFIG_FIELDS, DERIVED, layer_config, symbolic_shapes, weight_shapes
 from gqa_spec.settings import KernelSettings, RotationSettings
 from gqa_spec.stages import kernel_inputs
 
@@ -64,9 +64,7 @@ class GroupedQueryAttention:
         dtype: Any = np.float64,
         **settings: Any,
     ) -> None:
-        self.config = AttentionConfig(
-            embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads, dropout=dropout, **settings
-        )
+        self.config = layer_config(embed_dim, num_heads, num_kv_heads, dropout, settings)
         self.rng = np.random.default_rng() if rng is None else rng
         self.dtype = np.dtype(dtype)
         self.training, self.dropout = True, dropout

@@ -1,7 +1,9 @@
 """What all three backends agree on: settings, names, shapes, messages, file formats. No framework, no maths."""
 
-from gqa_spec.config import (
-    AttentionConfig,
+from gqa_spec.config import AttentionConfig
+from gqa_spec.experts_config import ExpertsConfig
+from gqa_spec.model_config import ModelConfig
+from gqa_spec.rope import (
     DynamicScaling,
     LinearScaling,
     Llama3Scaling,
@@ -10,8 +12,6 @@ from gqa_spec.config import (
     RopeScaling,
     YarnScaling,
 )
-from gqa_spec.experts_config import ExpertsConfig
-from gqa_spec.model_config import ModelConfig
 
 __all__ = [
     "AttentionConfig",

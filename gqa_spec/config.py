@@ -7,164 +7,18 @@ key and value (kv_dim), N query heads, K key/value heads, G = N / K, H head size
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from math import prod
 from typing import Any, ClassVar, Literal, Self, TypedDict
 
 from gqa_spec import checks
+from gqa_spec.rope import DynamicScaling, LongropeScaling, RopeConfig, plain
 
-Pairing = Literal["half", "interleaved"]
 QKNorm = Literal["rms", "rms_plus_one", "rms_full"]
 
 # A size left out is derived from the others at construction, so every reader of a config sees plain numbers.
 DERIVED: Any = None
 SIZES = ("num_kv_heads", "head_dim", "v_head_dim", "kv_dim")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LinearScaling:
-    """Position interpolation: every frequency divided by `factor`."""
-
-    factor: float
-
-    def __post_init__(self) -> None:
-        checks.number("factor", self.factor, at_least=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DynamicScaling:
-    """Dynamic NTK: the base grows once `rope_length` passes `original_max_position_embeddings`."""
-
-    factor: float
-    original_max_position_embeddings: int
-
-    def __post_init__(self) -> None:
-        checks.number("factor", self.factor, at_least=1)
-        checks.integer("original_max_position_embeddings", self.original_max_position_embeddings, at_least=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class YarnScaling:
-    """YaRN (Peng et al. 2023, arXiv 2309.00071), fields and defaults as in Hugging Face's `rope_parameters`.
-
-    An explicit `attention_factor` replaces the one that `factor`, `mscale` and `mscale_all_dim` give.
-    """
-
-    factor: float
-    original_max_position_embeddings: int
-    attention_factor: float | None = None
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
-    truncate: bool = True
-
-    def __post_init__(self) -> None:
-        checks.number("factor", self.factor, at_least=1)
-        checks.integer("original_max_position_embeddings", self.original_max_position_embeddings, at_least=1)
-        for name in ("attention_factor", "mscale", "mscale_all_dim"):
-            checks.number(name, getattr(self, name), above=0, optional=True)
-        checks.number("beta_slow", self.beta_slow, above=0)
-        checks.number("beta_fast", self.beta_fast, above=self.beta_slow)
-        checks.boolean("truncate", self.truncate)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Llama3Scaling:
-    """Llama 3.1: long wavelengths divided by `factor`, short ones kept, a ramp between the two."""
-
-    factor: float
-    original_max_position_embeddings: int
-    low_freq_factor: float
-    high_freq_factor: float
-
-    def __post_init__(self) -> None:
-        checks.number("factor", self.factor, at_least=1)
-        checks.integer("original_max_position_embeddings", self.original_max_position_embeddings, at_least=1)
-        checks.number("low_freq_factor", self.low_freq_factor, above=0)
-        checks.number("high_freq_factor", self.high_freq_factor, above=self.low_freq_factor)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LongropeScaling:
-    """LongRoPE (Ding et al. 2024, arXiv 2402.13753): one divisor per frequency, another set past the original context.
-
-    `factor` (longest over original context) sets the attention factor, unless `attention_factor` is given.
-    """
-
-    short_factor: tuple[float, ...]
-    long_factor: tuple[float, ...]
-    original_max_position_embeddings: int
-    factor: float
-    attention_factor: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("short_factor", "long_factor"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-            for value in getattr(self, name):
-                checks.number(name, value, above=0)
-        checks.integer("original_max_position_embeddings", self.original_max_position_embeddings, at_least=2)
-        checks.number("factor", self.factor, at_least=1)
-        checks.number("attention_factor", self.attention_factor, above=0, optional=True)
-
-
-RopeScaling = LinearScaling | DynamicScaling | YarnScaling | Llama3Scaling | LongropeScaling
-SCALINGS: dict[str, type[RopeScaling]] = {
-    "linear": LinearScaling,
-    "dynamic": DynamicScaling,
-    "yarn": YarnScaling,
-    "llama3": Llama3Scaling,
-    "longrope": LongropeScaling,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class RopeConfig:
-    """Rotary position embedding (SPEC 10).
-
-    Args:
-        theta: The base of the frequencies.
-        pairing: `half` rotates dimension d with d + rotary_dim / 2 (Hugging Face, GPT-NeoX), `interleaved` rotates 2d
-            with 2d + 1 (Meta's files, GPT-J, GGUF llama).
-        rotary_dim: How many leading dimensions of a head are rotated; all by default.
-        scaling: One of the scaling classes, or None.
-
-    Raises:
-        ValueError: For a number out of range.
-        TypeError: For the wrong kind of value.
-    """
-
-    theta: float = 10_000.0
-    pairing: Pairing = "half"
-    rotary_dim: int | None = None
-    scaling: RopeScaling | None = None
-
-    def __post_init__(self) -> None:
-        checks.number("theta", self.theta, above=1)
-        checks.choice("pairing", self.pairing, ("half", "interleaved"))
-        if self.rotary_dim is not None:
-            checks.integer("rotary_dim", self.rotary_dim, at_least=2)
-            checks.even("rotary_dim", self.rotary_dim)
-        checks.instance("scaling", self.scaling, RopeScaling, optional=True)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON has them; a scaling has its `type` too."""
-        return plain(self)
-
-    @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`.
-
-        Raises:
-            ValueError: For a number out of range or an unknown type of scaling.
-            TypeError: For an unknown name or the wrong kind of value.
-        """
-        scaling = stored.get("scaling")
-        if scaling is None:
-            return cls(**stored)
-        checks.choice("scaling.type", scaling.get("type"), tuple(SCALINGS))
-        fields_of = {name: value for name, value in scaling.items() if name != "type"}
-        return cls(**{**stored, "scaling": SCALINGS[scaling["type"]](**fields_of)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,7 +44,7 @@ class AttentionConfig:
         qk_norm: How queries and keys are normed (SPEC 11), None for not.
         qk_norm_eps: Added to the mean square in that norm.
         qk_norm_after_rope: Whether that norm follows the rotation (HunYuan) instead of preceding it.
-        rope: How queries and keys are rotated (SPEC 10), None for not.
+        rope: How queries and keys are rotated (SPEC 10): a RopeConfig, True for `RopeConfig()`, None for not.
         query_scale_beta: Queries are multiplied by 1 + beta * log(1 + position // length), after norm and
             rotation (SPEC 10); None for not.
         query_scale_length: That length, the context after which the factor starts to grow.
@@ -243,7 +97,9 @@ class AttentionConfig:
         checks.attention_settings(self.causal, self.window, self.chunk, self.scale, self.softcap)
         checks.choice("qk_norm", self.qk_norm, ("rms", "rms_plus_one", "rms_full"), optional=True)
         checks.number("qk_norm_eps", self.qk_norm_eps, at_least=0)
-        checks.instance("rope", self.rope, RopeConfig, optional=True)
+        if isinstance(self.rope, bool):
+            object.__setattr__(self, "rope", RopeConfig() if self.rope else None)
+        checks.rope(self.rope, RopeConfig)
         checks.norm_after_rope(self.qk_norm_after_rope, self.qk_norm, self.rope)
         checks.query_scale(self.query_scale_beta, self.query_scale_length)
         if self.rope is not None:
@@ -349,21 +205,20 @@ class AttentionSettings(TypedDict, total=False):
     qk_norm: QKNorm | None
     qk_norm_eps: float
     qk_norm_after_rope: bool
-    rope: RopeConfig | None
+    rope: RopeConfig | bool | None
     query_scale_beta: float | None
     query_scale_length: int | None
     output_gate: bool
 
 
-def plain(config: Any) -> Any:
-    """A config's fields as JSON has them."""
-    if isinstance(config, tuple):
-        return list(config)
-    if not is_dataclass(config) or isinstance(config, type):
-        return config
-    types = {kind: name for name, kind in SCALINGS.items()}
-    named = {"type": types[type(config)]} if isinstance(config, RopeScaling) else {}
-    return named | {field.name: plain(getattr(config, field.name)) for field in fields(config)}
+def layer_config(
+    embed_dim: int, num_heads: int, num_kv_heads: int, dropout: float, settings: Mapping[str, object]
+) -> AttentionConfig:
+    """The config that a layer's arguments make."""
+    chosen: dict[str, Any] = dict(settings)
+    return AttentionConfig(
+        embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads, dropout=dropout, **chosen
+    )
 
 
 def symbolic_shapes(config: AttentionConfig) -> dict[str, str]:

@@ -9,8 +9,9 @@ from math import prod
 from typing import Any, Literal, Self
 
 from gqa_spec import checks
-from gqa_spec.config import DERIVED, AttentionConfig, QKNorm, RopeConfig, sized, symbolic_shapes
+from gqa_spec.config import DERIVED, AttentionConfig, QKNorm, sized, symbolic_shapes
 from gqa_spec.experts_config import ExpertsConfig, expert_shapes
+from gqa_spec.rope import RopeConfig
 
 Activation = Literal["gelu", "gelu_tanh", "relu2", "silu"]
 Norm = Literal["layer", "layer_plus_one", "rms", "rms_plus_one"]

@@ -12,7 +12,7 @@ from torch import Tensor as Array
 from torch import nn
 
 from gqa_spec import AttentionConfig, checks
-from gqa_spec.config import CONFIG_FIELDS, DERIVED, AttentionSettings, symbolic_shapes, weight_shapes
+from gqa_spec.config import CONFIG_FIELDS, DERIVED, AttentionSettings, layer_config, symbolic_shapes, weight_shapes
 from gqa_spec.placement import local_config
 from gqa_spec.settings import KernelSettings, RotationSettings
 from gqa_spec.stages import kernel_inputs
@@ -66,9 +66,7 @@ class GroupedQueryAttention(nn.Module):
         **settings: Unpack[AttentionSettings],
     ) -> None:
         super().__init__()
-        self.config = config = AttentionConfig(
-            embed_dim=embed_dim, num_heads=num_heads, num_kv_heads=num_kv_heads, dropout=dropout, **settings
-        )
+        self.config = config = layer_config(embed_dim, num_heads, num_kv_heads, dropout, settings)
         shapes = weight_shapes(config)
 
         def linear(name: str) -> nn.Linear:

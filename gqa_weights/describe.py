@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from gqa_spec.config import AttentionConfig, Pairing
+from gqa_spec.config import AttentionConfig
+from gqa_spec.rope import Pairing
 from gqa_spec.sizes import kv_cache_bytes
 from gqa_weights.checkpoint import Checkpoint, open_checkpoint
 from gqa_weights.families import FAMILIES, TensorMapping, read_attention, read_config

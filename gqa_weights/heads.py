@@ -15,7 +15,8 @@ import numpy as np
 from einops import rearrange, repeat
 
 from gqa_spec import checks
-from gqa_spec.config import AttentionConfig, Pairing, symbolic_shapes, weight_shapes
+from gqa_spec.config import AttentionConfig, symbolic_shapes, weight_shapes
+from gqa_spec.rope import Pairing
 from gqa_weights.layouts.pairing import rotary_order
 
 Array = np.ndarray

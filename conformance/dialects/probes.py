@@ -23,7 +23,7 @@ from gqa_spec import (
     RopeConfig,
     YarnScaling,
 )
-from gqa_spec.config import RopeScaling
+from gqa_spec.rope import RopeScaling
 
 Array = np.ndarray
 Answer = tuple[Array, Array | None]

@@ -142,3 +142,10 @@ def no_experts(config: Any) -> None:
     experts = getattr(config, "experts", None)
     if experts is not None:
         raise ValueError(f"config: expected a model without experts to place on a mesh, got X = {experts.num_experts}")
+
+
+def rope(value: Any, kind: Any) -> None:
+    if not (value is None or isinstance(value, kind)):
+        raise TypeError(
+            f"rope: expected a RopeConfig (from gqa_spec import RopeConfig), True or None, got {type(value).__name__}"
+        )

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from gqa_spec.config import AttentionConfig, LongropeScaling
+from gqa_spec.config import AttentionConfig
 from gqa_spec.model_config import MOST_LAYERS, ModelConfig
+from gqa_spec.rope import LongropeScaling
 from gqa_weights.families.converted import TensorMapping
 from gqa_weights.families.experts_json import OF_TRAINING, ExpertKeys, read_experts, written_experts
 from gqa_weights.families.float8 import refusal

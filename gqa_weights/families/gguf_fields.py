@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gqa_spec.config import AttentionConfig, LinearScaling, LongropeScaling, RopeConfig, RopeScaling, YarnScaling
+from gqa_spec.config import AttentionConfig
 from gqa_spec.model_config import MOST_LAYERS, ModelConfig
+from gqa_spec.rope import LinearScaling, LongropeScaling, RopeConfig, RopeScaling, YarnScaling
 from gqa_weights.families.converted import TensorMapping
 from gqa_weights.families.record import Family, Values, rows
 from gqa_weights.families.settings import Settings

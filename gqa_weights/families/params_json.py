@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from gqa_spec.config import DERIVED, AttentionConfig, Llama3Scaling, RopeConfig
+from gqa_spec.config import DERIVED, AttentionConfig
 from gqa_spec.model_config import MOST_LAYERS, ModelConfig
+from gqa_spec.rope import Llama3Scaling, RopeConfig
 from gqa_weights.families.converted import TensorMapping
 from gqa_weights.families.record import Family, Values, rows
 from gqa_weights.families.settings import Settings

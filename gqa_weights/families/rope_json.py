@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from gqa_spec.config import (
+from gqa_spec.rope import (
     DynamicScaling,
     LinearScaling,
     Llama3Scaling,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from einops import rearrange
 
-from gqa_spec.config import AttentionConfig, Pairing
+from gqa_spec.config import AttentionConfig
+from gqa_spec.rope import Pairing
 
 Array = np.ndarray
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gqa_spec.config import Pairing
+from gqa_spec.rope import Pairing
 from gqa_weights.layouts.rules import Layout, Rule, from_canonical, to_canonical
 
 __all__ = ["LAYOUTS", "Layout", "Rule", "from_canonical", "to_canonical"]

@@ -15,6 +15,7 @@ from gqa_torch import GroupedQueryAttention, KVCache, ModelCache, Transformer, g
 
 layer = GroupedQueryAttention(24, 6, 2, causal=True, window=7, rope=RopeConfig(), dtype=torch.float32)
 same = GroupedQueryAttention.from_config(layer.config.replace(window=None), device="cpu")
+rotated = GroupedQueryAttention(24, 6, 2, rope=True)
 x = torch.ones(2, 5, 24)
 output, weights = layer(x, mask=masks.causal(5, 5))
 if weights is not None:
@@ -34,7 +35,7 @@ logits, caches = model.extend(torch.ones(4, 1, dtype=torch.int64), caches)
 WRONG = {
     'GroupedQueryAttention(24, 6, causal="yes")': 'expected "bool"',
     "GroupedQueryAttention(24, 6, windw=3)": 'Unexpected keyword argument "windw"',
-    "GroupedQueryAttention(24, 6, rope=True)": 'expected "RopeConfig | None"',
+    'GroupedQueryAttention(24, 6, rope="half")': "incompatible type",
     'GroupedQueryAttention(24, 6, qk_norm="mean")': "incompatible type",
     "ModelConfig.decoder(vocab_size=None)": 'expected "int"',
     "model.init_cache(2, 8).repeat([2])": 'expected "int"',

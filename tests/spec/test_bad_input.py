@@ -260,7 +260,7 @@ LAYER = {
     "a dictionary for rope": (
         lambda w: new_layer(w, 24, 6, rope={"theta": 1e4}),
         TypeError,
-        "rope: expected RopeConfig or None, got dict",
+        r"rope: expected a RopeConfig (from gqa_spec import RopeConfig), True or None, got dict",
     ),
     "rotary_dim past the head": (
         lambda w: new_layer(w, 24, 6, rope=RopeConfig(rotary_dim=6)),

@@ -7,8 +7,10 @@ import typing
 
 import pytest
 
+from conformance.targets import Backend
 from gqa_spec import AttentionConfig, LongropeScaling, ModelConfig, RopeConfig, YarnScaling
 from gqa_spec.config import CONFIG_FIELDS, AttentionSettings
+from tests.helpers import new_layer
 
 LAYERS = {
     "plain": AttentionConfig(embed_dim=24, num_heads=6),
@@ -46,6 +48,13 @@ def test_round_trip_through_json(config):
     assert again == config
     assert hash(again) == hash(config)
     assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
+
+
+@pytest.mark.parametrize(("given", "stored"), [(True, RopeConfig()), (False, None), (None, None)])
+def test_rope_true_is_the_default_rope(given, stored):
+    assert AttentionConfig(embed_dim=8, num_heads=2, rope=given).rope == stored
+    for name in ("numpy", "torch", "jax"):
+        assert new_layer(Backend(name), 8, 2, rope=given).config.rope == stored
 
 
 def test_round_trip_of_rope():
@@ -96,9 +105,10 @@ def test_a_decoder_is_a_causal_language_model():
 
 
 def test_the_typed_settings_are_the_fields_of_the_config():
-    """The static type of a layer's keywords: every field that is not positional, with the same type."""
+    """The static type of a layer's keywords: every field that is not positional, with the same type; rope=True too."""
     positional = {"embed_dim", "num_heads", "num_kv_heads", "dropout"}
     types, settings = typing.get_type_hints(AttentionConfig), typing.get_type_hints(AttentionSettings)
+    types["rope"] |= bool
     assert settings == {name: types[name] for name in CONFIG_FIELDS if name not in positional}
 
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from conformance.targets.protocol import Unsupported, refusing
 from gqa_spec import AttentionConfig, LinearScaling, Llama3Scaling, RopeConfig, YarnScaling
-from gqa_spec.config import QKNorm, RopeScaling
+from gqa_spec.config import QKNorm
+from gqa_spec.rope import RopeScaling
 from gqa_weights import LAYOUTS, from_canonical
 
 Array = np.ndarray
