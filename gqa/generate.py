@@ -17,6 +17,7 @@ from gqa.options import Backend
 
 if TYPE_CHECKING:
     from gqa_spec.generation import Sampling
+    from gqa_weights.checkpoint import Checkpoint
     from gqa_weights.tokenizer import Tokenizer
 
 Dtype = Literal["float32", "float16", "bfloat16", "float64"]
@@ -32,8 +33,14 @@ def generate(
     top_k: Annotated[int | None, typer.Option(help="Sample from the k likeliest.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Sample from the fewest that reach this probability.")] = None,
     seed: Annotated[int | None, typer.Option(help="The same text again, with any backend.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="The prompt is a message; the answer follows, by the chat template.")
+    ] = False,
 ) -> None:
-    """Continue a prompt with the checkpoint's own tokenizer, and say how fast. Exit code 2 for bad input."""
+    """Continue a prompt with the checkpoint's own tokenizer, and say how fast. Exit code 2 for bad input.
+
+    It stops where the model ends its text, by the ids in generation_config.json, else in config.json.
+    """
     with one_sentence():
         from gqa.backends import backend_name
         from gqa_spec import checks
@@ -41,11 +48,20 @@ def generate(
 
         checks.integer("max_new_tokens", max_new_tokens, at_least=1)
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-        _continue(path, prompt, backend_name(backend), dtype, max_new_tokens, sampling, seed)
+        from gqa_weights.hub import local
+
+        _continue(local(path), prompt, backend_name(backend), dtype, max_new_tokens, sampling, seed, chat)
 
 
 def _continue(
-    path: Path, prompt: str, backend: str, dtype: Dtype, max_new_tokens: int, sampling: Sampling, seed: int | None
+    path: Path,
+    prompt: str,
+    backend: str,
+    dtype: Dtype,
+    max_new_tokens: int,
+    sampling: Sampling,
+    seed: int | None,
+    chat: bool,
 ) -> None:
     import numpy as np
 
@@ -58,12 +74,12 @@ def _continue(
     transformer = import_module(f"gqa_{backend}").Transformer
     checkpoint = open_checkpoint(path)
     tokenizer = read_tokenizer(checkpoint)
-    tokens = tokenizer.encode(prompt) if prompt else []
+    tokens = tokenizer.encode(_read(checkpoint, prompt, chat), special=not chat) if prompt or chat else []
     checks.prompts([tokens], read_config(checkpoint), max_new_tokens)
     with bars() as progress:
         progress.add_task(f"reading {path.name}", total=None)
         model = transformer.from_checkpoint(checkpoint, _dtype(backend, dtype))
-    typer.echo(prompt, nl=False)
+    typer.echo("" if chat else prompt, nl=False)
     printer = _Printer(tokenizer)
     model.generate(
         [tokens],
@@ -76,6 +92,12 @@ def _continue(
         callback=printer,
     )
     typer.echo(f"\n{printer.summary(len(tokens), backend)}", err=True)
+
+
+def _read(checkpoint: Checkpoint, prompt: str, chat: bool) -> str:
+    from gqa_weights.chat import chat_prompt
+
+    return chat_prompt(checkpoint, prompt) if chat else prompt
 
 
 class _Printer:

@@ -29,6 +29,9 @@ def inspect(
     """
     with one_sentence():
         check_files({"--json": json})
+        from gqa_weights.hub import local
+
+        path = local(path)
         found = _checked(path, json) if checksums else _described(path, json)
         if json is not None:
             write_json(json, found)

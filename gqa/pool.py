@@ -30,10 +30,11 @@ def pool(
     with one_sentence():
         if seed is not None and method != "random":
             raise ValueError(f"--seed: applies to --method random alone, got --method {method}")
+        from gqa_weights.hub import local
         from gqa_weights.port import plan_pooled
 
         writing = Writing(dest, force, shard_size, not no_checksums, dry_run, json)
-        writing.run(lambda: plan_pooled(source, num_kv_heads, method, seed or 0), "pool")
+        writing.run(lambda: plan_pooled(local(source), num_kv_heads, method, seed or 0), "pool")
 
 
 def expand(
@@ -48,7 +49,8 @@ def expand(
 ) -> None:
     """Turn grouped-query into multi-head attention by repeating KV heads. Lossless."""
     with one_sentence():
+        from gqa_weights.hub import local
         from gqa_weights.port import plan_expanded
 
         writing = Writing(dest, force, shard_size, not no_checksums, dry_run, json)
-        writing.run(lambda: plan_expanded(source, num_kv_heads), "expand")
+        writing.run(lambda: plan_expanded(local(source), num_kv_heads), "expand")

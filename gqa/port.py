@@ -39,8 +39,9 @@ def port(
 ) -> None:
     """Write a checkpoint in another layout, one tensor in memory at a time. `gqa verify SOURCE DEST` proves it."""
     with one_sentence():
+        from gqa_weights.hub import local
         from gqa_weights.port import TARGETS, plan
 
         layout = one_of("--to", to, TARGETS, ALSO)
         writing = Writing(dest, force, shard_size, not no_checksums, dry_run, json)
-        writing.run(lambda: plan(source, layout, dtype, ignore_setting or ()), "port")
+        writing.run(lambda: plan(local(source), layout, dtype, ignore_setting or ()), "port")

@@ -51,6 +51,9 @@ def verify(
     """
     with one_sentence():
         check_files({"--json": json})
+        from gqa_weights.hub import local
+
+        a, b = local(a), b if b is None else local(b)
         if against is not None:
             _alone(b, exact)
             from gqa.against import against_code

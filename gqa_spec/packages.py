@@ -11,6 +11,7 @@ EXTRAS = {
     "flax": "jax",
     "gguf": "gguf",
     "tokenizers": "text",
+    "jinja2": "text",
     "orbax": "orbax",
     "matplotlib": "plots",
     "transformers": "peers",

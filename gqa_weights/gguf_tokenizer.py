@@ -144,6 +144,13 @@ def tokenizer_files(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
+def special_tokens(checkpoint: Checkpoint) -> dict[str, str]:
+    """The special tokens that a GGUF names, under the names of Hugging Face: bos_token, ..."""
+    tokens = _field(checkpoint, "tokens", [])
+    numbers = {name: _id(checkpoint, f"{field}_token_id", len(tokens)) for name, field in SPECIAL.items()}
+    return {f"{name}_token": tokens[number] for name, number in numbers.items() if number is not None}
+
+
 SPECIAL = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 
 

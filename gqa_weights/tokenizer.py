@@ -37,14 +37,16 @@ class Tokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 
-    def encode(self, text: str) -> list[int]:
-        """With the tokens that the checkpoint puts first, such as one for the beginning of a text.
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """With the tokens that the checkpoint puts first, such as one for the beginning of a text, unless special is
+        False: a chat template has written its own.
 
         Raises:
             CheckpointError: Where the tokenizer fails on the text, as damaged files make it do.
         """
         with one_sentence(self.path):
-            return [*self._first, *self._tokenizer.encode(text).ids]
+            first = self._first if special else ()
+            return [*first, *self._tokenizer.encode(text, add_special_tokens=special).ids]
 
     def decode(self, tokens: list[int]) -> str:
         """Without special tokens.
@@ -107,7 +109,9 @@ def one_sentence(path: Path) -> Iterator[None]:
 
 
 def _stop_tokens(folder: Path, settings: Mapping[str, Any]) -> tuple[int, ...]:
-    """From generation_config.json, else from config.json."""
-    given = read_json(folder / "generation_config.json").get("eos_token_id", settings.get("eos_token_id"))
+    """From generation_config.json, else from config.json, of a larger model its own or its text's."""
+    text = settings.get("text_config")
+    places = [read_json(folder / "generation_config.json"), settings, text if isinstance(text, Mapping) else {}]
+    given = next((place["eos_token_id"] for place in places if place.get("eos_token_id") is not None), None)
     listed = given if isinstance(given, list) else [given]
     return tuple(token for token in listed if isinstance(token, int) and not isinstance(token, bool))

@@ -80,7 +80,7 @@ class Panics:
 
     def no_truncation(self) -> None: ...
 
-    def encode(self, text: str) -> Any:
+    def encode(self, text: str, *, add_special_tokens: bool) -> Any:
         raise PanicException("index out of bounds")
 
     def decode(self, tokens: list[int]) -> str:
