@@ -12,6 +12,7 @@ from jax import Array
 from jaxtyping import Float, Integer
 
 from gqa_jax.cache import KVCache
+from gqa_jax.dropout import Dropout
 from gqa_jax.experts import Experts
 from gqa_jax.feed_forward import FeedForward
 from gqa_jax.layer import GroupedQueryAttention
@@ -40,7 +41,7 @@ class Block(nnx.Module):
             widths, bias = (config.hidden_size, config.feed_forward_size), config.feed_forward_bias
             self.feed_forward = FeedForward(*widths, config.activation, *options, gated=config.gated, bias=bias)
         self.feed_forward_post_norm = Norm(config, param_dtype) if after else None
-        self.dropout = nnx.Dropout(config.dropout, rngs=rngs if config.dropout > 0 else None)
+        self.dropout = Dropout(config.dropout, rngs)
 
     def __call__(
         self, x: Float[Array, "B T D"], mask: Array | None, positions: Array | None, rope_length: int | None

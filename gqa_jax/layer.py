@@ -17,6 +17,7 @@ from gqa_jax import decoding, rope
 from gqa_jax.arrays import as_array, check_sharding, known
 from gqa_jax.attention import attention, stages_of
 from gqa_jax.cache import KVCache
+from gqa_jax.dropout import Dropout
 from gqa_jax.linear import join_heads, linear, parameter, project, set_parameter, split_heads
 from gqa_jax.masks import Offset, query_positions
 from gqa_jax.norm import qk_norm
@@ -45,7 +46,7 @@ class GroupedQueryAttention(nnx.Module):
         num_heads: N, the number of query heads.
         num_kv_heads: K, the number of key/value heads, N by default; K divides N.
         dropout: Probability with which an attention weight is dropped in training mode, never by `extend`. The
-            `rate` of the attribute of this name may be set.
+            `rate` of the attribute of this name may be set; with 0 here, give it `rngs` too.
         rngs: Draws the initial values (stream `params`) and dropout (stream `dropout`).
         dtype: Of inputs and outputs; param_dtype by default.
         param_dtype: Of the weights.
@@ -83,7 +84,7 @@ class GroupedQueryAttention(nnx.Module):
             self.k_norm = _NormWeight(shapes["k_norm.weight"], config.qk_norm, self.param_dtype)
         if config.sinks:
             self.sinks = nnx.Param(jnp.zeros(shapes["sinks"], self.param_dtype))
-        self.dropout = nnx.Dropout(config.dropout, rngs=rngs if config.dropout > 0 else None)
+        self.dropout = Dropout(config.dropout, rngs)
         self.mesh_part: MeshPart | None = None  # set by `parallel`
 
     @classmethod
@@ -274,7 +275,8 @@ class GroupedQueryAttention(nnx.Module):
         query, key, value, mask = (as_array(x) for x in (query, key, value, mask))
         rotation, config = jax.tree.map(as_array, rotation), self.config
         check_sharding("query", query)
-        checks.layer_call(config, str(self.dtype), query, key, value, mask, Array, rotation)
+        heads = self._local_heads(self.q_proj, config.num_heads)
+        checks.layer_call(config, str(self.dtype), query, key, value, mask, Array, rotation, num_heads=heads)
         q, k, v = project(self.q_proj, query), project(self.k_proj, key), project(self.v_proj, value)
         checks.projected_widths(config, q.shape[-1], k.shape[-1], v.shape[-1])
         stages = {
@@ -321,10 +323,13 @@ class GroupedQueryAttention(nnx.Module):
 
     def _cached_heads(self) -> int:
         """KV heads: fewer than the config's where k_proj is pruned; more where each device of a mesh keeps its own."""
-        kernel, heads = getattr(self.k_proj, "kernel", None), self.config.num_kv_heads
-        if kernel is not None:
-            heads = kernel.shape[-1] // self.config.head_dim
+        heads = self._local_heads(self.k_proj, self.config.num_kv_heads)
         return heads if self.mesh_part is None else self.mesh_part.cached_heads(heads)
+
+    def _local_heads(self, projection: nnx.Module, heads: int) -> int:
+        """Of q_proj or k_proj: fewer than the config's heads where it is pruned. Those where it has no kernel."""
+        kernel = getattr(projection, "kernel", None)
+        return heads if kernel is None else kernel.shape[-1] // self.config.head_dim
 
     def _kernel_settings(self, q: Array, k: Array, offset: Offset, *, training: bool = True) -> KernelSettings:
         config = self.config

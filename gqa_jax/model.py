@@ -18,6 +18,7 @@ from gqa_jax import decoding, masks
 from gqa_jax.arrays import as_array, check_sharding, known
 from gqa_jax.block import Block, Norm, scaled
 from gqa_jax.cache import KVCache, ModelCache
+from gqa_jax.dropout import Dropout
 from gqa_jax.experts import stacked
 from gqa_jax.layer import available
 from gqa_jax.linear import Embedding, linear, parameter, project, set_parameter
@@ -59,7 +60,7 @@ class Transformer(nnx.Module):
         self.norm = Norm(config, self.param_dtype)
         own_head = config.output == "logits" and not config.tied
         self.head = linear((config.output_size, config.hidden_size), config.head_bias, *options) if own_head else None
-        self.dropout = nnx.Dropout(config.dropout, rngs=rngs if config.dropout > 0 else None)
+        self.dropout = Dropout(config.dropout, rngs)
 
     @classmethod
     def from_checkpoint(cls, path: str | Path | Checkpoint, dtype: Any = None) -> Self:
@@ -80,9 +81,8 @@ class Transformer(nnx.Module):
             return cls(read.config, rngs=nnx.Rngs(0), param_dtype=dtype)
 
         model = nnx.eval_shape(new)
-        nnx.update(
-            model, jax.jit(lambda: nnx.state(new(), nnx.RngState))()
-        )  # of dropout: nothing else is missing in the file
+        drawn = jax.jit(lambda: nnx.state(new(), nnx.RngState))()  # of dropout: all else is in the file
+        nnx.update(model, drawn)
         _fill(model, read.weights, dtype)
         return model.eval()
 
@@ -234,18 +234,8 @@ class Transformer(nnx.Module):
             TypeError: For a wrong type.
         """
         held_tokens = None if cache is None else self._lengths_of(cache)
-        request = Request.of(
-            self.config,
-            prompts,
-            max_new_tokens,
-            temperature,
-            top_k,
-            top_p,
-            stop_tokens,
-            uniforms,
-            seed=seed,
-            held=held_tokens,
-        )
+        sampling = (temperature, top_k, top_p, stop_tokens, uniforms)
+        request = Request.of(self.config, prompts, max_new_tokens, *sampling, seed=seed, held=held_tokens)
         if cache is None:
             held = self.init_cache(request.batch_size, request.cache_length)
         else:

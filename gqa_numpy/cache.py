@@ -208,9 +208,12 @@ def consume(*caches: KVCache) -> None:
             cache.consumed = True
 
 
-def empty(config: AttentionConfig, batch_size: int, max_length: int, rolling: bool, dtype: Any) -> KVCache:
+def empty(
+    config: AttentionConfig, batch_size: int, max_length: int, rolling: bool, dtype: Any, num_kv_heads: int
+) -> KVCache:
+    """num_kv_heads: those that the layer has, fewer than the config's where it is pruned."""
     slots = config.window if rolling and config.window is not None else max_length
-    shape = (batch_size, config.num_kv_heads, slots)
+    shape = (batch_size, num_kv_heads, slots)
     return KVCache(
         keys=np.zeros((*shape, config.head_dim), dtype),
         values=np.zeros((*shape, config.v_head_dim), dtype),

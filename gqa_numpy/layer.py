@@ -184,7 +184,9 @@ class GroupedQueryAttention:
             TypeError: For a wrong type or dtype.
         """
         checks.init_cache(self.config, batch_size, max_length, rolling)
-        cache = cache_.empty(self.config, batch_size, max_length, rolling, self.dtype if dtype is None else dtype)
+        cache = cache_.empty(
+            self.config, batch_size, max_length, rolling, self.dtype if dtype is None else dtype, self._heads("k_proj")
+        )
         checks.floating("dtype", cache.keys)
         return cache
 
@@ -301,7 +303,9 @@ class GroupedQueryAttention:
         key = query if key is None else key
         value = key if value is None else value
         config = self.config
-        checks.layer_call(config, str(self.dtype), query, key, value, mask, Array, rotation)
+        checks.layer_call(
+            config, str(self.dtype), query, key, value, mask, Array, rotation, num_heads=self._heads("q_proj")
+        )
         q, k, v = self._project("q_proj", query), self._project("k_proj", key), self._project("v_proj", value)
         checks.projected_widths(config, q.shape[-1], k.shape[-1], v.shape[-1])
         stages = {
@@ -342,7 +346,8 @@ class GroupedQueryAttention:
         checks.floating("x", x)
         checks.same_dtype("x", x, "the layer's", str(self.dtype))
         checks.cache_not_consumed(cache.consumed)
-        checks.extend(self.config, x.shape, cache.keys.shape, cache.values.shape, cache.rolling)
+        keys, values, heads = cache.keys.shape, cache.values.shape, self._heads("k_proj")
+        checks.extend(self.config, x.shape, keys, values, cache.rolling, num_kv_heads=heads)
         count = decoding.real_tokens(x, lengths)
         cache.check_free_slots(count.tolist())
         return count
@@ -365,6 +370,10 @@ class GroupedQueryAttention:
         if p == 0:
             return None
         return ((self.rng.random(shape) >= p) / (1 - p)).astype(self.dtype)
+
+    def _heads(self, name: str) -> int:
+        """Of q_proj or k_proj: fewer than the config's where it is pruned."""
+        return len(self.parameters[f"{name}.weight"]) // self.config.head_dim
 
     def _project(self, name: str, x: Array) -> Array:
         return linear(x, self.parameters[f"{name}.weight"], self.parameters.get(f"{name}.bias"))

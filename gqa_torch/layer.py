@@ -326,7 +326,8 @@ class GroupedQueryAttention(nn.Module):
         own, device = (query.dtype, query.device) if like is None else (like.dtype, like.device)
         dtype = autocast_dtype(own, device)
         query, key, value = (x.to(dtype) if isinstance(x, Array) and x.dtype == own else x for x in (query, key, value))
-        checks.layer_call(self.config, str(dtype).removeprefix("torch."), query, key, value, mask, Array, rotation)
+        name, heads = str(dtype).removeprefix("torch."), self._local_heads()
+        checks.layer_call(self.config, name, query, key, value, mask, Array, rotation, num_heads=heads)
         return query, key, value
 
     def _floating(self) -> nn.Parameter | None:
@@ -336,6 +337,11 @@ class GroupedQueryAttention(nn.Module):
     def _local_config(self) -> AttentionConfig:
         """The config of the heads that this rank has."""
         return self.config if self.tensor_part is None else local_config(self.config, self.tensor_part.parts)
+
+    def _local_heads(self) -> int | None:
+        """Query heads of a mask for each head: the rank's own, unless `tensor_part` cuts the mask of all."""
+        rows = None if self.tensor_part is not None else parameters.local_rows(self.q_proj)
+        return None if rows is None else rows // self.config.head_dim
 
     def local_kv_heads(self) -> int:
         """The local number: fewer than the config's where k_proj is sharded or pruned by heads."""

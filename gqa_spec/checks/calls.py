@@ -92,9 +92,21 @@ def attention(query: Any, key: Any, value: Any, mask_: Any, kind: Any, settings:
 
 
 def layer_call(
-    config: Any, dtype: str, query: Any, key: Any, value: Any, mask_: Any, kind: Any, rotation: RotationSettings
+    config: Any,
+    dtype: str,
+    query: Any,
+    key: Any,
+    value: Any,
+    mask_: Any,
+    kind: Any,
+    rotation: RotationSettings,
+    *,
+    num_heads: int | None = None,
 ) -> None:
-    """Every argument of a layer's call; `dtype` is the one that the layer computes in."""
+    """Every argument of a layer's call; `dtype` is the one that the layer computes in.
+
+    num_heads: fewer than the config's where a layer is sharded or pruned by heads.
+    """
     for name, x in (("query", query), ("key", key), ("value", value)):
         array(name, x, kind)
         floating(name, x)
@@ -105,7 +117,7 @@ def layer_call(
     keys = key.shape[1]
     shape("value", value.shape, "B S E", {"B": batch, "S": keys, "E": config.kv_dim})
     if mask_ is not None:
-        mask(mask_, kind, (batch, config.num_heads, queries, keys))
+        mask(mask_, kind, (batch, config.num_heads if num_heads is None else num_heads, queries, keys))
     offset(rotation.offset, kind, batch)
     rotated = (("positions", rotation.positions, queries, "T"), ("key_positions", rotation.key_positions, keys, "S"))
     for name, x, length, symbol in rotated:

@@ -281,16 +281,36 @@ def test_a_pruned_numpy_layer_whose_widths_disagree_raises(rows, sentence):
 
 def test_a_numpy_layer_with_a_part_of_its_heads_computes_its_part():
     module = Backend("numpy").module
-    whole, x = module.GroupedQueryAttention(24, 6, 2), np.random.default_rng(0).normal(size=(2, 5, 24))
-    outputs = []
+    rng = np.random.default_rng(0)
+    whole, x = module.GroupedQueryAttention(24, 6, 2, causal=True), rng.normal(size=(2, 5, 24))
+    mask = rng.normal(size=(2, 6, 5, 5))
+    outputs, masked, extended = [], [], []
     for rank in (0, 1):
-        part = module.GroupedQueryAttention(24, 6, 2)
+        part = module.GroupedQueryAttention(24, 6, 2, causal=True)
         rows = {"q_proj": slice(12 * rank, 12 * rank + 12), "k_proj": slice(4 * rank, 4 * rank + 4)}
         rows["v_proj"] = rows["k_proj"]
         part.parameters |= {f"{name}.weight": whole.parameters[f"{name}.weight"][cut] for name, cut in rows.items()}
         part.parameters["o_proj.weight"] = whole.parameters["o_proj.weight"][:, rows["q_proj"]]
         outputs.append(part(x)[0])
-    assert error_of(outputs[0] + outputs[1], whole(x)[0]) <= 1e-12
+        masked.append(part(x, mask=mask[:, 3 * rank : 3 * rank + 3])[0])
+        cache = part.init_cache(2, 5)
+        assert cache.keys.shape == cache.values.shape == (2, 1, 5, 4)
+        first, cache = part.extend(x[:, :3], cache)
+        extended.append(np.concatenate([first, part.extend(x[:, 3:], cache)[0]], axis=1))
+        with pytest.raises(ValueError, match=r"mask: .* = \(2, 3, 5, 5\), got \(2, 6, 5, 5\)"):
+            part(x, mask=mask)
+    assert error_of(sum(outputs), whole(x)[0]) <= 1e-12
+    assert error_of(sum(masked), whole(x, mask=mask)[0]) <= 1e-12
+    assert error_of(sum(extended), whole(x)[0]) <= 1e-12
+
+
+def test_a_numpy_layer_with_a_part_of_its_heads_refuses_the_cache_of_all():
+    module = Backend("numpy").module
+    whole, part = (module.GroupedQueryAttention(24, 6, 2, causal=True) for _ in range(2))
+    for name, rows in (("q_proj", 12), ("k_proj", 4), ("v_proj", 4)):
+        part.parameters[f"{name}.weight"] = part.parameters[f"{name}.weight"][:rows]
+    with pytest.raises(ValueError, match=r"cache\.keys: expected .*K = 1"):
+        part.extend(np.ones((2, 3, 24)), whole.init_cache(2, 5))
 
 
 def test_of_two_threads_that_extend_a_numpy_cache_one_gets_the_error():

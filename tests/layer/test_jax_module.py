@@ -210,6 +210,19 @@ def test_a_part_of_the_heads_computes_its_part():
     assert parts[0](X)[1].shape == (2, 3, 7, 7)
 
 
+def test_a_part_of_the_heads_takes_masks_of_its_own():
+    whole, mask = layer(), np.random.default_rng(0).normal(size=(2, 6, 7, 7))
+    expected, bias = np.asarray(whole(X, mask=mask)[0]), np.asarray(whole.o_proj.bias[...])
+    parts = [part_of(whole, range(3 * rank, 3 * rank + 3), [rank]) for rank in (0, 1)]
+    for need_weights in (True, False):
+        total = bias
+        for part, own in zip(parts, np.split(mask, 2, axis=1), strict=True):
+            total = total + np.asarray(part(X, mask=own, need_weights=need_weights)[0]) - bias
+        assert error_of(total, expected) <= 1e-12
+    with pytest.raises(ValueError, match=r"mask: .* = \(2, 3, 7, 7\), got \(2, 6, 7, 7\)"):
+        parts[0](X, mask=mask)
+
+
 def test_a_part_of_the_heads_caches_its_own():
     part = part_of(layer(), range(3), [0])
     cache = part.init_cache(2, 7)
@@ -240,6 +253,61 @@ def test_dropout_is_a_module_whose_rate_acts():
     assert error_of(np.asarray(output), np.asarray(exact)) <= 1e-12
     dropping.dropout.rate = 0.0
     np.testing.assert_array_equal(np.asarray(dropping(X)[0]), np.asarray(exact))
+
+
+# Each made with dropout 0, and called in training mode.
+WITHOUT_DROPOUT = {
+    "layer": lambda: (gqa_jax.GroupedQueryAttention(24, 6, 2, rngs=nnx.Rngs(0), param_dtype=jnp.float64), (X,)),
+    "block": lambda: (model_in_training().blocks[0], (jnp.ones((2, 6, 16)), None, None, None)),
+    "model": lambda: (model_in_training(), (TOKENS,)),
+}
+
+
+def model_in_training():
+    return gqa_jax.Transformer(model().config, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
+
+
+@pytest.mark.parametrize("kind", WITHOUT_DROPOUT)
+def test_a_rate_set_where_there_was_none_raises_until_there_is_a_stream(kind):
+    module, arguments = WITHOUT_DROPOUT[kind]()
+
+    def output():
+        return np.asarray(jax.tree.leaves(module(*arguments))[0])
+
+    exact = output()
+    assert not nnx.to_flat_state(nnx.state(module, nnx.RngState))  # dropout of 0 adds nothing to the state
+    module.dropout.rate = 0.5
+    sentence = "dropout.rate: expected 0 where dropout was 0 when the module was made, got 0.5: set dropout.rngs = "
+    with pytest.raises(ValueError, match=sentence):
+        module(*arguments)
+    module.eval()
+    np.testing.assert_array_equal(output(), exact)
+    module.train()
+    module.dropout.rngs = nnx.Rngs(dropout=0).dropout  # as the sentence says
+    first = output()
+    assert error_of(first, exact) > 1e-3
+    assert error_of(output(), first) > 1e-3  # drawn anew
+    compiled = nnx.jit(lambda module: module(*arguments))
+    outputs = [np.asarray(jax.tree.leaves(compiled(module))[0]) for _ in range(2)]
+    assert error_of(*outputs) > 1e-3
+
+
+def test_extending_needs_no_stream():
+    whole = model_in_training()
+    expected = whole.generate(TOKENS, 3)
+    whole.set_attributes(nnx.Dropout, rate=0.5)
+    assert whole.generate(TOKENS, 3) == expected
+
+
+def test_every_rate_of_a_model_may_be_set_at_once():
+    whole = model_in_training()
+    exact = whole(TOKENS)
+    whole.set_attributes(nnx.Dropout, rate=0.5, rngs=nnx.Rngs(dropout=0).dropout)
+    modules = [module for _, module in nnx.iter_modules(whole) if isinstance(module, nnx.Dropout)]
+    assert len(modules) == 5
+    assert {module.rate for module in modules} == {0.5}
+    assert error_of(np.asarray(whole(TOKENS)), np.asarray(exact)) > 1e-3
+    np.testing.assert_array_equal(np.asarray(whole.eval()(TOKENS)), np.asarray(exact))
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

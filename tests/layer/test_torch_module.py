@@ -172,6 +172,10 @@ class TestLocalHeads:
             local.o_proj.weight = nn.Parameter(layer.o_proj.weight[:, part * 12 : (part + 1) * 12].detach().clone())
             output, weights = local(x)
             assert weights.shape == (2, 3, 5, 5)
+            mask = torch.zeros(2, 3, 5, 5, dtype=torch.float64)  # one for each head that is here
+            assert torch.equal(local(x, mask=mask)[0], output)
+            with pytest.raises(ValueError, match=r"mask: .* = \(2, 3, 5, 5\), got \(2, 6, 5, 5\)"):
+                local(x, mask=torch.zeros(2, 6, 5, 5, dtype=torch.float64))
             total = total + output
             extended = extended + local.extend(x, local.init_cache(2, 5))[0]
         assert error_of(total.detach().numpy(), expected.detach().numpy()) <= 1e-12
