@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from conformance.cases import sequences
 from conformance.checks import judge, run
 from conformance.checks import smollm2 as real
 from conformance.checks.check import Check
@@ -76,6 +77,10 @@ def list_cases() -> None:
         print(f"# {kind}")
         for case in judge.cases_of("", kind):
             print(judge.name_of(case))
+    for kind, own in sequences.CASES.items():
+        print(f"# {kind}: these, and those of a function that have no mask")
+        for sequence in own:
+            print(sequence.full_name)
 
 
 def answers(folder: Path, reports: Reports, details: bool) -> int:

@@ -23,6 +23,7 @@ def quantities(case: Case, framework: Framework) -> tuple[str, ...]:
 class Check:
     """One comparison. column: who against whom, in which dtype. error: in units of the dtype's epsilon.
     explanation: the dialect that reproduces what failed. answer: the target's arrays, until they are explained.
+    seconds: of the target's second call, arrays in and out included; None where there was none.
     """
 
     row: str
@@ -34,6 +35,7 @@ class Check:
     reason: str = ""
     explanation: str = ""
     answer: Any = field(default=None, repr=False, compare=False)
+    seconds: float | None = field(default=None, compare=False)
 
 
 def verdict(case: Case, column: str, quantity: str, found: Difference) -> Check:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from time import perf_counter
 
 import numpy as np
 
@@ -30,7 +31,10 @@ def target_checks(case: Case, dtype: str, target: Target) -> Iterator[Check | No
             raise Unsupported(f"takes no {dtype}")
         case = fit(case, target.limits, layer=isinstance(target, TargetClass))
         prepared = _prepare(case, dtype, target)
-        got, again = prepared.run(), prepared.run()
+        got = prepared.run()
+        started = perf_counter()  # of the second call: the first may compile
+        again = prepared.run()
+        seconds = perf_counter() - started
     except (Unsupported, NotImplementedError) as reason:
         yield from (unsupported(case, column, quantity, _line(reason)) for quantity in QUANTITIES)
         return
@@ -51,7 +55,7 @@ def target_checks(case: Case, dtype: str, target: Target) -> Iterator[Check | No
         if second is None or not error_of(second, answer) <= prepared.expected.allowed[i]:
             found = Difference(np.inf, "not deterministic: a second call gives something else")
         right &= quantity != "output" or not found.reason
-        check = verdict(case, column, quantity, found)
+        check = replace(verdict(case, column, quantity, found), seconds=seconds)
         yield replace(check, answer=got) if found.reason else check
     if differentiated:
         yield from _gradient_check(case, column, dtype, prepared, right)

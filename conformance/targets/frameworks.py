@@ -122,7 +122,7 @@ def _torch(device: str) -> Framework:
     import torch
 
     place = torch.device(device or "cpu")
-    torch.empty(1, device=place)  # raises where there is none
+    torch.zeros(1, device=place).cpu()  # raises where there is none, or none that holds numbers
 
     def to(x: Any) -> Any:
         if not isinstance(x, Array):
@@ -159,7 +159,10 @@ def _jax(device: str) -> Framework:
     from flax import nnx
 
     kind, _, number = device.partition(":")
-    place = jax.devices(kind)[int(number or 0)] if device else None
+    there = jax.devices(kind) if device else []
+    if device and int(number or 0) >= len(there):
+        raise ValueError(f"there are {len(there)} of {kind}, counted from 0")
+    place = there[int(number or 0)] if device else None
 
     def to(x: Any) -> Any:
         if not isinstance(x, Array):
