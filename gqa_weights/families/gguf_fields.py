@@ -21,6 +21,7 @@ from gqa_weights.families.settings import Settings
 
 FILE = "GGUF"
 PREFIX = "gguf."  # of a family's name, before its general.architecture
+SOFTCAP = "attn_logit_softcapping"
 FREQUENCIES = "rope_freqs.weight"  # Llama 3's scaling, as one divisor for each frequency
 IGNORED = ("rope.scaling.finetuned", "tensor_data_layout", "vocab_size")
 # Fields of which all but these values would change the maths.
@@ -38,13 +39,16 @@ OPTIONAL = (
 
 @dataclass(frozen=True, kw_only=True)
 class GgufFamily(Family):
-    """theta: the base where the file is silent. local_theta: that of layers with a window. full_every: each so many
-    layers one has no window; None: no layer has one. attention, model: fields of the configs that llama.cpp's code
-    fixes. scaled_embedding: the embedding is multiplied by the root of the width. scale_of_width_layers: in models of
-    so many layers the scale is that of heads of embed_dim / num_heads.
+    """theta: the base where the file is silent; defaults: what llama.cpp's code then takes for other fields.
+    local_theta: the base of layers with a window. full_every: each so many layers one has no window; None: no layer
+    has one. epsilon: the field of the norms'. attention, model: fields of the configs that llama.cpp's code fixes.
+    scaled_embedding: the embedding is multiplied by the root of the width. scale_of_width_layers: in models of so many
+    layers the scale is that of heads of embed_dim / num_heads.
     """
 
     theta: float = 10_000.0
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    epsilon: str = "attention.layer_norm_rms_epsilon"
     local_theta: float | None = None
     full_every: int | None = None
     attention: Mapping[str, Any] = field(default_factory=dict)
@@ -65,12 +69,13 @@ class GgufFamily(Family):
     def read_config(self, values: Values, tensors: TensorMapping) -> ModelConfig:
         s = _settings(self, values)
         width, layers = s.integer("embedding_length"), s.integer("block_count", most=MOST_LAYERS)
-        eps = _decimal(s.number("attention.layer_norm_rms_epsilon"))
+        eps = _decimal(s.number(self.epsilon))
         config = ModelConfig(
             attention=_attention(self, s, layers, eps, tensors),
             feed_forward_size=s.integer("feed_forward_length"),
             vocab_size=rows(tensors, "token_embd.weight", self),
             norm_eps=eps,
+            feed_forward_bias="blk.0.ffn_up.bias" in tensors,
             tied="output.weight" not in tensors,
             embedding_scale=width**0.5 if self.scaled_embedding else 1.0,
             logit_softcap=s.number("final_logit_softcapping", optional=True),
@@ -90,6 +95,7 @@ def _settings(family: GgufFamily, values: Values) -> Settings:
     if values.get("split.count", 1) > 1:
         raise ValueError(f"{FILE}: split.count {values['split.count']!r} of family {family.name} is not supported")
     defaults = {**dict.fromkeys(OPTIONAL), "rope.freq_base": family.theta, "rope.scaling.type": "none"}
+    defaults |= family.defaults
     if "attention.head_count" in inside:
         defaults["attention.head_count_kv"] = inside["attention.head_count"]
     return Settings(inside, FILE, family.name, defaults)
@@ -107,6 +113,8 @@ def _attention(
     }  # fmt: skip
     if "qk_norm" in shared:
         shared["qk_norm_eps"] = eps
+    if SOFTCAP in family.defaults:
+        shared["softcap"] = s.number(SOFTCAP)
     if layers == family.scale_of_width_layers:
         shared["scale"] = (width // heads) ** -0.5
     whole = RopeConfig(theta=_decimal(s.number("rope.freq_base")), scaling=_scaling(s, tensors))

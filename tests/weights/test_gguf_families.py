@@ -25,7 +25,18 @@ GGUF_CASES = {
         "gemma3_text",
         {"head_dim": 32, "sliding_window": 5, "query_pre_attn_scalar": 32, "num_hidden_layers": 7},
     ),
+    "qwen3": ("qwen3", {"rope_theta": 500.0, "head_dim": 10, "rms_norm_eps": 1e-3}),
+    "olmo2": ("olmo2", {"rope_theta": 500.0, "rms_norm_eps": 1e-3}),
+    "starcoder2": ("starcoder2", {"norm_epsilon": 1e-3, "sliding_window": None, "tie_word_embeddings": False}),
+    "starcoder2 no bias": ("starcoder2", {"use_bias": False, "sliding_window": None}),
+    "gemma": ("gemma", {"head_dim": 10, "hidden_act": "gelu_pytorch_tanh"}),
+    "gemma2": (
+        "gemma2",
+        {"head_dim": 10, "query_pre_attn_scalar": 10, "sliding_window": 5, "attn_logit_softcapping": 0.75,
+         "final_logit_softcapping": 3.0},
+    ),
 }  # fmt: skip
+NOT_IN_TRANSFORMERS = ("olmo2", "gemma")  # which its reader of GGUF does not have
 
 
 def written_gguf(arch: str, model: Any, path: Path) -> None:
@@ -39,11 +50,19 @@ def written_gguf(arch: str, model: Any, path: Path) -> None:
     writer.add_feed_forward_length(c.intermediate_size)
     writer.add_head_count(c.num_attention_heads)
     writer.add_head_count_kv(c.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(c.rms_norm_eps)
+    if arch == "starcoder2":
+        writer.add_layer_norm_eps(c.norm_epsilon)
+    else:
+        writer.add_layer_norm_rms_eps(c.rms_norm_eps)
     writer.add_vocab_size(c.vocab_size)
-    if arch == "gemma3":
+    if arch == "gemma2":
+        writer.add_attn_logit_softcapping(c.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(c.final_logit_softcapping)
+        writer.add_sliding_window(c.sliding_window)
+    if arch.startswith(("gemma", "qwen3")):
         writer.add_key_length(c.head_dim)
         writer.add_value_length(c.head_dim)
+    if arch == "gemma3":
         writer.add_rope_freq_base(c.rope_parameters["full_attention"]["rope_theta"])
         writer.add_sliding_window(c.sliding_window)
     else:
@@ -56,8 +75,8 @@ def written_gguf(arch: str, model: Any, path: Path) -> None:
         array = p.detach().numpy()
         heads = {"q_proj": c.num_attention_heads, "k_proj": c.num_key_value_heads}.get(module.rsplit(".", 1)[-1])
         if arch == "llama" and heads:
-            array = array.reshape(heads, 2, -1, c.hidden_size).swapaxes(1, 2).reshape(array.shape)
-        if arch == "gemma3" and module.endswith("norm"):
+            array = array.reshape(heads, 2, -1, *array.shape[1:]).swapaxes(1, 2).reshape(array.shape)
+        if arch.startswith("gemma") and module.endswith("norm"):
             array = array + np.float32(1)
         writer.add_tensor(f"{table.get_name(module)}.{kind}", np.ascontiguousarray(array))
     writer.write_header_to_file()
@@ -70,16 +89,18 @@ def written_gguf(arch: str, model: Any, path: Path) -> None:
 def test_gguf_files(arch: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file, checked by transformers' own reader, is read as the Hugging Face folder of the same model."""
     pytest.importorskip("gguf")
-    family, settings = GGUF_CASES[arch]
+    case, arch = arch, arch.partition(" ")[0]
+    family, settings = GGUF_CASES[case]
     monkeypatch.setitem(CASES, arch, (family, settings | {"hidden_size": 48, "max_position_embeddings": 96}))
     model, path = saved(arch, tmp_path)
     written_gguf(arch, model, tmp_path / "small.gguf")
-    check_against_transformers(model, tmp_path / "small.gguf")
+    if arch not in NOT_IN_TRANSFORMERS:
+        check_against_transformers(model, tmp_path / "small.gguf")
     expected, read = read_model(open_checkpoint(path)), read_model(open_checkpoint(tmp_path / "small.gguf"))
     assert read.family == f"gguf.{arch}"
     assert read.config == expected.config
     for name in expected.weights:
-        exact = arch != "gemma3" or not name.endswith("norm.weight")
+        exact = not arch.startswith("gemma") or not name.endswith("norm.weight")
         np.testing.assert_allclose(read.weights[name], expected.weights[name], rtol=0, atol=0 if exact else 2.4e-7)
 
 
@@ -153,7 +174,8 @@ def test_gguf_fields_that_change_nothing() -> None:
         ("gemma3", {}, r"GGUF: attention.sliding_window is missing, which family gguf.gemma3 needs"),
         ("llama", {"attention__sliding_window": 5}, r"attention.sliding_window = 5"),
         ("llama", {"attention__causal": False}, r"attention.causal False of family gguf.llama is not supported"),
-        ("qwen3", {}, "unknown family 'gguf.qwen3'"),
+        ("phi3", {}, "unknown family 'gguf.phi3'"),
+        ("olmo2", {"attention__sliding_window": 5}, r"attention.sliding_window = 5"),
     ],
 )
 def test_gguf_settings_that_are_refused(arch: str, field: dict[str, Any], sentence: str) -> None:
@@ -208,3 +230,14 @@ def test_smollm2_is_what_its_card_says() -> None:
     assert model.config == published
     assert {model.weights.info(name).dtype for name in model.weights} == {"float32"}
     assert sum(int(np.prod(model.weights.info(name).shape)) for name in model.weights) == 134_515_008
+
+
+def test_gemma2_where_the_file_is_silent() -> None:
+    """llama.cpp's own numbers: caps of 50 and 30, a window of 4096 in every other layer, the 27B's scale."""
+    heads = {"attention__key_length": 10, "attention__value_length": 10}
+    config = read_config(small_gguf("gemma2", **heads))
+    assert [layer.window for layer in config.attention] == [4096, None]
+    assert {layer.softcap for layer in config.attention} == {50.0}
+    assert config.logit_softcap == 30.0
+    assert {layer.scale for layer in config.attention} == {None}
+    assert {layer.scale for layer in read_config(small_gguf("gemma2", **heads, block_count=46)).attention} == {4**-0.5}

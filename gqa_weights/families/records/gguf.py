@@ -16,10 +16,11 @@ PRE_NORMS = {"attention_norm": "attn_norm", "feed_forward_norm": "ffn_norm"}
 POST_NORMS = {"attention_post_norm": "post_attention_norm", "feed_forward_post_norm": "post_ffw_norm"}
 
 
-def _names(modules: Mapping[str, str], layout: str, **other: Any) -> TensorNames:
+def _names(modules: Mapping[str, str], layout: str, *, gated: bool = True, **other: Any) -> TensorNames:
+    fed = GATED if gated else {ours: theirs for ours, theirs in GATED.items() if not ours.endswith("gate")}
     return TensorNames(
         ends={"embed": "token_embd", "norm": "output_norm", "head": "output"}, block="blk.{}.", attention="",
-        modules={**GATED, **modules}, layout=layout, unused=(r"rope_freqs\.weight",), **other,
+        modules={**fed, **modules}, layout=layout, unused=(r"rope_freqs\.weight",), **other,
     )  # fmt: skip
 
 
@@ -38,4 +39,39 @@ GEMMA3 = GgufFamily(
     scale_of_width_layers=62,  # the 27B: a constant of llama.cpp's code
 )
 
-GGUF = (LLAMA, QWEN2, GEMMA3)
+QWEN3 = GgufFamily(
+    name="gguf.qwen3", origin="qwen3", tensors=_names(PRE_NORMS, "gguf.qwen2"), attention={"qk_norm": "rms"}
+)
+OLMO2 = GgufFamily(
+    name="gguf.olmo2",
+    origin="olmo2",
+    tensors=_names(POST_NORMS, "gguf.qwen2"),
+    attention={"qk_norm": "rms_full"},
+    model={"norm_placement": "post"},
+)
+STARCODER2 = GgufFamily(
+    name="gguf.starcoder2",
+    origin="starcoder2",
+    tensors=_names(PRE_NORMS, "gguf.qwen2", gated=False),
+    epsilon="attention.layer_norm_epsilon",
+    model={"norm": "layer", "norm_bias": True, "gated": False, "activation": "gelu_tanh"},
+)
+GEMMA = GgufFamily(
+    name="gguf.gemma",
+    origin="gemma",
+    tensors=_names(PRE_NORMS, "gguf.gemma3", one_plus_norms=True),
+    model={"norm": "rms_plus_one", "activation": "gelu_tanh"},
+    scaled_embedding=True,
+)
+GEMMA2 = GgufFamily(
+    name="gguf.gemma2",
+    origin="gemma2",
+    tensors=GEMMA3.tensors,
+    defaults={"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, "attention.sliding_window": 4096},
+    full_every=2,
+    model=GEMMA3.model,
+    scaled_embedding=True,
+    scale_of_width_layers=46,  # the 27B
+)
+
+GGUF = (LLAMA, QWEN2, QWEN3, OLMO2, STARCODER2, GEMMA, GEMMA2, GEMMA3)
