@@ -79,6 +79,8 @@ def _check_place(path: Path, target: Path, folder: bool, nbytes: int) -> None:
         raise refuse(path, None, "a folder and a file cannot take each other's place")
     if os.path.lexists(target) and not (target.is_dir() or target.is_file()):
         raise refuse(path, None, "neither a file nor a folder, so it is not overwritten")
+    if folder and target.is_dir() and Path.cwd().is_relative_to(target):  # a shell would be left in no folder
+        raise refuse(path, None, "the current folder or one above it, which is replaced as a whole: run it elsewhere")
     if target in _mount_points() or os.path.ismount(target):
         raise refuse(path, None, "a mount point, which cannot be replaced in one step: write to a folder inside it")
     free = shutil.disk_usage(parent).free

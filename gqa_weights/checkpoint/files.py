@@ -37,15 +37,17 @@ def is_file(path: Path, *, within: Path | None = None) -> bool:
         return False
     try:
         mode = path.stat().st_mode
-        target = path.resolve()
+        resolved = path.resolve()
     except FileNotFoundError as error:
-        raise refuse(path, None, f"a link to {os.readlink(path)!r}, which does not exist") from error
+        target = os.readlink(path)
+        remedy = ": run `git annex get`" if "annex/objects" in target else ""
+        raise refuse(path, None, f"a link to {target!r}, which does not exist{remedy}") from error
     except (OSError, RuntimeError) as error:  # a loop is either
         raise refuse(path, None, "a loop of links" if path.is_symlink() else str(error)) from error
     if not stat.S_ISREG(mode):
         raise refuse(path, None, f"expected a file, got {KINDS.get(stat.S_IFMT(mode), 'something else')}")
-    if within is not None and not _inside(target, within.resolve()):
-        raise refuse(path, None, f"a link to {str(target)!r}, outside of the folder: copy the file, or give it alone")
+    if within is not None and not _inside(resolved, within.resolve()):
+        raise refuse(path, None, f"a link to {str(resolved)!r}, outside of the folder: copy the file, or give it alone")
     return True
 
 

@@ -15,11 +15,12 @@ from gqa_weights.checkpoint.formats import npz as format_npz
 from gqa_weights.checkpoint.formats import orbax as format_orbax
 from gqa_weights.checkpoint.formats import safetensors as format_safetensors
 from gqa_weights.checkpoint.formats import torch as format_torch
+from gqa_weights.checkpoint.no_weights import BEGINNING, said
 from gqa_weights.checkpoint.tensors import SETTINGS_ALONE, Checkpoint, Contents, Entry, reading, refuse
 
 Reader = Callable[[Path], Contents]
 
-POINTER = b"version https://git-lfs"  # what a clone without git-lfs has in the place of large files
+LISTED = 3  # files of a folder that a message names
 
 FORMATS: dict[str, Reader] = {
     ".safetensors": format_safetensors.read,
@@ -60,11 +61,9 @@ def _file(path: Path) -> Contents:
 def _read(reader: Reader, path: Path) -> Contents:
     with reading(path):
         with path.open("rb") as file:
-            start = file.read(len(POINTER))
-        if not start:
-            raise refuse(path, None, "the file is empty")
-        if start == POINTER:
-            raise refuse(path, None, "only git-lfs's pointer to the file: run `git lfs pull`")
+            reason = said(file.read(BEGINNING))
+        if reason is not None:
+            raise refuse(path, None, reason)
         return reader(path)
 
 
@@ -76,7 +75,14 @@ def _folder(path: Path) -> Contents:
     config, manifest = _beside(path, prefer_params=False)
     if config:
         return Contents(SETTINGS_ALONE, {}, config, manifest)
-    raise refuse(path, None, f"expected a folder that holds one of {', '.join(FOLDERS)}")
+    raise refuse(path, None, f"expected a folder that holds one of {expected_in(path)}")
+
+
+def expected_in(path: Path) -> str:
+    """The files that are read in a folder without any of them, and those that it has under other names."""
+    suffixes = {*FORMATS, ".ocdbt"}
+    there = sorted(file.name for file in path.iterdir() if file.suffix.lower() in suffixes)
+    return ", ".join(FOLDERS) + (f"; got {', '.join(map(repr, there[:LISTED]))}" if there else "")
 
 
 def _beside(path: Path, *, prefer_params: bool) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
@@ -96,7 +102,7 @@ def _sharded(read: Reader, index: Path) -> Contents:
     shards: dict[str, Contents] = {}
     entries: dict[str, Entry] = {}
     for name, shard in places.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or "\0" in shard or "\\" in shard:
+        if not isinstance(shard, str) or not shard or Path(shard).name != shard or "\0" in shard or "\\" in shard:
             raise refuse(index, name, f"expected the name of a file in the same folder, got {shard!r}")
         if shard not in shards:
             shards[shard] = _shard(read, index.parent / shard, index, name)

@@ -37,6 +37,15 @@ OPTIONAL = (
 )  # fmt: skip
 
 
+def check_whole(fields: Values) -> None:
+    """Raises ValueError for a part of a model, of which the first alone has the fields, and for a file without them."""
+    count = fields.get("split.count", 1)
+    if count != 1:
+        raise ValueError(f"a part of a model that is split into {count}: join them by `llama-gguf-split --merge` first")
+    if "general.architecture" not in fields:
+        raise ValueError(f"no general.architecture, which names the family, in its {len(fields)} fields")
+
+
 @dataclass(frozen=True, kw_only=True)
 class GgufFamily(Family):
     """theta: the base where the file is silent; defaults: what llama.cpp's code then takes for other fields.

@@ -10,6 +10,7 @@ from typing import Any
 from gqa_spec.config import AttentionConfig
 from gqa_spec.model_config import ModelConfig, model_weight_shapes
 from gqa_weights.checkpoint import Checkpoint, CheckpointError
+from gqa_weights.checkpoint.open import expected_in
 from gqa_weights.checkpoint.tensors import SETTINGS_ALONE
 from gqa_weights.families import config_json, gguf_fields, params_json
 from gqa_weights.families.config_json import HuggingFaceFamily
@@ -95,7 +96,8 @@ def read_model(checkpoint: Checkpoint, *, ignore: Collection[str] = ()) -> Model
     with _one_sentence(checkpoint, family):
         config = family.read_config(_settings(checkpoint, family, ignore), checkpoint)
         if checkpoint.format == SETTINGS_ALONE:
-            raise ValueError(f"tensors: the folder has {family.file} and no tensors")
+            expected = expected_in(checkpoint.path)
+            raise ValueError(f"tensors: the folder has {family.file} and no tensors: expected one of {expected}")
         if config.num_layers > len(checkpoint):
             raise ValueError(f"tensors: expected {config.num_layers} layers, got {len(checkpoint)} tensors in all")
         return replace(_model(checkpoint, family, config), ignored=tuple(ignore))
@@ -135,7 +137,11 @@ def read_attention(checkpoint: Checkpoint, *, ignore: Collection[str] = ()) -> A
 def _named(checkpoint: Checkpoint) -> Any:
     settings = _text(checkpoint)
     if checkpoint.format == "gguf":
-        return f"{gguf_fields.PREFIX}{settings.get('general.architecture')}"
+        try:
+            gguf_fields.check_whole(settings)
+        except ValueError as error:
+            raise CheckpointError(f"{checkpoint.path}: {error}") from error
+        return f"{gguf_fields.PREFIX}{settings['general.architecture']}"
     for family in FAMILIES.values():
         if isinstance(family, ParamsFamily) and set(family.required) <= set(settings):
             return family.name

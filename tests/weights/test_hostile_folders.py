@@ -8,6 +8,7 @@ import resource
 import struct
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from gqa_weights.checkpoint.formats import orbax
 from gqa_weights.checkpoint.printable import printable, sentence
 from gqa_weights.families import read_model
 from gqa_weights.tokenizer import read_tokenizer
+from tests.cli.checkpoints import ok, refused, run
 from tests.weights.fuzz import sources
 
 pytestmark = pytest.mark.no_shape_checks
@@ -215,3 +217,161 @@ def test_a_gguf_with_merges_outside_of_its_vocabulary_is_ported_without_its_toke
     planned = port.plan(folder / "one.gguf", "canonical")
     assert planned.files == {}
     assert "the tokenizer is not carried" in planned.notes[0]
+
+
+# --- what people have on their disks: one sentence, exit code 2, and nothing changed --------------------------------
+
+POINTERS = {
+    "lfs": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+    "annex": b"/annex/objects/SHA256E-s3--abc.safetensors\n",
+    "page": b"<!DOCTYPE html>\n<html><body>404</body></html>",
+    "json": b'{"error": "Repository not found"}',
+}
+
+
+def content(name: str, data: bytes) -> Callable[[Path], None]:
+    """A folder with another content of one file."""
+    return lambda folder: set_bytes(folder / name, data)
+
+
+def set_bytes(path: Path, data: bytes) -> None:
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
+
+
+def alone(name: str, data: bytes) -> Callable[[Path], Path]:
+    """A file to be read by itself."""
+
+    def write(folder: Path) -> Path:
+        (folder / name).write_bytes(data)
+        return folder / name
+
+    return write
+
+
+def renamed(name: str) -> Callable[[Path], None]:
+    def rename(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / name)
+
+    return rename
+
+
+def indexed(place: str) -> Callable[[Path], None]:
+    """All tensors are in part.safetensors, and the index says that they are in `place`."""
+
+    def write(folder: Path) -> None:
+        names = [*open_checkpoint(folder)]
+        renamed("part.safetensors")(folder)
+        index = json.dumps({"weight_map": dict.fromkeys(names, place)})
+        (folder / "model.safetensors.index.json").write_text(index)
+
+    return write
+
+
+def annexed_link(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("../.git/annex/objects/aa/SHA256E-x")
+
+
+def half_written_orbax(folder: Path) -> Path:
+    (folder / "tree" / "d").mkdir(parents=True)
+    (folder / "tree" / "_METADATA").write_text("{}")
+    return folder / "tree"
+
+
+def cut(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def config(before: str, after: str) -> Callable[[Path], None]:
+    """config.json with a piece of its text replaced."""
+
+    def write(folder: Path) -> None:
+        text = (folder / "config.json").read_text()
+        assert before in text
+        (folder / "config.json").write_text(text.replace(before, after))
+
+    return write
+
+
+def gguf_header(order: str = "<", version: int = 3, tensors: int = 0, fields: bytes = b"", count: int = 0) -> bytes:
+    return b"GGUF" + struct.pack(f"{order}IQQ", version, tensors, count) + fields
+
+
+SPLIT = struct.pack("<Q", 11) + b"split.count" + struct.pack("<IH", 2, 3)
+TWICE = '{"weight_map": {"a": "part.safetensors", "a": "part.safetensors"}}'
+
+AWKWARD: dict[str, tuple[Callable[[Path], Path | None], str]] = {
+    "a git-lfs pointer": (content("model.safetensors", POINTERS["lfs"]), "run `git lfs pull`"),
+    "a git-annex pointer": (content("model.safetensors", POINTERS["annex"]), "run `git annex get`"),
+    "a git-annex link": (annexed_link, "which does not exist: run `git annex get`"),
+    "a web page": (content("model.safetensors", POINTERS["page"]), "model.safetensors: a web page, no weights"),
+    "a JSON text": (content("model.safetensors", POINTERS["json"]), "model.safetensors: a JSON text, no weights"),
+    "another text": (alone("one.npz", b"hello, world"), "one.npz: a text that begins 'hello, world', no weights"),
+    "no safetensors": (content("model.safetensors", b"\x89" * 99), "no safetensors file, or a part of one"),
+    "the end is missing": (cut, "incomplete metadata, file not fully covered"),
+    "half an orbax folder": (half_written_orbax, "_METADATA: no tree_metadata in it: orbax did not finish"),
+    "one shard of two": (renamed("pytorch_model-00001-of-00002.bin"), "got 'pytorch_model-00001-of-00002.bin'"),
+    "capital letters": (renamed("MODEL.SAFETENSORS"), "no tensors: expected one of model.safetensors, "),
+    "a nameless shard": (indexed(""), "index.json: tensor 'model.embed_tokens.weight': expected the name"),
+    "a shard outside": (indexed("../part.safetensors"), "expected the name of a file in the same folder, got '../part"),
+    "a shard that is not there": (
+        indexed("b.safetensors"),
+        "b.safetensors: tensor 'model.embed_tokens.weight': no such",
+    ),
+    "an index of itself": (indexed("model.safetensors.index.json"), "index.json: a JSON text, no weights"),
+    "an empty GGUF": (alone("one.gguf", gguf_header()), "no general.architecture, which names the family, in its"),
+    "a part of a GGUF": (
+        alone("one-00002-of-00003.gguf", gguf_header(fields=SPLIT, count=1)),
+        "a part of a model that is split into 3: join them by `llama-gguf-split --merge` first",
+    ),
+    "a GGUF of the other byte order": (alone("one.gguf", gguf_header(">")), "no general.architecture"),
+    "a GGUF of a later version": (alone("one.gguf", gguf_header(version=99)), "version 99"),
+    "a GGUF of 2**62 tensors": (alone("one.gguf", gguf_header(tensors=2**62)), "at most 131,072 tensors, got 4,611,"),
+    "a suffix in capital letters": (alone("one.GGUF", gguf_header()), "got suffix '.GGUF'"),
+    "settings that are a list": (content("config.json", b"[]"), "config.json: expected a JSON object, got list"),
+    "settings cut off": (content("config.json", b'{"model_type": "lla'), "config.json: Unterminated string"),
+    "a setting twice": (config('"hidden_size"', '"hidden_size": 9, "hidden_size"'), "one name is given twice"),
+    "a setting of 400 digits": (config('"hidden_size": 24', '"hidden_size": ' + "9" * 400), "got inf"),
+    "a setting that is a text": (config('"hidden_size": 24', '"hidden_size": "24"'), "got '24'"),
+    "settings of 20,000 levels": (content("config.json", b'{"a":' * 20_000 + b"1" + b"}" * 20_000), "recursion"),
+}
+
+
+def everything(folder: Path) -> dict[str, bytes | str]:
+    """Every file by its path, a link by its target."""
+    found = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {str(p.relative_to(folder)): os.readlink(p) if p.is_symlink() else p.read_bytes() for p in found}
+
+
+@pytest.mark.parametrize("case", AWKWARD)
+def test_awkward_folders_are_refused_in_one_sentence(case: str, folder: Path, tmp_path: Path) -> None:
+    spoil, said = AWKWARD[case]
+    path = spoil(folder) or folder
+    before = everything(tmp_path)
+    refused(run("port", path, tmp_path / "dest", "--to", "canonical"), tmp_path / "dest", path, said)
+    assert everything(tmp_path) == before
+
+
+SOUND: dict[str, Callable[[Path], None]] = {
+    "as it was saved": lambda folder: None,
+    "a byte order mark": lambda folder: set_bytes(
+        folder / "config.json", b"\xef\xbb\xbf" + (folder / "config.json").read_bytes()
+    ),
+    "an index of one shard": indexed("part.safetensors"),
+    "the family's settings in UTF-16": lambda folder: set_bytes(
+        folder / "config.json", (folder / "config.json").read_text().encode("utf-16")
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SOUND)
+def test_unusual_folders_that_are_right_are_ported(case: str, folder: Path, tmp_path: Path) -> None:
+    expected = {name: x.copy() for name, x in open_checkpoint(folder).items()}
+    SOUND[case](folder)
+    before = everything(folder)
+    ok("port", folder, tmp_path / "dest", "--to", "huggingface")
+    found = open_checkpoint(tmp_path / "dest")
+    assert {name: x.tobytes() for name, x in found.items()} == {name: x.tobytes() for name, x in expected.items()}
+    assert everything(folder) == before

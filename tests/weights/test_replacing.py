@@ -339,6 +339,21 @@ def test_other_places_that_are_refused_first(tmp_path: Path) -> None:
     refused(tmp_path / "none" / "out", "out: the folder to write it in does not exist", force=False)
 
 
+@pytest.mark.parametrize("inside", [".", "sub"])
+def test_the_current_folder_is_not_replaced(inside: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell in it would be in a folder without a name, and lose the relative paths that it was given."""
+    out = tmp_path / "out"
+    save(out, 1.0)
+    (out / "sub").mkdir()
+    monkeypatch.chdir(out / inside)
+    for path in (out, Path(os.path.relpath(out))):
+        refused(path, "the current folder or one above it, which is replaced as a whole")
+    monkeypatch.chdir(tmp_path)
+    save(Path("out/"), 2.0, force=True)
+    save(Path("out/sub/../new/"), 3.0)
+    assert (value(out), value(out / "new")) == (2.0, 3.0)
+
+
 OTHER_USER = """
 import os, sys
 from tests.weights.test_replacing import INFO, CheckpointError, never, save_checkpoint

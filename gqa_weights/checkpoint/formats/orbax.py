@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gqa_weights.checkpoint import json_files as settings
 from gqa_weights.checkpoint.files import is_file
 from gqa_weights.checkpoint.job import Job, Tensor, write_settings
 from gqa_weights.checkpoint.tensors import Array, Contents, Entry, Index, TensorInfo, bounded, refuse
@@ -59,6 +59,9 @@ def read(metadata: Path) -> Contents:
     for file in path.rglob("*"):
         if not file.is_dir():
             is_file(file, within=path)
+    facts = settings.read(metadata.absolute(), settings.INDEX_LIMIT)
+    if "tree_metadata" not in facts:
+        raise refuse(metadata, None, "no tree_metadata in it: orbax did not finish this checkpoint; write it again")
     with _quiet():
         tree = ocp.PyTreeCheckpointHandler().metadata(epath.Path(path)).tree
     leaves = list(_leaves(path, tree, ()))
@@ -71,7 +74,7 @@ def read(metadata: Path) -> Contents:
         bounded(path, name, info.nbytes, stored)
         if name in entries:
             raise refuse(path, name, "the name is given twice")
-        entries[name] = Entry(path, info, partial(_read, path, keys), _part_reader(path, metadata, keys))
+        entries[name] = Entry(path, info, partial(_read, path, keys), _part_reader(path, facts, keys))
     return Contents("orbax", entries)
 
 
@@ -98,9 +101,8 @@ def _read(path: Path, keys: tuple[str, ...]) -> Array:
     return np.require(found, requirements="W")
 
 
-def _part_reader(path: Path, metadata: Path, keys: tuple[str, ...]) -> Callable[[Index], Array] | None:
+def _part_reader(path: Path, facts: settings.Settings, keys: tuple[str, ...]) -> Callable[[Index], Array] | None:
     """Of the database of arrays that orbax writes by default; None for other forms of its folders."""
-    facts = json.loads(metadata.read_text())
     if not facts.get("use_ocdbt"):
         return None
     kvstore = {"driver": "ocdbt", "base": path.as_uri(), "path": ".".join(keys) + "/"}

@@ -31,6 +31,9 @@ def read(path: Path) -> Contents:
 
     file = kept_open(path)
     length = int.from_bytes(file.read(8), "little")
+    size = path.stat().st_size
+    if 8 + length > size:
+        raise ValueError(f"no safetensors file, or a part of one: expected a header of {length:,} bytes in {size:,}")
     settings.check_size(length, settings.INDEX_LIMIT)
     safe_open(path, framework="np")  # raises unless header, sizes and offsets are consistent with each other
     header = settings.parse(file.read(length), settings.INDEX_LIMIT)
