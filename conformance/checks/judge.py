@@ -305,7 +305,8 @@ def _answered(case: Case | CacheCase, dtype: str, kernel: bool, checks: list[Che
     if got is None and case.pairs >= LARGEST:
         return None
     dialects = in_dialects(case, dtype, kernel=kernel)
-    return Answered(case.feature.name, dtype, case.feature.clause, case.pairs, dialects, got, bare=bare)
+    sizes = case.T, case.S
+    return Answered(case.feature.name, dtype, case.feature.clause, case.pairs, dialects, got, bare=bare, lengths=sizes)
 
 
 def _judge(target: Target, case: SuiteCase, dtype: str) -> Iterator[Check | None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from conformance.checks.check import GRADIENTS, QUANTITIES, Check, quantities, u
 from conformance.checks.expected import Expected, in_dtype, kernel_expected, layer_expected
 from conformance.dialects.explain import TOLERANCE, relation
 from conformance.targets import Backend, Target, TargetClass, Unsupported, fit
+from conformance.targets.callables import arguments
 from conformance.targets.protocol import ChangedInputs, WrongType
 
 Array = np.ndarray
@@ -89,13 +91,19 @@ def _gradient_check(case: Case, column: str, dtype: str, prepared: _Prepared, ri
         # twice what an output may be off: a gradient goes through the roundings of two passes
         own = 2 * bound(dtype, error_of(plain[name], oracle[name]))
         allowed = max(1e-11 if dtype == "float64" else own, prepared.expected.own_tables)
-        found = compare(got[name], oracle[name], dtype, allowed, exact_zeros=False)
+        judged = _in_its_dtype(got[name], prepared.given[name], dtype)
+        found = compare(judged, oracle[name], dtype, allowed, exact_zeros=False)
         if found.reason:
             worst = Difference(found.error, f"of {name}: {found.reason}")
             break
         worst = max(worst, found, key=lambda difference: difference.error)
     check = verdict(case, column, GRADIENTS, worst)
     yield replace(check, explanation=_gradient_relation(got, oracle, dtype)) if worst.reason else check
+
+
+def _in_its_dtype(gradient: Array, argument: Array, dtype: str) -> Array:
+    """A gradient in the case's dtype where it has its argument's, as that of a float32 mask of 16-bit queries does."""
+    return gradient.astype(inputs.DTYPES[dtype]) if gradient.dtype == argument.dtype else gradient
 
 
 def _gradient_relation(got: dict[str, Array], oracle: dict[str, Array], dtype: str) -> str:
@@ -110,13 +118,14 @@ def _gradient_relation(got: dict[str, Array], oracle: dict[str, Array], dtype: s
 @dataclass(frozen=True)
 class _Prepared:
     """A case made ready for a target. run: the target's answer. expected: the oracle's. gradients: the target's, from
-    that of its output. our_gradients: gqa_numpy's in a dtype.
+    that of its output. our_gradients: gqa_numpy's in a dtype. given: the arguments by name.
     """
 
     run: Callable[[], tuple[Array, Array | None]]
     expected: Expected
     gradients: Callable[[Array], dict[str, Array]]
     our_gradients: Callable[[str, Array], dict[str, Array]]
+    given: dict[str, Any]
 
 
 def _prepare(case: Case, dtype: str, target: Target) -> _Prepared:
@@ -136,6 +145,7 @@ def _prepare(case: Case, dtype: str, target: Target) -> _Prepared:
         kernel_expected(dtype, call),
         lambda d_context: target.gradients(call, d_context),
         our_gradients,
+        arguments(call),
     )
 
 
@@ -166,4 +176,5 @@ def _prepare_class(case: Case, dtype: str, target: TargetClass) -> _Prepared:
         layer_expected(case, dtype, weights, call, own_rope="rope" in target.limits.always),
         lambda d_output: layer.gradients(call, d_output),
         our_gradients,
+        arguments(call),
     )

@@ -6,7 +6,7 @@ A dialect that would change a case which the target passes is no explanation, ho
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any
@@ -29,7 +29,7 @@ SECONDS = 15.0
 class Answered:
     """One case in one dtype that a target has answered. feature: what it switches on, in which cases are alike. size:
     pairs of a query and a key. got: its answer where that is wrong, None where it passed. bare: it
-    returns no weights.
+    returns no weights. lengths: T and S.
     """
 
     feature: str
@@ -39,6 +39,7 @@ class Answered:
     in_dialect: InDialect
     got: Answer | None = None
     bare: bool = False
+    lengths: tuple[int, int] = (0, 0)
     known: dict[Dialect, Answer] = field(default_factory=dict, repr=False)
 
     def answer(self, dialect: Dialect) -> Answer:
@@ -56,6 +57,20 @@ class Answered:
         rounds = self.dtype == "float64" and dialect >= ROUNDED
         tolerance = TOLERANCE["float32" if rounds else self.dtype]
         return self.got is not None and _same(self.got, self.answer(dialect), tolerance)
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Sizes to which a fault may be confined. words: what is said after the dialect's name."""
+
+    words: str
+    holds: Callable[[Answered], bool]
+
+
+SCOPES = (
+    Scope("with one query", lambda a: a.lengths[0] == 1),  # a path of its own for decoding
+    Scope("with more than 64 keys", lambda a: a.lengths[1] > 64),  # a second block of keys
+)
 
 
 def explanations(answered: list[Answered], seconds: float = SECONDS) -> list[str]:
@@ -78,11 +93,14 @@ def explanations(answered: list[Answered], seconds: float = SECONDS) -> list[str
 
 @dataclass
 class _Search:
-    """passing: what an explanation must leave as it is. deadline: when looking for names ends."""
+    """passing: what an explanation must leave as it is. deadline: when looking for names ends. scoped: the dialects
+    that predict what passed only for cases of some sizes.
+    """
 
     passing: list[Answered]
     deadline: float
     refuted: dict[Dialect, bool] = field(default_factory=dict)
+    scoped: dict[Dialect, Scope] = field(default_factory=dict)
 
     def cover(self, failing: list[Answered]) -> list[Dialect]:
         """The fewest dialects that reproduce the failing cases: at each step the one that reproduces most."""
@@ -99,11 +117,30 @@ class _Search:
             best = max(counted, key=lambda d: counted[d])  # the first of equals: of the case's own clause
             found.append(best)
             left = [a for a in left if best not in fits[id(a)]]
+        found += self._confined(left)
         for a in left:
-            if not any(a.reproduced_by(d) for d in found):
+            if not any(self._explains(d, a) for d in found):
                 pair = next((d for d in self._pairs(a, found) if a.reproduced_by(d) and self._predicts(d)), None)
                 found += [pair] if pair is not None else []
         return found
+
+    def _confined(self, failing: list[Answered]) -> list[Dialect]:
+        """Dialects that explain cases of some sizes alone: they leave what passed at these sizes as it is."""
+        for scope in SCOPES:
+            here = [p for p in self.passing if scope.holds(p)]
+            for a in failing:
+                if not scope.holds(a) or any(self._explains(d, a) for d in self.scoped):
+                    continue
+                for dialect in self._singles(a):
+                    if dialect not in self.scoped and not any(p.changed_by(dialect) for p in here):
+                        self.scoped[dialect] = scope
+                        break
+        return list(self.scoped)
+
+    def _explains(self, dialect: Dialect, a: Answered) -> bool:
+        """Whether it reproduces a case of a size to which it applies."""
+        scope = self.scoped.get(dialect)
+        return (scope is None or scope.holds(a)) and a.reproduced_by(dialect)
 
     def _singles(self, a: Answered) -> Iterator[Dialect]:
         """The single alternatives that reproduce a case, those of its clause first."""
@@ -136,8 +173,9 @@ class _Search:
     def words(self, a: Answered, found: Iterable[Dialect]) -> str:
         assert a.got is not None
         for dialect in found:
-            if a.reproduced_by(dialect) and not any(a.reproduced_by(dialect - {part}) for part in dialect):
-                return named(dialect)
+            if self._explains(dialect, a) and not any(a.reproduced_by(dialect - {part}) for part in dialect):
+                scope = self.scoped.get(dialect)
+                return named(dialect) if scope is None else f"{named(dialect)}, {scope.words}"
         expected = a.answer(SPEC)
         if _same(a.got, expected, TOLERANCE["float32" if a.dtype == "float64" else a.dtype]):
             return ROUNDING

@@ -192,9 +192,14 @@ def _without(bound: Binding, options: tuple[str, ...]) -> Binding:
     )
 
 
+def arguments(call: Call) -> dict[str, Any]:
+    """All that a call gives, by name."""
+    return dict(zip(NAMES, call.arguments, strict=True)) | call.keywords
+
+
 def differentiated(call: Call) -> list[str]:
     """The arguments of a call that have gradients: its floating arrays."""
-    given = dict(zip(NAMES, call.arguments, strict=True)) | call.keywords
+    given = arguments(call)
     return [n for n in DIFFERENTIATED if isinstance(given.get(n), Array) and _is_floating(given[n])]
 
 

@@ -42,6 +42,20 @@ def test_a_name_predicts_what_passes_too(module, name):
     assert found.passed == (name == "kernel")
 
 
+CONFINED = {
+    "window_forgotten_while_decoding": {"causal window of W: ignored, with one query"},
+    "tiled_while_decoding": {"head order: tiled: n % K, with one query"},
+}
+
+
+@pytest.mark.no_shape_checks
+@pytest.mark.parametrize("name", CONFINED)
+def test_a_fault_of_one_query_alone_is_confined_to_it(module, name):
+    features = ("plain", "causal", "window", "bool mask")
+    found = conformance.judge(getattr(module("named_faults"), name), features=features, profile="full")
+    assert {check.explanation for check in found.failures} == CONFINED[name]
+
+
 @pytest.mark.no_shape_checks
 def test_a_small_error_of_one_feature_is_not_called_float32(module):
     features = ("plain", "causal", "QK-norm rms")
@@ -65,6 +79,15 @@ def test_other_designs_raise_no_alarm(module, dtype):
         found = conformance.judge(design, dtypes=(dtype,), features=small, profile="full")
         assert not found.failures, (design.__name__, found.failures[0])
         assert sum(check.verdict == "pass" for check in found.checks) > 40
+
+
+@pytest.mark.no_shape_checks
+def test_a_gradient_has_the_dtype_of_its_argument(module):
+    """A float32 mask of 16-bit queries has a float32 gradient."""
+    correct = module("kernels_with_gradients").correct
+    found = conformance.judge(correct, arrays="torch", dtypes=("bfloat16",), features=("float mask",), profile="full")
+    assert not found.failures
+    assert any(check.quantity == "gradients" and check.verdict == "pass" for check in found.checks)
 
 
 @pytest.mark.no_shape_checks

@@ -23,6 +23,18 @@ def window_plus_one(query, key, value, mask=None, *, causal=False, window=None):
     return kernel(query, key, value, mask, causal=causal, window=None if window is None else window + 1)
 
 
+def window_forgotten_while_decoding(query, key, value, mask=None, *, causal=False, window=None):
+    return kernel(query, key, value, mask, causal=causal, window=None if query.shape[2] == 1 else window)
+
+
+def tiled_while_decoding(query, key, value, mask=None, *, causal=False):
+    """The other order of heads for one query, which looks like it where all agree."""
+    if query.shape[2] == 1:
+        order = np.arange(query.shape[1]) % key.shape[1]
+        key, value = key[:, order], value[:, order]
+    return kernel(query, key, value, mask, causal=causal)
+
+
 def wrong_with_scale(query, key, value, mask=None, *, causal=False, scale=None):
     """Reversed where a scale is given: no convention explains it."""
     context = kernel(query, key, value, mask, causal=causal, scale=scale)[0]
