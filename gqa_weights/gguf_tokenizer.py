@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gqa_weights import gguf_sentencepiece
 from gqa_weights.checkpoint import Checkpoint, CheckpointError
 
 UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # kinds of token
 FIELD = "tokenizer.ggml."
+SENTENCEPIECE = "llama"  # llama.cpp's name
 
 GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 SUFFIX = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -95,21 +97,28 @@ def build(checkpoint: Checkpoint) -> Built:
     """The tokenizer of a GGUF file.
 
     Raises:
-        CheckpointError: For a file without a vocabulary of byte pairs, and one that is cut in an unknown way.
+        CheckpointError: For a file without a vocabulary of byte pairs or SentencePiece, for one that is cut in an
+            unknown way, and for scores that the package cannot express.
     """
     from tokenizers import Tokenizer, decoders, models
 
-    tokens, merges = _vocabulary(checkpoint)
-    pre = _pre(checkpoint)
+    tokens = _tokens(checkpoint)
     vocabulary = {token: number for number, token in enumerate(tokens)}
     if len(vocabulary) < len(tokens):
         raise CheckpointError(f"{checkpoint.path}: {FIELD}tokens: one token is given twice")
-    library = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre.ignore_merges))
-    library.pre_tokenizer = _pre_tokenizer(pre)
-    library.decoder = decoders.ByteLevel()
+    sentencepiece = _field(checkpoint, "model", None) == SENTENCEPIECE
+    if sentencepiece:
+        kinds, prefix = _field(checkpoint, "token_type", None), _field(checkpoint, "add_space_prefix", True)
+        scores = _field(checkpoint, "scores", None)
+        library = gguf_sentencepiece.library(checkpoint.path, tokens, scores, kinds, add_space_prefix=prefix is True)
+    else:
+        merges, pre = _merges(checkpoint), _pre(checkpoint)
+        library = Tokenizer(models.BPE(vocabulary, merges, ignore_merges=pre.ignore_merges))
+        library.pre_tokenizer = _pre_tokenizer(pre)
+        library.decoder = decoders.ByteLevel()
     _add_special(library, tokens, _field(checkpoint, "token_type", ()))
     bos = _id(checkpoint, "bos_token_id", len(tokens))
-    begins = _field(checkpoint, "add_bos_token", pre.add_bos) is True and bos is not None
+    begins = _field(checkpoint, "add_bos_token", sentencepiece or pre.add_bos) is True and bos is not None
     ends = (_id(checkpoint, name, len(tokens)) for name in ("eos_token_id", "eot_token_id"))
     return Built(library, (bos,) if begins and bos is not None else (), tuple(end for end in ends if end is not None))
 
@@ -158,13 +167,20 @@ def _field(checkpoint: Checkpoint, name: str, default: Any) -> Any:
     return checkpoint.settings.get(FIELD + name, default)
 
 
-def _vocabulary(checkpoint: Checkpoint) -> tuple[list[str], list[tuple[str, str]]]:
-    tokens, merges, model = (_field(checkpoint, name, None) for name in ("tokens", "merges", "model"))
+def _tokens(checkpoint: Checkpoint) -> list[str]:
+    tokens = _field(checkpoint, "tokens", None)
     if not _texts(tokens):
         raise CheckpointError(f"{checkpoint.path}: expected a vocabulary, {FIELD}tokens, got none")
+    listed: list[str] = tokens
+    return listed
+
+
+def _merges(checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    merges, model = (_field(checkpoint, name, None) for name in ("merges", "model"))
     if model != "gpt2" or not _texts(merges):
         raise CheckpointError(
-            f"{checkpoint.path}: expected {FIELD}model 'gpt2' (byte pairs) with merges, got {model!r}"
+            f"{checkpoint.path}: expected {FIELD}model 'gpt2' (byte pairs) with merges, or {SENTENCEPIECE!r} "
+            f"(SentencePiece), got {model!r}"
         )
     pairs = []
     for merge in merges:
@@ -172,7 +188,7 @@ def _vocabulary(checkpoint: Checkpoint) -> tuple[list[str], list[tuple[str, str]
         if not space:
             raise CheckpointError(f"{checkpoint.path}: {FIELD}merges: expected two tokens, got {merge!r}")
         pairs.append((merge[:1] + first, second))
-    return tokens, pairs
+    return pairs
 
 
 def _texts(value: Any) -> bool:
@@ -204,4 +220,4 @@ def _add_special(library: Any, tokens: list[str], kinds: Any) -> None:
 
     listed = list(zip(tokens, kinds, strict=False)) if isinstance(kinds, list) else []
     library.add_special_tokens([AddedToken(t, special=True) for t, kind in listed if kind in (UNKNOWN, CONTROL)])
-    library.add_tokens([AddedToken(t) for t, kind in listed if kind == USER_DEFINED])
+    library.add_tokens([AddedToken(t, normalized=False) for t, kind in listed if kind == USER_DEFINED])

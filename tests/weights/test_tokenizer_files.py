@@ -157,7 +157,8 @@ def test_a_pre_type_or_a_model_that_is_not_known_is_refused_by_name() -> None:
     with pytest.raises(CheckpointError, match=r"one\.gguf: tokenizer\.ggml\.pre 'new-model' is not known, known are"):
         read_tokenizer(gguf(pre="new-model"))
     for fields, said in (
-        ({"model": "llama"}, "expected tokenizer.ggml.model 'gpt2'"),
+        ({"model": "bert"}, "expected tokenizer.ggml.model 'gpt2'"),
+        ({"model": "llama"}, "expected a score and a token type for each"),
         ({"tokens": None}, "expected a vocabulary"),
         ({"tokens": [1, 2]}, "expected a vocabulary"),
         ({"tokens": [*WORDS, "he"]}, "one token is given twice"),

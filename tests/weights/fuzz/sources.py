@@ -131,7 +131,29 @@ def meta(folder: Path, source: Path) -> None:
     (place / "params.json").write_text(json.dumps(params))
 
 
-def gguf(folder: Path, source: Path) -> None:
+def _byte_pairs(writer: Any) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("llama-bpe")
+    writer.add_token_list(WORDS)
+    writer.add_token_types([1] * (len(WORDS) - 2) + [3, 3])
+    writer.add_token_merges([" ".join(merge) for merge in MERGES])
+    writer.add_bos_token_id(len(WORDS) - 2)
+    writer.add_eos_token_id(len(WORDS) - 1)
+
+
+def _sentencepiece(writer: Any) -> None:
+    pieces = ["\u2581h", "he", "ll", "hell", "hello", "\u2581hello", "wo", "world", "\u2581", *"helowrd123"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *pieces]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * 259 + [-float(number) for number in range(len(pieces))])
+    writer.add_token_types([2, 3, 3, *[6] * 256, *[1] * len(pieces)])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_space_prefix(True)
+
+
+def gguf(folder: Path, source: Path, sentencepiece: bool = False) -> None:
     import gguf
 
     model = read_model(open_checkpoint(source))
@@ -143,13 +165,7 @@ def gguf(folder: Path, source: Path) -> None:
     writer.add_head_count(6)
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("llama-bpe")
-    writer.add_token_list(WORDS)
-    writer.add_token_types([1] * (len(WORDS) - 2) + [3, 3])
-    writer.add_token_merges([" ".join(merge) for merge in MERGES])
-    writer.add_bos_token_id(len(WORDS) - 2)
-    writer.add_eos_token_id(len(WORDS) - 1)
+    (_sentencepiece if sentencepiece else _byte_pairs)(writer)
     for name, _, read in _tensors("gguf.llama", model.config, dict(model.weights)):
         writer.add_tensor(name, np.ascontiguousarray(read()))
     for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
@@ -169,5 +185,6 @@ SOURCES: dict[str, tuple[Callable[[Path, Path], None], str]] = {
     "bin": (pickled, "model"),
     "meta": (meta, "model"),
     "gguf": (gguf, "one.gguf"),
+    "gguf_sentencepiece": (partial(gguf, sentencepiece=True), "one.gguf"),
     "orbax": (partial(ported, "model.orbax", "canonical"), "model.orbax"),
 }
