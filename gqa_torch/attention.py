@@ -19,7 +19,8 @@ from gqa_torch.plain import logsumexp, plain_attention, zero_hidden
 PACKED_QUERIES = 16  # with so few queries a fused kernel has rows to spare for the other heads of a group
 ROW_BYTES = 2**21  # from so many bytes of keys and values on, a row of the batch is worth a kernel call of its own
 BLOCK_QUERIES = 256
-BLOCK_WEIGHTS = 2**22  # attention weights in one plain block: 16 MiB in float32
+CACHED_WEIGHTS = 2**20  # attention weights in one plain block: 4 MiB in float32, which a processor's caches hold
+BLOCK_ROWS, BLOCK_WEIGHTS = 16, 2**22  # more only for so many queries, since products of fewer rows are slow: 16 MiB
 
 
 def grouped_query_attention(
@@ -202,9 +203,7 @@ def choose_path(
     if 0 in (B, T, S) or exporting:  # one exported graph is for every length
         return Path("plain", plain_kernel(settings), T, hides)
     if not fusable(query, value, mask, settings) or beyond_gradients(query, key, value):
-        if B * N * T * S <= BLOCK_WEIGHTS or compiling:
-            return Path("plain", plain_kernel(settings), T, hides)
-        return Path("plain in blocks", plain_kernel(settings), max(BLOCK_WEIGHTS // (B * N * S), 1), hides)
+        return plain_path(B * N * S, T, settings, hides, whole=compiling)
     if T <= PACKED_QUERIES:
         rows_differ = (mask is not None and mask.ndim == 4 and mask.shape[0] > 1) or isinstance(settings.offset, Array)
         row_bytes = key.shape[1] * S * (H + Hv) * query.dtype.itemsize
@@ -216,6 +215,14 @@ def choose_path(
     if settings.only_causal and mask is None and square(T, S, settings.offset):
         return Path("fused", fused_kernel(fast.fused, settings, causal=True), T, masked=False)
     return Path("fused in blocks", fused_kernel(fast.fused, settings), T if compiling else BLOCK_QUERIES, hides)
+
+
+def plain_path(weights: int, T: int, settings: KernelSettings, hides: bool, *, whole: bool = False) -> Path:
+    """The plain kernel, whole where the weights of all queries are few. weights: of one query."""
+    rows = max(CACHED_WEIGHTS // weights, min(BLOCK_ROWS, BLOCK_WEIGHTS // weights), 1)
+    if rows >= T or whole:
+        return Path("plain", plain_kernel(settings), T, hides)
+    return Path("plain in blocks", plain_kernel(settings), rows, hides)
 
 
 def fusable(query: Array, value: Array, mask: Array | None, settings: KernelSettings) -> bool:

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from gqa_spec.settings import KernelSettings
 from gqa_torch import masks
+from gqa_torch.plain import known_true
 from gqa_torch.precision import without_autocast
 
 NOTHING_HIDDEN = KernelSettings()
@@ -85,11 +86,11 @@ def _visible_ranges(visible: Bool[Array, "B n T S"]) -> list[list[int]] | None:
 
 
 def _allowed(visible: Array | None) -> tuple[Array | None, Array | None]:
-    """Which rows see a key, and a mask that lets a row without one see all keys: a softmax of nothing is NaN."""
+    """Which rows see a key (None: all do), and a mask that lets the others see all: a softmax of nothing is NaN."""
     if visible is None:
         return None, None
     sees = visible.any(dim=-1, keepdim=True)
-    return sees, visible | ~sees
+    return (None, visible) if known_true(sees) else (sees, visible | ~sees)
 
 
 def _parts(heads: int, group_size: int, cores: int) -> int:
@@ -155,7 +156,8 @@ def blocked(
     for block in _blocks(query, key, mask, settings, rows):
         q, k, v = _sliced(query, block.queries), _sliced(key, block.keys), _sliced(value, block.keys)
         if block.visible is not None:  # a query that sees nothing would send its NaN into gradients
-            q = torch.where(block.visible.any(dim=-1, keepdim=True), q, 0)
+            sees = block.visible.any(dim=-1, keepdim=True)
+            q = q if known_true(sees) else torch.where(sees, q, 0)
         multiplier = _part(settings.dropout_multiplier, block.queries, block.keys)
         contexts.append(kernel(q, k, v, block.visible, block.bias, multiplier))
     return contexts[0] if len(contexts) == 1 else torch.cat(contexts[::-1], dim=2)

@@ -32,7 +32,8 @@ def plain_attention(
     q, k, v = (x.to(dtype) for x in (query.reshape(B, K, G, T, H), key, value))
 
     with without_autocast(query.device):
-        scores = torch.einsum("bkgth,bksh->bkgts", q, k).reshape(B, N, T, S) * settings.scale_for(H)
+        q = q * settings.scale_for(H)  # not the scores, of which there are S / H times as many
+        scores = torch.einsum("bkgth,bksh->bkgts", q, k).reshape(B, N, T, S)
         stages["scores"] = masked = scores
         if softcap is not None:
             stages["capped"] = masked = softcap * torch.tanh(scores / softcap)
@@ -71,18 +72,30 @@ def softmax(
 
 
 def _logits(masked: Array, visible: Array | None, sinks: Array | None) -> tuple[Array, Array | None]:
-    """Scores and sink, and which rows see a key (None: all).
+    """Scores and sink, and which rows see a key (None: all do).
 
     The logits of a row that sees none are replaced by 0: the softmax of nothing but -inf is NaN, and its gradient too.
     """
     logits, sees = masked, None
     if visible is not None:
         sees = visible.any(dim=-1, keepdim=True)
+        sees = None if known_true(sees) else sees  # each `where` over all weights costs as much as a product
+    if sees is not None:
         logits = torch.where(sees, logits, 0)
     if sinks is not None:
         sink = sinks.to(masked.dtype)[:, None, None].expand(*masked.shape[:3], 1)
         logits = torch.cat([logits, sink], dim=-1)
     return logits, sees
+
+
+def known_true(x: Bool[Array, "*axes"]) -> bool:
+    """Whether all are known to be True. Not read while tracing, nor from a device, which would have to finish first."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch._C._is_tracing():
+        return False
+    try:
+        return bool(x.all())
+    except RuntimeError:  # under vmap, and without data
+        return False
 
 
 def zero_hidden(

@@ -131,7 +131,8 @@ def forced(request, monkeypatch):
         case "torch blocks":
             monkeypatch.setattr(gqa_torch.attention, "PACKED_QUERIES", 0)
             monkeypatch.setattr(gqa_torch.attention, "BLOCK_QUERIES", 3)
-            monkeypatch.setattr(gqa_torch.attention, "BLOCK_WEIGHTS", 300)
+            for limit in ("CACHED_WEIGHTS", "BLOCK_WEIGHTS"):
+                monkeypatch.setattr(gqa_torch.attention, limit, 300)
         case "torch packed" | "torch parts":
             cores = 1 if request.param == "torch packed" else 64  # more cores than KV heads: parts of a group share one
             monkeypatch.setattr(gqa_torch.fast, "cores", lambda device: cores)
@@ -139,7 +140,8 @@ def forced(request, monkeypatch):
             monkeypatch.setattr(gqa_torch.attention, "ROW_BYTES", 0)
         case "torch plain":
             monkeypatch.setattr(gqa_torch.attention, "fusable", lambda *a: False)
-            monkeypatch.setattr(gqa_torch.attention, "BLOCK_WEIGHTS", 300)
+            for limit in ("CACHED_WEIGHTS", "BLOCK_WEIGHTS"):
+                monkeypatch.setattr(gqa_torch.attention, limit, 300)
         case "jax blocked":
             monkeypatch.setattr(gqa_jax.attention, "PACKED_ROWS", 0)
             monkeypatch.setattr(gqa_jax.attention, "PACKED_WEIGHTS", 0)
