@@ -12,10 +12,15 @@ from gqa.options import DryRun, Force, Json, NoChecksums, ShardSize
 from gqa.writing import Writing
 
 Source = Annotated[Path, typer.Argument(help="A checkpoint: a file or a folder.")]
-Dest = Annotated[Path, typer.Argument(help="A folder, or a file .safetensors or .npz; one that exists needs --force.")]
+Dest = Annotated[
+    Path, typer.Argument(help="A folder, or a file .safetensors, .npz, .gguf; --force for one that exists.")
+]
 Stored = Annotated[
-    Literal["float64", "float32", "float16", "bfloat16"] | None,
-    typer.Option(metavar="DTYPE", help="What every tensor is stored in: float64, float32, float16, bfloat16; or kept."),
+    Literal["float64", "float32", "float16", "bfloat16", "q8_0"] | None,
+    typer.Option(
+        metavar="DTYPE",
+        help="float64, float32, float16, bfloat16, for every tensor; q8_0 in .gguf; or kept.",
+    ),
 ]
 # Words that people use -> the name of the layout.
 ALSO = {"hf": "huggingface", "transformers": "huggingface", "nnx": "flax", "llama2": "meta"}
@@ -25,8 +30,9 @@ def port(
     source: Source,
     dest: Dest,
     to: Annotated[
-        str, typer.Option("--to", metavar="LAYOUT", help="huggingface, meta, flax, keras, or a family's own name.")
-    ],
+        str | None,
+        typer.Option("--to", metavar="LAYOUT", help="huggingface, meta, flax, keras, a family's name; gguf: .gguf"),
+    ] = None,
     dtype: Stored = None,
     ignore_setting: Annotated[
         list[str] | None, typer.Option("--ignore-setting", metavar="KEY", help="Pass over a setting of the source.")
@@ -42,6 +48,8 @@ def port(
         from gqa_weights.hub import local
         from gqa_weights.port import TARGETS, plan
 
-        layout = one_of("--to", to, TARGETS, ALSO)
+        if to is None and dest.suffix != ".gguf":
+            raise ValueError("--to: expected a layout, such as huggingface, got none: only a DEST .gguf says it alone")
+        layout = one_of("--to", "gguf" if to is None else to, TARGETS, ALSO)
         writing = Writing(dest, force, shard_size, not no_checksums, dry_run, json)
         writing.run(lambda: plan(local(source), layout, dtype, ignore_setting or ()), "port")

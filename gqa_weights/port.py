@@ -17,7 +17,7 @@ import numpy as np
 from gqa_spec import checks
 from gqa_spec.config import AttentionConfig
 from gqa_spec.model_config import ModelConfig
-from gqa_weights import heads
+from gqa_weights import gguf_port, heads
 from gqa_weights.carried import carried_files, carried_settings
 from gqa_weights.checkpoint import Checkpoint, CheckpointError, TensorInfo, open_checkpoint, save_checkpoint
 from gqa_weights.checkpoint.save import check_place, is_folder
@@ -26,6 +26,7 @@ from gqa_weights.families import (
     FAMILIES,
     MANIFEST,
     AttentionModel,
+    Family,
     ForeignWeights,
     Model,
     TensorMapping,
@@ -37,17 +38,19 @@ from gqa_weights.families import (
 )
 from gqa_weights.families.config_json import FILE as CONFIG
 from gqa_weights.families.config_json import HuggingFaceFamily
+from gqa_weights.families.gguf_fields import GgufFamily
 from gqa_weights.families.params_json import FILE as PARAMS
+from gqa_weights.gguf_vocabulary import vocabulary_fields
 from gqa_weights.manifest import manifest
 
 Array = np.ndarray
 Tensor = tuple[str, TensorInfo, Callable[[], Array]]
 
 BLOCK_BYTES = 2**24  # of a tensor that is cast at once
-DTYPES = ("float64", "float32", "float16", "bfloat16")
+DTYPES = ("float64", "float32", "float16", "bfloat16", gguf_port.Q8_0)
 ALIASES = {"meta": "meta.llama", "flax": "flax.nnx.MultiHeadAttention", "keras": "keras.layers.GroupQueryAttention"}
-FORMATS = {".npz": "npz", ".orbax": "orbax"}
-TARGETS = ("huggingface", *ALIASES, *(name for name, family in FAMILIES.items() if family.writable))
+FORMATS = {".npz": "npz", ".orbax": "orbax", gguf_port.SUFFIX: "gguf"}
+TARGETS = ("huggingface", *ALIASES, "gguf", *(name for name, family in FAMILIES.items() if family.writable))
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Plan:
     Attributes:
         source: The checkpoint that is ported.
         tensors: Of each its name, its shape and dtype, and a function that computes it.
-        settings: config.json or params.json, of a family that has one.
+        settings: config.json, params.json or the fields of a GGUF, of a family that has one.
         manifest: gqa_manifest.json, without checksums.
         files: Files that are carried along into a folder, by name.
         notes: What the user should be told of the result.
@@ -74,7 +77,7 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        return sum(info.nbytes for _, info, _ in self.tensors)
+        return sum(info.stored_bytes for _, info, _ in self.tensors)
 
 
 def open_model(path: str | Path) -> Model | AttentionModel:
@@ -93,7 +96,7 @@ def plan(source: str | Path, to: str, dtype: str | None = None, ignore: Collecti
     Args:
         source: A checkpoint, a file or a folder.
         to: One of TARGETS.
-        dtype: What every tensor is cast to; kept when None.
+        dtype: What every tensor is cast to; kept when None. "q8_0" is of GGUF alone.
         ignore: Settings of the source that are passed over; the manifest lists them.
 
     Returns:
@@ -170,7 +173,8 @@ def write(
 
     Args:
         plan: From `plan`, `plan_pooled` or `plan_expanded`.
-        dest: A folder, or a file that ends in .safetensors or .npz; a folder that ends in .orbax is written by orbax.
+        dest: A folder, or a file that ends in .safetensors, .npz or .gguf; a folder that ends in .orbax is written by
+            orbax. A layout of GGUF is written to .gguf, and no other is.
         force: Overwrite a checkpoint at dest, which may be the source itself.
         shard_bytes: The most bytes of one file of a safetensors folder; 5 GB when None.
         checksums: Put the checksum of each tensor into the manifest.
@@ -181,13 +185,14 @@ def write(
             behind.
     """
     _check_apart(plan.source, Path(dest))
+    gguf_port.check_dest(plan.manifest["layout"], Path(dest))
     save_checkpoint(
         dest,
         plan.tensors,
         format=_format(dest),
         settings=plan.settings,
         settings_file=plan.settings_file,
-        manifest=plan.manifest,
+        manifest=None if _format(dest) == "gguf" else plan.manifest,
         force=force,
         shard_bytes=shard_bytes,
         checksums=checksums,
@@ -203,6 +208,7 @@ def check(plan: Plan, dest: str | Path, *, force: bool = False) -> None:
         CheckpointError: As `write`.
     """
     _check_apart(plan.source, Path(dest))
+    gguf_port.check_dest(plan.manifest["layout"], Path(dest))
     check_place(dest, plan.tensors, format=_format(dest), force=force, files=files_at(plan, dest))
 
 
@@ -233,7 +239,8 @@ def _operated(
     layers = tuple(replace(a, num_kv_heads=num_kv_heads or a.num_heads) for a in model.config.attention)
     config = replace(model.config, attention=layers)
     weights = Operated(model, config, surgery)
-    to = model.family if FAMILIES[model.family].writable else "huggingface"
+    own = FAMILIES[model.family]
+    to = model.family if own.writable and not isinstance(own, GgufFamily) else "huggingface"
     return _plan(checkpoint, model, to, config, weights, None, changed=what)
 
 
@@ -248,14 +255,19 @@ def _plan(
 ) -> Plan:
     checks.choice("dtype", dtype, DTYPES, optional=True)
     origin = _origin(checkpoint, model.family)
-    family = FAMILIES[origin if to == "huggingface" else ALIASES.get(to, to)]
+    family = _family(to, origin, dtype)
     carried = carried_settings(checkpoint, model.family)
     beside = _with_dtype(carried, checkpoint, dtype) if isinstance(family, HuggingFaceFamily) else {}
     settings = model_settings(family.name, config, beside)
     shifted = shifted_norms(family, config.attention, config)
     foreign = foreign_weights(family.name, config, Widened(weights, shifted))
-    tensors = [_tensor(checkpoint.path, foreign, name, dtype, shifted) for name in foreign]
-    files, notes = carried_files(checkpoint)
+    infos = {name: _stored_as(family, foreign, name, dtype, shifted) for name in foreign}
+    tensors = [_tensor(checkpoint.path, foreign, name, info) for name, info in infos.items()]
+    files, notes = carried_files(checkpoint) if not isinstance(family, GgufFamily) else ({}, [])
+    if isinstance(family, GgufFamily):
+        vocabulary, notes = vocabulary_fields(checkpoint, config.vocab_size or 0)
+        settings = gguf_port.file_fields(family.architecture, {**settings, **vocabulary}, infos.values())
+        notes += gguf_port.notes(infos.values(), dtype)
     facts = {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
@@ -268,7 +280,7 @@ def _plan(
         config,
         family.tensors.table,
         family=origin,
-        dtypes=(info.dtype for _, info, _ in tensors),
+        dtypes=(info.stored or info.dtype for _, info, _ in tensors),
         source={name: fact for name, fact in facts.items() if fact},
         settings=carried,
     )
@@ -295,13 +307,29 @@ def _origin(checkpoint: Checkpoint, family: str) -> str:
     return FAMILIES[family].origin or family
 
 
-def _tensor(path: Path, foreign: ForeignWeights, name: str, dtype: str | None, shifted: set[str]) -> Tensor:
+def _family(to: str, origin: str, dtype: str | None) -> Family:
+    """The family that a target names, of a model whose Hugging Face family is `origin`."""
+    if to == "gguf":
+        return gguf_port.gguf_family(origin)
+    family = FAMILIES[origin if to == "huggingface" else ALIASES.get(to, to)]
+    if dtype == gguf_port.Q8_0 and not isinstance(family, GgufFamily):
+        raise ValueError(f"dtype: {dtype} is of GGUF alone, got layout {family.name}: choose another, or layout gguf")
+    return family
+
+
+def _stored_as(family: Family, foreign: ForeignWeights, name: str, dtype: str | None, shifted: set[str]) -> TensorInfo:
     info = foreign.info(name)
+    if isinstance(family, GgufFamily):
+        return gguf_port.stored_as(name, info, dtype)
     if dtype in HALF_PRECISION and shifted & {*foreign.origins(name)}:
         dtype = "float32"
-    if dtype is None or dtype == info.dtype:
+    return TensorInfo(info.shape, dtype or info.dtype)
+
+
+def _tensor(path: Path, foreign: ForeignWeights, name: str, info: TensorInfo) -> Tensor:
+    if info.dtype == foreign.info(name).dtype:
         return name, info, partial(foreign.__getitem__, name)
-    return name, TensorInfo(info.shape, dtype), lambda: _cast(path, name, foreign[name], dtype)
+    return name, info, lambda: _cast(path, name, foreign[name], info.dtype)
 
 
 def _cast(path: Path, name: str, array: Array, dtype: str) -> Array:

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from gqa_spec import checks
 from gqa_weights.checkpoint.atomic import ready, replacing, sync
 from gqa_weights.checkpoint.checksums import fit
+from gqa_weights.checkpoint.formats import gguf_writer as format_gguf
 from gqa_weights.checkpoint.formats import npz as format_npz
 from gqa_weights.checkpoint.formats import orbax as format_orbax
 from gqa_weights.checkpoint.formats import safetensors as format_safetensors
@@ -21,10 +22,11 @@ from gqa_weights.checkpoint.tensors import refuse
 WRITERS: dict[str, Callable[[Job], None]] = {
     "safetensors": format_safetensors.write,
     "npz": format_npz.write,
+    "gguf": format_gguf.write,
     "orbax": format_orbax.write,
 }
 SHARD_BYTES = 5 * 10**9
-FILES = {".safetensors": "safetensors", ".npz": "npz"}
+FILES = {".safetensors": "safetensors", ".npz": "npz", ".gguf": "gguf"}
 NO_FILES: Mapping[str, bytes | Path] = MappingProxyType({})
 
 
@@ -51,9 +53,9 @@ def save_checkpoint(
         path: The file or folder to write.
         tensors: Of each tensor its name, its shape and dtype, and a function that returns the array, called once.
         format: "safetensors" writes one file if the path ends in .safetensors, else a folder as Hugging Face has them:
-            model.safetensors, or shards and their index. "npz" writes one file. "orbax" writes a folder, with the names
-            split at their dots.
-        settings: config.json in a folder; a single file carries it inside.
+            model.safetensors, or shards and their index. "npz" and "gguf" write one file. "orbax" writes a folder, with
+            the names split at their dots.
+        settings: config.json in a folder; a single file carries it inside. Of a GGUF: its fields.
         manifest: gqa_manifest.json, likewise.
         settings_file: The name of the settings in a folder, "config.json" or "params.json".
         shard_bytes: The most bytes of a shard of a safetensors folder; 5 GB when None.
@@ -117,11 +119,11 @@ def shard_names(tensors: Iterable[Tensor], path: str | Path, shard_bytes: int | 
 
 def is_folder(path: Path, format: str) -> bool:
     """Whether a checkpoint of that format at that path is a folder."""
-    return format != "npz" and path.suffix not in FILES
+    return format not in ("npz", "gguf") and path.suffix not in FILES
 
 
 def _nbytes(tensors: list[Tensor], files: Mapping[str, bytes | Path]) -> int:
-    return sum(info.nbytes for _, info, _ in tensors) + sum(map(_size, files.values()))
+    return sum(info.stored_bytes for _, info, _ in tensors) + sum(map(_size, files.values()))
 
 
 def _size(content: bytes | Path) -> int:

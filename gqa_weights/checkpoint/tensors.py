@@ -50,6 +50,11 @@ class TensorInfo:
     def nbytes(self) -> int:
         return prod(self.shape) * np.dtype(self.dtype).itemsize
 
+    @property
+    def stored_bytes(self) -> int:
+        """Of a tensor that is written, in the file: blocks of Q8_0 are a scale of two bytes and 32 numbers of one."""
+        return prod(self.shape) // 32 * 34 if self.stored == "Q8_0" else self.nbytes
+
 
 Index = tuple[slice, ...]  # of a part of a tensor, one for each axis
 

@@ -115,8 +115,8 @@ class ForeignWeights(_Converted):
 
 
 def widest(dtypes: Iterable[str]) -> str:
-    """The narrowest dtype that holds every value of all of them."""
-    kinds = set(dtypes)
+    """The narrowest dtype that holds every value of all of them; float32 for none."""
+    kinds = set(dtypes) or {"float32"}
     if {"float16", "bfloat16"} <= kinds:  # neither holds the other, for which NumPy has no rule
         kinds = kinds - {"float16", "bfloat16"} | {"float32"}
     return reduce(np.promote_types, map(np.dtype, kinds)).name

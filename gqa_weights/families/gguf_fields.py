@@ -1,4 +1,4 @@
-"""The families of a GGUF file: its key-value fields and tensors -> ModelConfig. Read only.
+"""The families of a GGUF file: its key-value fields and tensors -> ModelConfig, and back by `gguf_written`.
 
 A GGUF leaves some settings to the reader's code: whether there are biases and an output matrix follows from the
 tensors; Gemma 3's pattern of windows, the base of its windowed layers and the scale of its 27B are constants.
@@ -16,8 +16,10 @@ from gqa_spec.config import AttentionConfig
 from gqa_spec.model_config import MOST_LAYERS, ModelConfig
 from gqa_spec.rope import LinearScaling, LongropeScaling, RopeConfig, RopeScaling, YarnScaling
 from gqa_weights.families.converted import TensorMapping
+from gqa_weights.families.gguf_written import as_read, divisors, written_fields
 from gqa_weights.families.record import Family, Values, rows
 from gqa_weights.families.settings import Settings
+from gqa_weights.families.tensors import StoredTensor
 
 FILE = "GGUF"
 PREFIX = "gguf."  # of a family's name, before its general.architecture
@@ -69,7 +71,7 @@ class GgufFamily(Family):
 
     @property
     def writable(self) -> bool:
-        return False
+        return True
 
     @property
     def architecture(self) -> str:
@@ -95,6 +97,20 @@ class GgufFamily(Family):
             s.only(key, *allowed)
         s.finish(IGNORED)
         return config
+
+    def write_config(self, config: ModelConfig) -> dict[str, Any]:
+        return written_fields(self.architecture, config, windows=self.full_every is not None)
+
+    def as_read(self, config: ModelConfig) -> ModelConfig:
+        return as_read(config)
+
+    def constants(self, config: ModelConfig) -> tuple[StoredTensor, ...]:
+        """Llama 3's scaling is a tensor."""
+        found = next((found for layer in config.attention if (found := divisors(layer)) is not None), None)
+        if found is None:
+            return ()
+        stored = np.array(found, np.float32)
+        return (StoredTensor({}, FREQUENCIES, stored.shape, lambda array: {}, lambda given: stored),)
 
 
 def _settings(family: GgufFamily, values: Values) -> Settings:
@@ -154,9 +170,9 @@ def _scaling(s: Settings, tensors: TensorMapping) -> RopeScaling | None:
     if FREQUENCIES in tensors:
         return _divisors(s, tensors, kind)
     if kind == "linear" and factor is not None:
-        return LinearScaling(factor=factor)
+        return LinearScaling(factor=_decimal(factor))
     if kind == "yarn" and factor is not None and original is not None:
-        return YarnScaling(factor=factor, original_max_position_embeddings=original)
+        return YarnScaling(factor=_decimal(factor), original_max_position_embeddings=original)
     if kind != "none":
         raise s.unsupported("rope.scaling.type")
     return None

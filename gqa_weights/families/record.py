@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from gqa_spec.config import AttentionConfig
 from gqa_spec.model_config import ModelConfig
 from gqa_weights.families.converted import TensorMapping
-from gqa_weights.families.tensors import TensorNames
+from gqa_weights.families.tensors import StoredTensor, TensorNames
 
 Values = Mapping[str, Any]
 
@@ -55,6 +55,14 @@ class Family(ABC):
     def write_config(self, config: ModelConfig) -> dict[str, Any]:
         """ModelConfig -> settings, as far as the family's keys go: the caller reads them back to see what is lost."""
         raise ReadOnlyFamilyError(f"family {self.name} can be read, but not written")
+
+    def as_read(self, config: ModelConfig) -> ModelConfig:
+        """The config that is read back, where files of the family say the same in another way."""
+        return config
+
+    def constants(self, config: ModelConfig) -> tuple[StoredTensor, ...]:
+        """Tensors that hold settings, and no weights."""
+        return ()
 
     def require_whole(self) -> None:
         """Raise ValueError where only the attention of the family is supported."""

@@ -29,7 +29,7 @@ def foreign_tensors(family: str, config: ModelConfig) -> tuple[StoredTensor, ...
     unmapped_modules = names.unmapped_modules(config)
     if unmapped_modules:
         raise ValueError(f"family {family} has no place for {', '.join(unmapped_modules)}")
-    return tuple(stored_tensors(names, config))
+    return (*stored_tensors(names, config), *FAMILIES[family].constants(config))
 
 
 def foreign_weights(family: str, config: ModelConfig, weights: TensorMapping) -> ForeignWeights:
@@ -38,7 +38,7 @@ def foreign_weights(family: str, config: ModelConfig, weights: TensorMapping) ->
 
 
 def model_settings(family: str, config: ModelConfig, carried: Mapping[str, Any] = NOTHING) -> dict[str, Any]:
-    """The settings to write beside the tensors: config.json, params.json, or the manifest's config.
+    """The settings to write beside the tensors: config.json, params.json, a GGUF's fields, or the manifest's config.
 
     They are read back before they are returned. The RoPE pairing belongs to the layout and is no setting. A null that
     says nothing is left out: transformers refuses some of them.
@@ -53,12 +53,12 @@ def model_settings(family: str, config: ModelConfig, carried: Mapping[str, Any] 
 
     Raises:
         ValueError: Names what the family has no setting for.
-        ReadOnlyFamilyError: For GGUF, and for families of which only the attention is supported.
+        ReadOnlyFamilyError: For families of which only the attention is supported.
     """
     record = FAMILIES[family]
     settings = {**carried, **record.write_config(config)}
     shapes = foreign_weights(family, config, _Shapes(model_weight_shapes(config)))
-    wanted = _paired(config, record)
+    wanted = record.as_read(_paired(config, record))
 
     def lost(settings: Mapping[str, Any]) -> list[str]:
         return _differences(wanted, record.read_config(settings, shapes))

@@ -341,8 +341,10 @@ def test_orbax_trees_have_no_tensor_within_a_tensor_and_none_that_is_empty(tmp_p
 
 
 def test_unknown_formats_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"^format: expected safetensors, npz, orbax, got 'gguf'$"):
-        save_checkpoint(tmp_path / "x", [], format="gguf")
+    with pytest.raises(ValueError, match=r"^format: expected safetensors, npz, gguf, orbax, got 'hdf5'$"):
+        save_checkpoint(tmp_path / "x", [], format="hdf5")
+    with pytest.raises(CheckpointError, match=r"one\.gguf: expected settings with general\.architecture"):
+        save_checkpoint(tmp_path / "one.gguf", [], format="gguf")
     (tmp_path / "weights.txt").write_text("")
     with pytest.raises(CheckpointError, match=r"weights\.txt: expected a folder or a file .* got suffix '\.txt'"):
         open_checkpoint(tmp_path / "weights.txt")

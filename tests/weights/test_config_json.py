@@ -277,8 +277,8 @@ def test_what_a_family_cannot_say_is_refused_by_name() -> None:
     mixed = ModelConfig(attention=(layer, other), feed_forward_size=7, vocab_size=11, max_length=64)
     with pytest.raises(ValueError, match=r"attention\[1\].window 7 \(it would be 5\)"):
         model_settings("mistral", mixed)
-    with pytest.raises(ReadOnlyFamilyError, match=r"family gguf.llama can be read, but not written"):
-        model_settings("gguf.llama", config)
+    with pytest.raises(ReadOnlyFamilyError, match=r"family qwen3_next can be read, but not written"):
+        model_settings("qwen3_next", config)
 
 
 # --- what the maths does not read ------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from gqa_weights.checkpoint.tensors import Checkpoint
 
 pytestmark = pytest.mark.no_shape_checks
 
-NAMES = {"safetensors": "folder", "npz": "one.npz", "orbax": "tree"}
+NAMES = {"safetensors": "folder", "npz": "one.npz", "orbax": "tree", "gguf": "one.gguf"}
 COUNT = 8
 
 
@@ -33,14 +33,15 @@ def full(value: float) -> np.ndarray:
 def save(path: Path, value: float, form: str, *, force: bool = False) -> None:
     info = TensorInfo((50, 50), "float32")
     given = [(f"layers.{i}", info, partial(full, value)) for i in range(COUNT)]
-    save_checkpoint(path, given, format=form, settings={"value": value}, shard_bytes=25_000, force=force)
+    settings = {"value": value, "general.architecture": "llama"}
+    save_checkpoint(path, given, format=form, settings=settings, shard_bytes=25_000, force=force)
 
 
 def value(checkpoint: Checkpoint) -> float:
     """What all of it holds, settings included."""
     (found,) = {float(x) for name in checkpoint for x in np.unique(np.floor(checkpoint[name]))}
     assert len(checkpoint) == COUNT
-    assert checkpoint.settings == {"value": found}
+    assert checkpoint.settings.items() >= {"value": found, "general.architecture": "llama"}.items()
     return found
 
 
@@ -93,7 +94,7 @@ def stopping(path: Path, form: str) -> Iterator[Callable[[int], bool]]:
         yield stopped
 
 
-@pytest.mark.parametrize("form", ["safetensors", "npz"])
+@pytest.mark.parametrize("form", ["safetensors", "npz", "gguf"])
 def test_a_killed_process_leaves_the_old_or_the_new(form: str, tmp_path: Path) -> None:
     path, seen, number = tmp_path / NAMES[form], [], 0
     running = True
@@ -182,7 +183,8 @@ def test_each_tensor_is_made_when_it_is_written(tmp_path: Path, monkeypatch: pyt
 
     for form, name in NAMES.items():
         info = TensorInfo((50, 50), "float32")
-        save_checkpoint(tmp_path / name, [(f"a{i}", info, make) for i in range(COUNT)], format=form)
+        given = [(f"a{i}", info, make) for i in range(COUNT)]
+        save_checkpoint(tmp_path / name, given, format=form, settings={"general.architecture": "llama"})
         assert len(alive) == COUNT
         alive.clear()
 
