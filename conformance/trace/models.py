@@ -385,8 +385,10 @@ def _around(
         if stored[0] is None or stored[1] is None:
             yield Verdict(name, "weight", np.inf, f"only {'A' if stored[1] is None else 'B'} has it")
             continue
-        sides = {"": a[0][stored[0]]}, {"": b[0][stored[1]]}
-        differing, error, noted = compare_weights(*sides, {"": allowed.get(name, 0.0)})
+        # Named by no variable: both would be in memory while the next two are read.
+        differing, error, noted = compare_weights(
+            {"": a[0][stored[0]]}, {"": b[0][stored[1]]}, {"": allowed.get(name, 0.0)}
+        )
         if differing or noted:
             said = "; ".join([*differing, *noted]).removeprefix(": ")
             yield Verdict(name, "weight" if differing else "", error, said)

@@ -15,7 +15,7 @@ from gqa_spec.checks import WIDER
 Array = np.ndarray
 Weights = Mapping[str, Array]
 
-BLOCK_BYTES = 2**22  # of two tensors that are compared at once
+BLOCK_BYTES = 2**20  # of two tensors that are compared at once
 NOT_COMPUTED_WITH = ("dropout", "rope", "scale", "qk_norm_eps")  # of a layer; the last three are compared by meaning
 
 

@@ -191,6 +191,24 @@ def test_orbax_is_read_by_a_relative_path(tmp_path: Path, monkeypatch: pytest.Mo
     assert np.isfinite(open_checkpoint("tree.orbax")["norm.weight"]).all()
 
 
+def test_a_piece_that_orbax_has_not_is_no_zeros(tmp_path: Path) -> None:
+    import tensorstore
+
+    sources.huggingface(tmp_path / "source")
+    sources.ported("tree.orbax", "canonical", tmp_path, tmp_path / "source")
+    base = (tmp_path / "tree.orbax").as_uri()
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    pieces = [key for key in store.list().result() if key.startswith(b"norm.weight/") and key.endswith(b"0")]
+    assert pieces
+    for key in pieces:
+        store.write(key, None).result()
+    checkpoint = open_checkpoint(tmp_path / "tree.orbax")
+    with pytest.raises(CheckpointError, match=r"tensor 'norm\.weight': "):
+        checkpoint.reader("norm.weight")((slice(0, 4),))
+    with pytest.raises(CheckpointError, match=r"tensor 'norm\.weight': "):
+        checkpoint["norm.weight"]
+
+
 def test_reads_that_end_after_orbax_failed_print_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """The event loop that they would report to is closed; all other errors are still reported."""
     reported: list[str] = []

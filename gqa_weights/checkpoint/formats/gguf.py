@@ -18,7 +18,7 @@ from gqa_weights.checkpoint.tensors import Array, Contents, Entry, TensorInfo, r
 
 MOST_TENSORS = 2**17  # in a file; the package keeps about a kilobyte of each
 ALIGNMENT = "general.alignment"
-BLOCK = 2**22  # stored bytes that are dequantized at once
+BLOCK = 2**20  # stored bytes that are dequantized at once
 MOST_VALUES = 2**21  # in all fields of a file; a vocabulary and its merges are less than half of it
 
 

@@ -106,7 +106,9 @@ def _part_reader(path: Path, facts: settings.Settings, keys: tuple[str, ...]) ->
     if not facts.get("use_ocdbt"):
         return None
     kvstore = {"driver": "ocdbt", "base": path.as_uri(), "path": ".".join(keys) + "/"}
-    return partial(_read_part, {"driver": "zarr3" if facts.get("use_zarr3") else "zarr", "kvstore": kvstore})
+    driver = "zarr3" if facts.get("use_zarr3") else "zarr"
+    # Without the last, a piece that is not there is read as zeros.
+    return partial(_read_part, {"driver": driver, "kvstore": kvstore, "fill_missing_data_reads": False})
 
 
 def _read_part(place: dict[str, Any], index: Index) -> Array:
