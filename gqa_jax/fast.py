@@ -242,7 +242,7 @@ def _online_softmax_step(
     wide: Any = {"precision": matmul_precision(query.dtype), "preferred_element_type": dtype}
     visible, bias = masks.split(mask)
     if reached is not None:
-        visible = jnp.broadcast_to(reached, (1, 1, t, s)) if visible is None else visible & reached
+        visible = jnp.broadcast_to(reached, (1, 1, t, s)) if visible is None else visible & reached[None, None]
         (query,), ((key,),), ((value,),) = zero_hidden(query[None], key[None, None], value[None, None], visible)
         visible = visible[0]
 

@@ -250,7 +250,7 @@ class GroupedQueryAttention(nnx.Module):
             TypeError: For a cast that could lose bits.
         """
         arrays = {name: np.asarray(x) for name, x in mapping.items()}
-        checks.weights(arrays, weight_shapes(self.config), symbolic_shapes(self.config), str(self.param_dtype))
+        checks.weights(arrays, self._canonical_shapes(), symbolic_shapes(self.config), str(self.param_dtype))
         for name, x in arrays.items():
             set_parameter(self, name, x.__getitem__, self.param_dtype)
         return self
@@ -262,11 +262,21 @@ class GroupedQueryAttention(nnx.Module):
             Canonical names to arrays.
         """
         exported = {}
-        for name in weight_shapes(self.config):
+        for name in self._canonical_shapes():
             variable, transposed = parameter(self, name)
             x = np.asarray(variable[...])
             exported[name] = np.array(x.T if transposed else x, order="C")
         return exported
+
+    def _canonical_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the weights of one layer; layers stacked by `nnx.vmap` have no canonical weights."""
+        shapes = weight_shapes(self.config)
+        for name, shape in shapes.items():
+            got: Any = parameter(self, name)[0].get_value()
+            if got.ndim != len(shape):
+                remedy = "take one layer of the stack"
+                raise ValueError(f"{name}: expected {len(shape)} axes, got {got.shape}: {remedy}")
+        return shapes
 
     def _stages(self, query: Any, key: Any, value: Any, mask: Any, rotation: RotationSettings) -> dict[str, Array]:
         """The stages before the kernel, heads split."""

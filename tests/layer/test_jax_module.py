@@ -50,6 +50,12 @@ def model():
     return gqa_jax.Transformer(config, rngs=nnx.Rngs(0), param_dtype=jnp.float64).eval()
 
 
+@pytest.fixture(autouse=True)
+def made():
+    """Both are made outside of any trace, whichever test is the first."""
+    layer(), model()
+
+
 # --- arrays of NumPy -------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +144,24 @@ def test_export_with_symbolic_sizes(need_weights):
         assert error_of(np.asarray(program.call(jnp.asarray(x))), np.asarray(layer()(x)[0])) <= 1e-12
     whole = export.export(jax.jit(model()))(jax.ShapeDtypeStruct((b, t), jnp.int64))
     assert error_of(np.asarray(whole.call(jnp.asarray(TOKENS))), np.asarray(model()(TOKENS))) <= 1e-12
+
+
+@pytest.mark.parametrize("need_weights", [True, False])
+@pytest.mark.parametrize("keywords", [{"causal": True, "window": 3}, {"softcap": 2.0}], ids=str)
+def test_export_of_the_kernel_with_symbolic_sizes(keywords, need_weights):
+    from jax import export
+
+    def attend(query, key, mask, need_weights=need_weights):
+        return gqa_jax.grouped_query_attention(query, key, key, mask, **keywords, need_weights=need_weights)[0]
+
+    b, t, s = export.symbolic_shape("b, t, s")
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float64) for shape in ((b, 6, t, 4), (b, 2, s, 4), (t, s))]
+    program = export.export(jax.jit(attend))(*shapes)
+    rng = np.random.default_rng(0)
+    for B, T, S in ((2, 5, 7), (1, 1, 3), (1, 9, 9)):
+        inputs = [jnp.asarray(rng.normal(size=shape)) for shape in ((B, 6, T, 4), (B, 2, S, 4), (T, S))]
+        expected = attend(*inputs, need_weights=True)
+        assert error_of(np.asarray(program.call(*inputs)), np.asarray(expected)) <= 1e-12
 
 
 # --- meshes ----------------------------------------------------------------------------------------------------------
