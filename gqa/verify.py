@@ -43,9 +43,10 @@ def verify(
 
     Layer by layer, A in one backend and B in another: the first stage that differs is named.
 
-    With --against, A runs beside other code: hidden states after each block, then logits. MODULE:NAME is a function of
-    tokens, an array (1, T), that returns logits (1, T, V), or a pair of logits and the states after the embedding and
-    after each block.
+    With --against, A runs beside other code: hidden states after each block,
+    then logits. MODULE:NAME is a function of tokens, an array (1, T), that
+    returns logits (1, T, V), or a pair of logits and the states after the
+    embedding and after each block.
 
     Exit code 1 on any difference, 2 where a checkpoint cannot be read.
     """

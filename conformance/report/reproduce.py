@@ -21,7 +21,8 @@ def command(check: Check, arrays: str | None = None) -> str:
     if check.row == CACHES:
         return shlex.join(["gqa", "conform", "--target", name, *options])
     if feature_of(check) is None:
-        return WHOLE
+        ours = " to " in name or name in KERNELS or name in BACKENDS
+        return WHOLE if ours else shlex.join(["gqa", "conform", "--target", name, "--case", check.case, *options])
     if " to " in name:
         return _trace(*name.split(" to "), check.case, dtype)
     if name in KERNELS:
