@@ -10,6 +10,7 @@ import numpy as np
 
 from conformance.dialects.conventions import CONVENTIONS
 from conformance.dialects.detect import UNDECIDED, Finding
+from conformance.dialects.snippets import snippet
 from conformance.targets import PUBLIC
 from conformance.targets.table import version_of
 
@@ -20,8 +21,9 @@ crafted probes through the call that its section states, and its results were co
 every named alternative. A mask given to it is given as it is: the suite translates names and the order of axes, never
 conventions. A remedy is named only where it was run on the same call and gave the specification's answer; "none known"
 says no more than that. What is said of a call holds for that call, on the processor and with the versions stated here:
-a GPU's kernels may differ. `gqa dialect NAME` runs one section again, `gqa dialect --all --check docs/dialects.md`
-tells what has changed since.
+a GPU's kernels may differ. Below each section is code without gqa that shows those of its rows that a few lines can
+show, and what it prints; the tests run it. `gqa dialect NAME` runs one section again, `gqa dialect --all --check
+docs/dialects.md` tells what has changed since.
 """
 
 
@@ -53,11 +55,20 @@ def _section(name: str, found: list[Finding]) -> str:
     unknown = [f.convention for f in found if f.answer == UNDECIDED]
     if different:
         lines += ["", "| convention | its answer | remedy |", "| --- | --- | --- |"]
-        lines += [f"| {f.convention} | {_answer(f)} | {_cell(f.remedy or 'none known')} |" for f in different]
+        lines += [f"| {f.convention} | {_answer(f)} | {_remedy(f)} |" for f in different]
     else:
         lines += ["", "Follows the specification in everything that it supports."]
     lines += ["", f"Cannot be told: {', '.join(unknown)}."] if unknown else []
-    return "\n".join(lines)
+    return "\n".join(lines + _snippet(name, found))
+
+
+def _snippet(name: str, found: list[Finding]) -> list[str]:
+    """The code that shows rows of a section by the library alone, collapsed, and what it prints."""
+    code, printed = snippet(name, found)
+    if not printed:
+        return []
+    opened = ["", "<details><summary>The same without gqa: code, and what it prints</summary>", ""]
+    return [*opened, "```python", code, "```", "", "```text", printed, "```", "", "</details>"]
 
 
 def _matrix(found_by_name: dict[str, list[Finding]]) -> str:
@@ -110,6 +121,10 @@ def _differences(page: str) -> dict[str, dict[str, str]]:
 
 def _answer(finding: Finding) -> str:
     return _cell(f"raises {finding.raised}" if finding.raised else finding.answer)
+
+
+def _remedy(finding: Finding) -> str:
+    return "none needed: it refuses" if finding.raised else _cell(finding.remedy or "none known")
 
 
 def _cell(words: str) -> str:

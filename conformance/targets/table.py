@@ -151,8 +151,8 @@ def _torch() -> Iterator[Public]:
             + "; eval, gradients enabled; CPU",
             MHA,
             options={"need_weights": weights},
-            notes="Its fast path under no_grad takes even numbers of heads alone and is not judged. is_causal is a "
-            "hint for a mask that is causal already, so that both are not combined.",
+            notes="Its fast path under no_grad takes even numbers of heads alone and is not judged; an empty row is "
+            "NaN there. is_causal is a hint for a mask that is causal already, so that both are not combined.",
         )
 
 
@@ -165,6 +165,7 @@ def _jax() -> Iterator[Public]:
         ("jax", "flax"),
         "jax.nn.dot_product_attention(q, k, v, bias, mask, scale, is_causal, local_window_size)" + of,
         KERNEL,
+        notes="The row on poison is by mask=; by bias= a hidden NaN in a key leaks too.",
     )
     yield Public(
         "flax.nnx",
