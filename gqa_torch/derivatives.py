@@ -58,7 +58,7 @@ class _TwiceDifferentiable(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Float[Array, "..."]) -> tuple[Array | None, ...]:
         own, context, differentiated = ctx.own, ctx.context, torch.is_grad_enabled()
         if differentiated:
-            own = ctx.saved_tensors
+            own = [x.view_as(x) for x in ctx.saved_tensors]  # one tensor may be query, key and value
             context = ctx.plain(*own, ctx.visible)
         wanted = [x for x, needed in zip(own, ctx.needs_input_grad[3:], strict=True) if needed]
         found = iter(torch.autograd.grad(context, wanted, gradients, retain_graph=True, create_graph=differentiated))

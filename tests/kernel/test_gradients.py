@@ -186,3 +186,16 @@ def test_three_backends_agree_on_the_layer(name):
     assert set(expected) == {*layer_inputs(call), *weights}
     assert_same(torch_layer(case, call, weights, d_output), expected)
     assert_same(jax_layer(case, call, weights, d_output), expected)
+
+
+def test_torch_counts_a_tensor_that_is_query_key_and_value_once_where_its_gradient_is_differentiated():
+    import torch
+
+    from gqa_torch import grouped_query_attention
+
+    x = torch.from_numpy(np.random.default_rng(0).normal(size=(1, 2, 5, 3))).requires_grad_()
+    loss = grouped_query_attention(x, x, x, need_weights=False)[0].square().sum()
+    expected, found = (
+        torch.autograd.grad(loss, x, retain_graph=True, create_graph=twice)[0] for twice in (False, True)
+    )
+    torch.testing.assert_close(found, expected)
