@@ -41,25 +41,34 @@ def twice_differentiable(
 
 
 class _TwiceDifferentiable(torch.autograd.Function):
-    """Keeps the kernel's own graph for its gradient, and the inputs for the other."""
+    """Keeps the kernel's own graph for its first gradient, and the inputs for any other."""
 
     @staticmethod
     def forward(
         ctx: Any, kernel: Kernel, plain: Kernel, visible: Array | None, *inputs: Float[Array, "..."]
     ) -> Float[Array, "..."]:
-        own = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
-        with torch.enable_grad():
-            context = kernel(own[0], own[1], own[2], visible)
         ctx.save_for_backward(*inputs)
-        ctx.own, ctx.context, ctx.plain, ctx.visible = own, context, plain, visible
-        return context.detach()
+        ctx.kernel, ctx.plain, ctx.visible = kernel, plain, visible
+        ctx.graph = _graph(kernel, inputs, visible)
+        return ctx.graph[1].detach()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Float[Array, "..."]) -> tuple[Array | None, ...]:
-        own, context, differentiated = ctx.own, ctx.context, torch.is_grad_enabled()
+        inputs, differentiated = ctx.saved_tensors, torch.is_grad_enabled()
         if differentiated:
-            own = [x.view_as(x) for x in ctx.saved_tensors]  # one tensor may be query, key and value
-            context = ctx.plain(*own, ctx.visible)
+            own = [x.view_as(x) for x in inputs]  # one tensor may be query, key and value
+            graph = own, ctx.plain(*own, ctx.visible)
+        else:  # the graph is freed by its use, as autograd frees others; with retain_graph it is made again
+            graph = ctx.graph or _graph(ctx.kernel, inputs, ctx.visible)
+            ctx.graph = None
+        own, context = graph
         wanted = [x for x, needed in zip(own, ctx.needs_input_grad[3:], strict=True) if needed]
-        found = iter(torch.autograd.grad(context, wanted, gradients, retain_graph=True, create_graph=differentiated))
+        found = iter(torch.autograd.grad(context, wanted, gradients, create_graph=differentiated))
         return None, None, None, *(next(found) if needed else None for needed in ctx.needs_input_grad[3:])
+
+
+def _graph(kernel: Kernel, inputs: tuple[Array, ...], visible: Array | None) -> tuple[list[Array], Array]:
+    """The kernel on copies of the inputs that have no history, and these."""
+    own = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
+    with torch.enable_grad():
+        return own, kernel(own[0], own[1], own[2], visible)

@@ -102,3 +102,14 @@ def test_a_layer_with_a_penalty_on_its_gradient(T: int) -> None:
         found.append(torch.autograd.grad(gradient.square().sum(), list(layer.parameters())))
     for fast, plain in zip(*found, strict=True):
         torch.testing.assert_close(fast, plain, atol=1e-11, rtol=1e-11)
+
+
+@LENGTHS
+def test_a_graph_that_is_retained_gives_its_gradient_again(T: int) -> None:
+    given = [x.requires_grad_() for x in inputs(T)]
+    loss = context_of("causal", T)(*given).sin().sum()
+    first = torch.autograd.grad(loss, given, retain_graph=True)
+    for again in (torch.autograd.grad(loss, given, retain_graph=True), torch.autograd.grad(loss, given)):
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        torch.autograd.grad(loss, given)
