@@ -99,7 +99,7 @@ class GgufFamily(Family):
         return config
 
     def write_config(self, config: ModelConfig) -> dict[str, Any]:
-        return written_fields(self.architecture, config, windows=self.full_every is not None)
+        return written_fields(self.architecture, config, windows=self.full_every is not None, epsilon=self.epsilon)
 
     def as_read(self, config: ModelConfig) -> ModelConfig:
         return as_read(config)

@@ -17,9 +17,9 @@ from gqa_spec.rope import LinearScaling, Llama3Scaling, LongropeScaling, YarnSca
 Fields = dict[str, Any]
 
 
-def written_fields(architecture: str, config: ModelConfig, *, windows: bool) -> Fields:
+def written_fields(architecture: str, config: ModelConfig, *, windows: bool, epsilon: str) -> Fields:
     """The fields by their whole names; every float as the float32 that the file holds. windows: whether there is one
-    for them.
+    for them. epsilon: that of the norms.
     """
     if config.max_length is None:
         raise ValueError(
@@ -38,7 +38,8 @@ def written_fields(architecture: str, config: ModelConfig, *, windows: bool) -> 
         "attention.head_count_kv": first.num_kv_heads,
         "attention.key_length": first.head_dim,
         "attention.value_length": first.v_head_dim,
-        "attention.layer_norm_rms_epsilon": float(config.norm_eps),
+        epsilon: float(config.norm_eps),
+        "attn_logit_softcapping": first.softcap,
         "attention.sliding_window": window if windows else None,
         "final_logit_softcapping": config.logit_softcap,
         **_rope(next((a for a in config.attention if a.window is None), first)),
