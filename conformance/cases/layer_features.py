@@ -19,6 +19,19 @@ LAYER = (
         "QK-norm rms_plus_one", 11, "w where 1 + w is meant",
         {"qk_norm": "rms_plus_one", "rope": RopeConfig()}, layer=True,
     ),
+    Feature(
+        "QK-norm after RoPE", 11, "a norm before RoPE where it follows",
+        {"qk_norm": "rms", "qk_norm_after_rope": True, "rope": RopeConfig(), "causal": True}, layer=True,
+    ),
+    Feature(
+        "output gate", 16, "a gate without its bias, of another activation, or after the output's projection",
+        {"output_gate": True, "qkv_bias": True, "out_bias": True}, layer=True,
+    ),
+    Feature(
+        "query scale by position", 10, "positions that are not divided by the length, or scale keys too",
+        {"query_scale_beta": 0.7, "query_scale_length": 4, "rope": RopeConfig(), "causal": True},
+        positions="both", layer=True,
+    ),
     Feature("QK-norm rms_full", 11, "a norm per head", {"qk_norm": "rms_full", "rope": RopeConfig()}, layer=True),
     Feature("square RoPE", 10, "values rotated too", {"rope": RopeConfig(), "causal": True}, square=True, layer=True),
     Feature("RoPE half", 10, "interleaved pairs", {"rope": RopeConfig(), "causal": True}, layer=True),

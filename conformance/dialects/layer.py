@@ -76,7 +76,7 @@ class DialectLayer:
         length = S if rope_length is None else rope_length
         q_places = self._places(positions, start + np.arange(T)) + self._first()
         k_places = self._places(key_positions, np.arange(S))
-        q = self._prepared(self._projected("q_proj", query, c.num_heads), "q", q_places, length)
+        q = self._scaled(self._prepared(self._projected("q_proj", query, c.num_heads), "q", q_places, length), q_places)
         k = self._prepared(self._projected("k_proj", key, c.num_kv_heads), "k", k_places, length)
         v = self._projected("v_proj", value, c.num_kv_heads)
         if self.does("RoPE rotates") == "values too" and c.v_head_dim == c.head_dim:
@@ -95,6 +95,7 @@ class DialectLayer:
             sinks=self.weights.get("sinks"),
             need_weights=need_weights,
         )
+        context = self._gated(context, query)
         if self.does("projections") != "heads joined across tokens":
             context = context.swapaxes(1, 2)
         return self._linear("o_proj", context.reshape(B, T, -1)), weights
@@ -109,7 +110,9 @@ class DialectLayer:
         if start + T > cache.max_length and self.does("full cache") == "refuses":
             raise ValueError(f"cache: {T} more tokens than it holds")
         places = np.arange(T) + (0 if does == "rotated from 0" else start)
-        q = self._prepared(self._projected("q_proj", x, c.num_heads), "q", places, cache.max_length)
+        q = self._scaled(
+            self._prepared(self._projected("q_proj", x, c.num_heads), "q", places, cache.max_length), places
+        )
         k = self._prepared(self._projected("k_proj", x, c.num_kv_heads), "k", places, cache.max_length)
         longer = cache.longer(k, self._projected("v_proj", x, c.num_kv_heads))
         offset = {"causal from the first key held": 0, "a token does not see itself": max(start - 1, 0)}.get(
@@ -128,6 +131,7 @@ class DialectLayer:
             sinks=self.weights.get("sinks"),
             need_weights=False,
         )
+        context = self._gated(context, x)
         return self._linear("o_proj", context.swapaxes(1, 2).reshape(len(x), T, -1)), longer
 
     def _start(self, T: int, S: int, offset: Any) -> Any:
@@ -160,9 +164,24 @@ class DialectLayer:
         return self._linear(name, x).reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
 
     def _prepared(self, x: Array, name: str, positions: Array, length: int) -> Array:
-        if self.does("QK-norm order") == "after RoPE":
+        if self.config.qk_norm_after_rope or self.does("QK-norm order") == "after RoPE":
             return self._normed(self._turned(x, name, positions, length), name)
         return self._turned(self._normed(x, name), name, positions, length)
+
+    def _scaled(self, q: Array, positions: Array) -> Array:
+        """Queries times the factor of their positions."""
+        if self.config.query_scale is None:
+            return q
+        beta, length = self.config.query_scale
+        factor = 1 + beta * np.log1p(np.asarray(positions) // length)
+        return q * np.expand_dims(factor.astype(q.dtype), (-3, -1) if factor.ndim == 2 else -1)
+
+    def _gated(self, context: Array, query: Array) -> Array:
+        """The context times the sigmoid of its gate."""
+        if not self.config.output_gate:
+            return context
+        gate = self._projected("gate_proj", query, self.config.num_heads)
+        return (context / (1 + np.exp(-_wide(gate)))).astype(context.dtype)
 
     def _normed(self, x: Array, name: str) -> Array:
         kind, does = self.config.qk_norm, self.does("QK-norm")

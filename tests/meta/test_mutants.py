@@ -1,9 +1,11 @@
 """Tests of the tests: every mutant is caught by a named case, and correct code passes every case."""
 
+import numpy as np
 import pytest
 
 from conformance.mutants import MUTANTS
 from conformance.mutants.run import BASELINES, baselines, catches, mutant_results, run_mutant
+from conformance.reference.layer import ReferenceLayer
 from conformance.report.mutants import mutant_table
 
 
@@ -104,6 +106,60 @@ def test_the_case_that_is_there_to_catch_it_does(family, mutant, case):
 )
 def test_a_case_of_sequences_catches_what_it_is_there_for(family, mutant, case):
     assert catches(family, _mutant(family, mutant), case)
+
+
+class GateIgnored(ReferenceLayer):
+    def gated(self, context, query):
+        return context
+
+
+class GateOfSilu(ReferenceLayer):
+    def gated(self, context, query):
+        return super().gated(context, query) * self.projected("gate_proj", query, self.config.num_heads)
+
+
+class GateOfTheNextHead(ReferenceLayer):
+    def gated(self, context, query):
+        return np.roll(super().gated(np.roll(context, 1, axis=1), query), -1, axis=1)
+
+
+class GateWithoutBias(ReferenceLayer):
+    def gated(self, context, query):
+        self.weights = self.weights | {"gate_proj.bias": np.zeros_like(self.weights["gate_proj.bias"])}
+        return super().gated(context, query)
+
+
+class ScaleIgnored(ReferenceLayer):
+    def scaled(self, q, positions):
+        return q
+
+
+class ScaleNotFloored(ReferenceLayer):
+    def scaled(self, q, positions):
+        beta, length = self.config.query_scale
+        return q * (1 + beta * np.log1p(positions / length))[:, None, :, None]
+
+
+class NormAlwaysBeforeRope(ReferenceLayer):
+    def normed_then_rotated(self, x, name, positions, length):
+        return self.rotated(self.normed(x, name), positions, length)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "case"),
+    [
+        (GateIgnored, "output gate"),
+        (GateOfSilu, "output gate"),
+        (GateOfTheNextHead, "output gate"),
+        (GateWithoutBias, "output gate"),
+        (ScaleIgnored, "query scale by position"),
+        (ScaleNotFloored, "query scale by position"),
+        (NormAlwaysBeforeRope, "QK-norm after RoPE"),
+    ],
+)
+def test_a_case_of_gates_scales_and_norms_catches_what_it_is_there_for(wrong, case):
+    assert catches("layer", wrong, f"GQA 6 over 2 / {case}")
+    assert not catches("layer", ReferenceLayer, f"GQA 6 over 2 / {case}")
 
 
 @pytest.mark.parametrize(
