@@ -32,8 +32,7 @@ def plain_attention(
     q, k, v = (x.to(dtype) for x in (query.reshape(B, K, G, T, H), key, value))
 
     with without_autocast(query.device):
-        q = q * settings.scale_for(H)  # not the scores, of which there are S / H times as many
-        scores = torch.einsum("bkgth,bksh->bkgts", q, k).reshape(B, N, T, S)
+        scores = torch.einsum("bkgth,bksh->bkgts", q, k).reshape(B, N, T, S) * settings.scale_for(H)
         stages["scores"] = masked = scores
         if softcap is not None:
             stages["capped"] = masked = softcap * torch.tanh(scores / softcap)
