@@ -277,7 +277,7 @@ def test_bad_input_to_the_command(checkpoint: Path, tmp_path: Path, monkeypatch:
 # --- vocabularies of GGUF files --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("pre", "model_kind"), [("default", "llama"), ("new-model", "gpt2")])
+@pytest.mark.parametrize(("pre", "model_kind"), [("default", "t5"), ("new-model", "gpt2")])
 def test_unknown_vocabularies_are_named(tmp_path: Path, pre: str, model_kind: str) -> None:
     gguf = pytest.importorskip("gguf")
     path = tmp_path / "small.gguf"
@@ -294,5 +294,5 @@ def test_unknown_vocabularies_are_named(tmp_path: Path, pre: str, model_kind: st
         writer.close,
     ):
         write()
-    with pytest.raises(CheckpointError, match=model_kind if model_kind == "llama" else pre):
+    with pytest.raises(CheckpointError, match=model_kind if model_kind == "t5" else pre):
         read_tokenizer(open_checkpoint(path))
