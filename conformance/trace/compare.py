@@ -18,7 +18,6 @@ from conformance.targets import Limits, NotATarget, Target, Unsupported, fit
 from conformance.targets.frameworks import quick_to_compile, set_x64
 from conformance.targets.worker import Stopped, Worker
 from conformance.trace.models import (
-    STAGES,
     LayerWeights,
     Model,
     attention_of,
@@ -27,7 +26,7 @@ from conformance.trace.models import (
     layer_of,
     layer_traces,
 )
-from conformance.trace.stages import Stages, backend_stages, target_stages
+from conformance.trace.stages import STAGES, Stages, backend_stages, target_stages
 
 
 class Fault(Exception):

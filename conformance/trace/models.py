@@ -20,6 +20,7 @@ from conformance.cases.inputs import DTYPES
 from conformance.targets import Backend, TargetLayer
 from conformance.trace.hints import hint
 from conformance.trace.regrouped import OF_KV_HEADS, pooled, repeated, repeated_heads, unrelated
+from conformance.trace.stages import STAGES
 from conformance.trace.stored import compare_bits, compare_weights, directions, rope_lengths, settings_differences
 from gqa_spec import AttentionConfig, ModelConfig
 from gqa_spec.config import weight_shapes
@@ -32,24 +33,6 @@ Array = np.ndarray
 Weights = Mapping[str, Array]
 Stages = Mapping[str, Array]
 LayerWeights = tuple[AttentionConfig, Weights]
-STAGES = (
-    "q_proj",
-    "k_proj",
-    "v_proj",
-    "gate",
-    "q_norm",
-    "k_norm",
-    "q_rope",
-    "k_rope",
-    "q_scale",
-    "scores",
-    "capped",
-    "masked",
-    "weights",
-    "logsumexp",
-    "context",
-    "output",
-)
 STORED = "stored weights"
 TOKENS, FAR = 12, 4096
 OTHER_MODEL = "not the same model"

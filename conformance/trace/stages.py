@@ -19,10 +19,27 @@ from conformance.cases.inputs import DTYPES, Call
 from conformance.cases.table import Case
 from conformance.checks.expected import in_dtype
 from conformance.targets import Backend, Target, TargetFunction, TargetLayer
-from conformance.trace.models import STAGES
 
 Array = np.ndarray
 Stages = Mapping[str, Array]
+STAGES = (
+    "q_proj",
+    "k_proj",
+    "v_proj",
+    "gate",
+    "q_norm",
+    "k_norm",
+    "q_rope",
+    "k_rope",
+    "q_scale",
+    "scores",
+    "capped",
+    "masked",
+    "weights",
+    "logsumexp",
+    "context",
+    "output",
+)
 HEADS = {"q_proj": "q", "k_proj": "k", "v_proj": "v", "q_norm": "q", "k_norm": "k"}
 
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from conformance.trace import models
-from conformance.trace.models import STAGES, Verdict, steps, verify
+from conformance.trace.models import Verdict, steps, verify
+from conformance.trace.stages import STAGES
 from gqa_spec import (
     AttentionConfig,
     DynamicScaling,

@@ -42,8 +42,14 @@ OWN_NAMES = (
     ("fast", "torch", "onnx_operator", "torch.onnx can export a call to ONNX's own operator"),
     ("attention", "torch", "onnx_expressible", "as above"),
     ("attention", "jax", "plain_context", "what a path runs"),
-    ("attention", "torch", "plain_kernel fused_kernel fusable may_hide square", "what a path runs, and when"),
+    (
+        "attention",
+        "torch",
+        "plain_path plain_kernel fused_kernel fusable may_hide square",
+        "what a path runs, and when",
+    ),
     ("attention", "torch", "values_can_be_read is_finite", "eager calls check the result for NaN"),
+    ("plain", "torch", "known_true", "eager calls leave out a pass where every row sees a key"),
     ("cache", "numpy jax", "KVCache.check_free_slots", "gqa_torch's DecodeStep knows the lengths of all layers"),
     ("cache", "numpy torch", "KVCache.lengths_to_keep", "writing in place, all layers are checked first"),
     ("cache", "numpy torch", "consume", "of two threads that extend one cache, one gets the error"),
@@ -94,7 +100,6 @@ OWN_PARAMETERS = (
     ("decoding", "append", "count step", "gqa_torch's step is what all layers share"),
     ("decoding", "fits", "count step", "as above"),
     ("decoding", "kernel_arguments", "T step", "as above"),
-    ("cache", "empty", "num_kv_heads", "other than the config's in a layer that is pruned, or spread over a mesh"),
     ("layer", "GroupedQueryAttention.__call__", "extension", "`extend` runs through `forward`, so that hooks run"),
     ("block", "Block.__call__", "extension", "as above"),
     ("feed_forward", "FeedForward.__init__", "experts", "gqa_jax has one array for all experts"),
@@ -150,7 +155,7 @@ def test_a_backend_has_no_further_modules_than_its_table_says():
     further = {
         "numpy": {"gradients", "layer_gradients", "linear"},
         "torch": {"arrays", "derivatives", "parallel", "parameters", "parts", "stages"},
-        "jax": {"arrays", "linear", "parallel", "parts"},
+        "jax": {"arrays", "dropout", "linear", "parallel", "parts"},
     }
     for backend in BACKENDS:
         modules = {path.stem for path in (ROOT / f"gqa_{backend}").glob("*.py")} - {"__init__"}
