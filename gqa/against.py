@@ -27,14 +27,8 @@ if TYPE_CHECKING:
     from gqa_spec import ModelConfig
     from gqa_weights.families.tensors import TensorNames
 
-TEXT = (
-    "In the beginning God created the heaven and the earth. And the earth was without form, and void; and darkness "
-    "was upon the face of the deep. And the Spirit of God moved upon the face of the waters. And God said, Let there "
-    "be light: and there was light."
-)
 TRANSFORMERS = "transformers"
 MOST_TOKENS = 512
-RANDOM_TOKENS = 64
 ROWS = 12  # of a table: more blocks than that are shown around the first that differs
 
 
@@ -96,7 +90,7 @@ def _found(wanted: Wanted, text: Path | None) -> tuple[np.ndarray, Found]:
         return tokens, _compared(wanted, ours, theirs, None, notes)
     name = detect(checkpoint)
     names = FAMILIES[FAMILIES[name].origin or name].tensors
-    model = foreign.transformers_model(wanted.path, wanted.dtype)
+    model = foreign.transformers_model(wanted.path, wanted.dtype, "--against transformers")
     ours = foreign.our_pass(wanted.path, tokens, wanted.dtype, wanted.backend)
     theirs = foreign.transformers_pass(model, tokens, names.block)
     found = _compared(wanted, ours, theirs, None, notes)
@@ -128,6 +122,8 @@ def _stage(wanted: Wanted, model: Any, tokens: np.ndarray, names: TensorNames, f
 
 def _tokens(wanted: Wanted, text: Path | None, config: ModelConfig) -> tuple[np.ndarray, tuple[str, ...]]:
     """The text in tokens; without a tokenizer, random ones, where no text was given. And what to say of it."""
+    from conformance.trace.foreign import RANDOM_TOKENS, TEXT
+
     words = TEXT if text is None else text.read_text(encoding="utf-8")
     try:
         tokens = read_tokenizer(open_checkpoint(wanted.path)).encode(words)

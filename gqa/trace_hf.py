@@ -10,88 +10,76 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from conformance.trace.foreign import (
+    RANDOM_TOKENS,
+    TEXT,
+    Apart,
+    compare,
+    transformers_model,
+    transformers_tokens,
+)
 from gqa.lines import Indented
 from gqa.outputs import STDOUT, list_written, write_json
+from gqa_weights.hub import local
 
 if TYPE_CHECKING:
     import torch
 
-TEXT = "In the beginning God created the heaven and the earth. And the earth was without form, and void."
-# Relative to the largest value, in float32: a whole model adds the roundings of all its layers.
-ALLOWED = 1e-4
-
 
 @dataclass(frozen=True)
 class Layer:
-    """One attention. weights, block: the error of its weights and of the hidden states after its block against eager's,
-    relative to their largest value.
-    """
+    """One attention. weights, block: its weights and the hidden states after its block against eager's."""
 
     stages: dict[str, torch.Tensor]
-    weights: float
-    block: float
+    weights: Apart
+    block: Apart
 
     @property
     def same(self) -> bool:
-        return self.weights <= ALLOWED and self.block <= ALLOWED
+        return self.weights.same and self.block.same
 
 
-def trace_hf(path: str, text: str | None, number: int | None, json: Path | None) -> bool:
+def trace_hf(given: str, text: str | None, number: int | None, json: Path | None) -> bool:
     """Print the layers of the model, or every stage of one; whether all agree with eager attention.
 
     Raises ValueError for a model whose attention does not go through transformers' AttentionInterface.
     """
+    path = local(given)
     model = _model(path)
-    layers = _layers(model, _tokens(path, text, model.config.vocab_size))
+    layers = _layers(model, _tokens(path, text, model.config))
     if number is not None and not 0 <= number < len(layers):
         raise ValueError(f"--layer: expected 0 to {len(layers) - 1}, got {number}")
     same = all(layer.same for layer in layers)
     if json != STDOUT:
         console = Console(highlight=False)
         console.print(_verdict(layers))
-        console.print(Indented(f"{model.config.model_type}, float32, eager against gqa_torch: {path}"))
+        console.print(Indented(f"{model.config.model_type}, float32, eager against gqa_torch: {given}"))
         console.print(_table(layers) if number is None else _stages(layers[number].stages))
     if json is not None:
-        write_json(json, {"model": path, "same": same, "layers": [_row(layer) for layer in layers]})
+        write_json(json, {"model": given, "same": same, "layers": [_row(layer) for layer in layers]})
     list_written(json)
     return same
 
 
-def _model(path: str) -> Any:
-    """The model of a folder, or of a hub id in the cache, in float32 with eager attention."""
-    import torch
-    import transformers
-
-    from gqa_torch.integrations import transformers as integration
-
-    integration.register()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--hf: expected a folder saved by transformers, got {path}: {error}") from error
-    if config.is_encoder_decoder:
-        raise ValueError(f"--hf: expected a decoder or an encoder, got {config.model_type}, which is both")
-    named = (config.architectures or ["AutoModelForCausalLM"])[0]
-    kind = getattr(transformers, named, transformers.AutoModelForCausalLM)
-    model = kind.from_pretrained(path, local_files_only=True, dtype=torch.float32, attn_implementation="eager")
-    return model.eval()
+def _model(path: Path) -> Any:
+    """The model in float32, with eager attention."""
+    model = transformers_model(path, "float32", "--hf", own_class=True)
+    if model.config.is_encoder_decoder:
+        raise ValueError(f"--hf: expected a decoder or an encoder, got {model.config.model_type}, which is both")
+    return model
 
 
-def _tokens(path: str, text: str | None, vocab_size: int) -> torch.Tensor:
+def _tokens(path: Path, text: str | None, config: Any) -> torch.Tensor:
     """The text in the model's own tokens; without a tokenizer, random tokens, where no text was given."""
     import torch
-    from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        return torch.tensor([transformers_tokens(path, TEXT if text is None else text)])
+    except ValueError:
         if text is not None:
-            raise ValueError(f"--text: {path} has no tokenizer that transformers can read") from error
-        return torch.randint(vocab_size, (1, 32), generator=torch.Generator().manual_seed(0))
-    encoded: torch.Tensor = tokenizer(text or TEXT, return_tensors="pt")["input_ids"]
-    return encoded
+            raise
+        count = min(RANDOM_TOKENS, getattr(config, "max_position_embeddings", RANDOM_TOKENS))
+        return torch.randint(config.vocab_size, (1, count), generator=torch.Generator().manual_seed(0))
 
 
 def _layers(model: Any, tokens: torch.Tensor) -> list[Layer]:
@@ -113,21 +101,21 @@ def _layers(model: Any, tokens: torch.Tensor) -> list[Layer]:
         )
     blocks = zip(ours.hidden_states[1:], eager.hidden_states[1:], strict=True)
     return [
-        Layer(stages, _error(stages["weights"], weights), _error(*after))
+        Layer(stages, _compared("weights", stages["weights"], weights), _compared("hidden states", *after))
         for stages, weights, after in zip(recorded, eager.attentions, blocks, strict=True)
     ]
 
 
-def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    if found.shape != expected.shape:
-        return float("inf")
-    return float((found - expected).abs().max() / expected.abs().max())
+def _compared(place: str, found: torch.Tensor, expected: torch.Tensor) -> Apart:
+    return compare(place, found.numpy(), expected.numpy(), "float32")
 
 
 def _verdict(layers: list[Layer]) -> str:
     wrong = next((i for i, layer in enumerate(layers) if not layer.same), None)
     if wrong is None:
-        return f"[bold green]AGREE[/]  {len(layers)} layers, each within {ALLOWED:g} of its largest value"
+        return (
+            f"[bold green]AGREE[/]  {len(layers)} layers, each within {layers[0].block.allowed:g} of its largest value"
+        )
     return f"[bold red]DIFFER[/]  first at layer {wrong}"
 
 
@@ -139,7 +127,7 @@ def _table(layers: list[Layer]) -> Table:
         stages = layer.stages
         heads = f"{stages['query'].shape[1]}/{stages['key'].shape[1]}"
         numbers = (f"{float(stages[name].abs().max()):.3g}" for name in ("scores", "weights"))
-        errors = (f"{error:.2g}" for error in (layer.weights, layer.block))
+        errors = (f"{apart.error:.2g}" for apart in (layer.weights, layer.block))
         style = "" if layer.same else "red"
         table.add_row(str(i), heads, str(stages["query"].shape[2]), *numbers, *errors, style=style)
     return table
@@ -161,4 +149,4 @@ def _stages(stages: dict[str, torch.Tensor]) -> Table:
 
 def _row(layer: Layer) -> dict[str, Any]:
     shapes = {name: list(x.shape) for name, x in layer.stages.items()}
-    return {"weights": layer.weights, "hidden_states": layer.block, "same": layer.same, "stages": shapes}
+    return {"weights": layer.weights.error, "hidden_states": layer.block.error, "same": layer.same, "stages": shapes}

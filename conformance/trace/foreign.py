@@ -21,6 +21,13 @@ Array = np.ndarray
 
 # Relative to the largest value of a state. transformers computes RoPE, norms and softmax in float32 in every dtype.
 ALLOWED = {"float64": 2e-5, "float32": 1e-4}
+# What models read where no text is given, and how many random tokens those without a tokenizer.
+TEXT = (
+    "In the beginning God created the heaven and the earth. And the earth was without form, and void; and darkness "
+    "was upon the face of the deep. And the Spirit of God moved upon the face of the waters. And God said, Let there "
+    "be light: and there was light."
+)
+RANDOM_TOKENS = 64
 TOP = 5
 
 
@@ -179,11 +186,13 @@ def _array(x: Any) -> Array:
 # --- transformers ----------------------------------------------------------------------------------------------------
 
 
-def transformers_model(path: Path, dtype: str) -> Any:
+def transformers_model(path: Path, dtype: str, option: str, *, own_class: bool = False) -> Any:
     """The model of a folder, or of a GGUF file, by transformers' own code, with eager attention.
 
+    own_class: by the class that its config names, such as an encoder's, instead of as a causal decoder.
+
     Raises:
-        ValueError: Where transformers cannot read it.
+        ValueError: Where transformers cannot read it; it names the option.
     """
     import torch
     import transformers
@@ -195,11 +204,15 @@ def transformers_model(path: Path, dtype: str) -> Any:
     transformers.logging.disable_progress_bar()
     place, file = _place(path)
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
+        kind: Any = transformers.AutoModelForCausalLM
+        if own_class:
+            config = transformers.AutoConfig.from_pretrained(place, local_files_only=True, **file)
+            kind = getattr(transformers, (config.architectures or [""])[0], kind)
+        model = kind.from_pretrained(
             place, local_files_only=True, dtype=getattr(torch, dtype), attn_implementation="eager", **file
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ValueError(f"--against transformers: transformers cannot read {path}: {error}") from error
+        raise ValueError(f"{option}: transformers cannot read {path}: {error}") from error
     return model.eval()
 
 

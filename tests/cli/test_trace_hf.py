@@ -58,7 +58,7 @@ def test_a_difference_is_named_by_its_layer(llama: Path, monkeypatch: pytest.Mon
         (("--hf", "{llama}", "--layer", "9"), "--layer: expected 0 to 1, got 9"),
         (("numpy", "--hf", "{llama}"), "A: does not apply to a transformers model"),
         (("--hf", "{llama}", "--text", "a word"), "has no tokenizer that transformers can read"),
-        (("--hf", "/no/such/folder"), "--hf: expected a folder saved by transformers, got /no/such/folder"),
+        (("--hf", "/no/such/folder"), "--hf: transformers cannot read /no/such/folder"),
     ],
 )
 def test_bad_input(llama: Path, arguments: tuple[str, ...], sentence: str) -> None:

@@ -231,3 +231,10 @@ def test_both_read_the_text(llama: Path, tmp_path: Path, monkeypatch: pytest.Mon
 def test_bad_input(llama: Path, tmp_path: Path, arguments: tuple[str, ...], sentence: str) -> None:
     given = (argument.format(llama=llama) for argument in arguments)
     refused(run("verify", llama, *given), tmp_path / "none", sentence)
+
+
+def test_the_cosine_is_the_least_of_any_token() -> None:
+    ours = np.array([[[1.0, 0.0], [2.0, 0.0], [0.0, 0.0]]])
+    theirs = np.array([[[3.0, 0.0], [0.6, 0.8], [0.0, 0.0]]])
+    assert foreign.compare("logits", ours[:, :2], theirs[:, :2], "float64").cosine == pytest.approx(0.6)
+    assert foreign.compare("logits", ours, ours, "float64").error == 0

@@ -137,6 +137,14 @@ def test_a_text_ends_where_the_settings_say(
     assert read_tokenizer(open_checkpoint(folder)).stop_tokens == stops
 
 
+def test_nothing_is_downloaded_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **options: given.append(options) or str(tmp_path))
+    assert local("some/model") == tmp_path
+    assert given == [{"local_files_only": True}]
+
+
 def test_hub_ids_are_read_from_the_cache(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
