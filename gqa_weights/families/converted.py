@@ -30,6 +30,25 @@ def reader_of(source: TensorMapping | Mapping[str, Array], name: str) -> Callabl
     return source[name].__getitem__ if own is None else own(name)
 
 
+class WithoutScales(Mapping[str, Array]):
+    """A checkpoint of scaled numbers; `left_out` are its scales, which are no tensors of their own, and what they are.
+
+    A subclass gives each tensor in the numbers that it means.
+    """
+
+    def __init__(self, source: TensorMapping, left_out: dict[str, str]) -> None:
+        self._source, self.left_out = source, left_out
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._source if name not in self.left_out)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._source and name not in self.left_out
+
+
 class _Converted(Mapping[str, Array]):
     def __init__(self, source: TensorMapping, stored: Iterable[StoredTensor]) -> None:
         self._source = source

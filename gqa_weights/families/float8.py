@@ -7,14 +7,14 @@ rounded, which changes no weight: they are left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_dtypes  # noqa: F401  (np.dtype("float8_e4m3fn") knows it from here)
 import numpy as np
 
 from gqa_weights.checkpoint import TensorInfo
-from gqa_weights.families.converted import TensorMapping
+from gqa_weights.families.converted import TensorMapping, WithoutScales
 
 Array = np.ndarray
 FLOAT8 = ("float8_e4m3fn", "float8_e5m2")
@@ -46,24 +46,15 @@ def refusal(settings: Any) -> str | None:
     return f"quantization_config with quant_method {method!r}"
 
 
-class Dequantized(Mapping[str, Array]):
+class Dequantized(WithoutScales):
     """A checkpoint whose float8 weights are float32; their scales are no tensors of their own."""
 
     def __init__(self, source: TensorMapping, block: Sequence[int]) -> None:
-        self._source, self._block = source, block
         self._scales = {name: scale for name in source if (scale := _scale_of(name, source)) is not None}
-        of_weights = set(self._scales.values())
-        self.left_out = dict.fromkeys(of_weights, "scales FP8 weights")
-        self.left_out |= {name: "scales activations" for name in source if name.endswith(OF_ACTIVATIONS)}
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._source if name not in self.left_out)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._source and name not in self.left_out
+        of_weights = dict.fromkeys(set(self._scales.values()), "scales FP8 weights")
+        of_activations = {name: "scales activations" for name in source if name.endswith(OF_ACTIVATIONS)}
+        super().__init__(source, of_weights | of_activations)
+        self._block = block
 
     def info(self, name: str) -> TensorInfo:
         info = self._source.info(name)

@@ -6,13 +6,11 @@ the exponents plus 127. Every product fits bfloat16 without rounding, as transfo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
 import ml_dtypes
 import numpy as np
 
 from gqa_weights.checkpoint import TensorInfo
-from gqa_weights.families.converted import TensorMapping
+from gqa_weights.families.converted import TensorMapping, WithoutScales
 
 Array = np.ndarray
 BLOCKS, SCALES = "_blocks", "_scales"
@@ -24,21 +22,12 @@ VALUES = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4,
 PAIRS = np.stack([VALUES[np.arange(256) & 15], VALUES[np.arange(256) >> 4]], axis=-1)  # byte -> its two numbers
 
 
-class Unpacked(Mapping[str, Array]):
+class Unpacked(WithoutScales):
     """A checkpoint whose blocks are bfloat16 numbers, under the name `x_blocks`; scales are no tensors of their own."""
 
     def __init__(self, source: TensorMapping, packed: frozenset[str]) -> None:
-        self._source, self._packed = source, packed
-        self.left_out = dict.fromkeys((_scales(name) for name in packed), "scales MXFP4 weights")
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._source if name not in self.left_out)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._source and name not in self.left_out
+        super().__init__(source, dict.fromkeys((_scales(name) for name in packed), "scales MXFP4 weights"))
+        self._packed = packed
 
     def info(self, name: str) -> TensorInfo:
         info = self._source.info(name)
