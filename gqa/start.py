@@ -9,7 +9,7 @@ import typer
 from gqa.version import __version__
 
 COMMANDS = {
-    "gqa conform": "compare the backends, 2 to 3 min",
+    "gqa conform": "compare the backends, 1 to 2 min",
     "gqa conform --target my_module:MyAttention": "judge your own attention",
     "gqa dialect torch.sdpa": "its conventions, by name",
     "gqa trace torch my_module:MyAttention": "the first stage that differs",
